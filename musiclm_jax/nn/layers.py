@@ -1,0 +1,90 @@
+"""The small layers that every model shares. Parameters are float32 and carry logical axis names (`sharding.py` maps them to a mesh)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float, Int
+
+fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def partitioned(init, axes: Sequence[str | None]):
+    """`init` with logical axis names attached, one per dimension of the parameter."""
+    return nn.with_logical_partitioning(init, tuple(axes))
+
+
+class Dense(nn.Module):
+    """y = x W (+ b), over the last axis.
+
+    Args of the module: features: output width. axes: logical names of (input, output). use_bias: T5 has none. dtype: of the product.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = fan_in_init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+        kernel = self.param("kernel", partitioned(self.kernel_init, self.axes), (x.shape[-1], self.features), jnp.float32)
+        y = jnp.einsum("...d,df->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", partitioned(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """A table of `num` vectors, looked up by id. Ids outside [0, num) are the caller's error: JAX would clamp them."""
+
+    num: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    embedding_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        table = self.param("embedding", partitioned(self.embedding_init, ("vocab", "embed")), (self.num, self.features), jnp.float32)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """T5's norm: scale only, no mean, statistics in float32 (arXiv 1910.10683, section 2.1)."""
+
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", partitioned(nn.initializers.ones, ("embed",)), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Mean and variance over the last axis in float32, then scale and shift."""
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", partitioned(nn.initializers.ones, ("embed",)), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("embed",)), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+def l2_normalize(x: Float[Array, "*B D"], *, epsilon: float = 1e-12) -> Float[Array, "*B D"]:
+    """x divided by its length, in float32; a zero vector stays zero and has a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + epsilon)

@@ -1,0 +1,61 @@
+"""Optimizers and schedules, chosen by config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    # "adamw", or "adafactor" (T5X's settings, arXiv 1804.04235).
+    name: str = "adamw"
+    # Peak of the schedule. Under "rsqrt" T5X's base is 1.0, multiplied by the parameter scale.
+    learning_rate: float = 3e-4
+    # "constant", "cosine" (to 1 % at total_steps) or "rsqrt" (1/sqrt(max(step, warmup)), then times learning_rate).
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    # Only "cosine" reads it.
+    total_steps: int = 1000
+    betas: tuple[float, float] = (0.9, 0.99)
+    # Applied to parameters of two or more dimensions.
+    weight_decay: float = 0.01
+    # Largest global gradient norm. 0: no clipping.
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in ("adamw", "adafactor"):
+            raise ValueError(f"optimizer {self.name!r}: choose 'adamw' or 'adafactor'")
+        if self.schedule not in ("constant", "cosine", "rsqrt"):
+            raise ValueError(f"schedule {self.schedule!r}: choose 'constant', 'cosine' or 'rsqrt'")
+
+
+def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
+    """The learning rate at `step`."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup = max(config.warmup_steps, 1)
+    if config.schedule == "rsqrt":
+        return config.learning_rate * jax.lax.rsqrt(jnp.maximum(step, warmup))
+    ramp = jnp.minimum(1.0, (step + 1) / warmup)
+    if config.schedule == "cosine":
+        progress = jnp.clip((step - warmup) / max(config.total_steps - warmup, 1), 0.0, 1.0)
+        ramp = ramp * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+    return config.learning_rate * ramp
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optax transformation of `config`."""
+    schedule = lambda step: learning_rate(config, step)  # noqa: E731
+    if config.name == "adafactor":
+        update = optax.adafactor(
+            schedule, decay_rate=0.8, clipping_threshold=1.0, multiply_by_parameter_scale=True, weight_decay_rate=config.weight_decay or None
+        )
+    else:
+        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
+        update = optax.adamw(schedule, b1=config.betas[0], b2=config.betas[1], weight_decay=config.weight_decay, mask=matrices)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return update

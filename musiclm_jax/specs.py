@@ -1,0 +1,76 @@
+"""Rates and vocabulary sizes of the token streams. No JAX here: this file is arithmetic.
+
+MusicLM (arXiv 2301.11325), section 3.1: 24 kHz audio, acoustic tokens at 50 Hz x 12 levels x 1024, semantic tokens at 25 Hz x 1024,
+12 x 1024 MuLan tokens per clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from musiclm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioSpec:
+    """How seconds, samples, acoustic frames and semantic tokens line up.
+
+    Acoustic frame f covers samples [480 f, 480 f + 480); semantic token s covers [960 s, 960 s + 960); so s = f // 2, exactly.
+    """
+
+    sample_rate_hz: int = 24_000
+    # Acoustic frames per second (SoundStream).
+    frame_rate_hz: int = 50
+    # Semantic tokens per second (w2v-BERT + k-means).
+    semantic_rate_hz: int = 25
+
+    def __post_init__(self):
+        if self.sample_rate_hz % self.frame_rate_hz or self.frame_rate_hz % self.semantic_rate_hz:
+            raise ValueError(
+                f"sample_rate_hz={self.sample_rate_hz}, frame_rate_hz={self.frame_rate_hz}, semantic_rate_hz={self.semantic_rate_hz}: "
+                "each must be a whole multiple of the next, or the token streams drift apart"
+            )
+
+    @property
+    def frame_samples(self) -> int:
+        return self.sample_rate_hz // self.frame_rate_hz
+
+    @property
+    def semantic_samples(self) -> int:
+        return self.sample_rate_hz // self.semantic_rate_hz
+
+    @property
+    def frames_per_semantic(self) -> int:
+        return self.frame_rate_hz // self.semantic_rate_hz
+
+    def semantic_tokens(self, seconds: float) -> int:
+        """Semantic tokens that cover `seconds`, rounded up to a whole token."""
+        return -int(-round(seconds * self.sample_rate_hz) // self.semantic_samples)
+
+    def frames(self, seconds: float) -> int:
+        """Acoustic frames that cover `seconds`, rounded up to a whole semantic token."""
+        return self.semantic_tokens(seconds) * self.frames_per_semantic
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpec:
+    """Sizes of the three token streams of one model."""
+
+    mulan_levels: int = 12
+    mulan_codes: int = 1024
+    semantic_codes: int = 1024
+    acoustic_levels: int = 12
+    acoustic_codes: int = 1024
+    # The first levels, written by the coarse stage; the fine stage writes the rest. MusicLM, section 3.2: 4.
+    coarse_levels: int = 4
+
+    def __post_init__(self):
+        if not 0 < self.coarse_levels < self.acoustic_levels:
+            raise UserError(
+                f"coarse_levels={self.coarse_levels} of acoustic_levels={self.acoustic_levels}: "
+                "choose at least one coarse and one fine level"
+            )
+
+    @property
+    def fine_levels(self) -> int:
+        return self.acoustic_levels - self.coarse_levels
