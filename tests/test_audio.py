@@ -75,7 +75,7 @@ def bad_files(folder):
     soundfile.write(folder / "cut.flac", wave, 24_000)
     (folder / "cut.flac").write_bytes((folder / "cut.flac").read_bytes()[:30])
     (folder / "folder.wav").mkdir()
-    return ["text.wav", "empty.flac", "silent.wav", "three.wav", "none.wav", "three96.wav", "nan.wav", "inf.wav", "cut.flac", "folder.wav", "missing.wav"]
+    return [*sorted(path.name for path in folder.iterdir()), "missing.wav"]
 
 
 def test_useless_files_are_named(tmp_path):
