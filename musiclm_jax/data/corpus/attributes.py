@@ -1,0 +1,178 @@
+"""What a clip of the corpus is: its attributes, its split, and how both are drawn.
+
+Clip `index` belongs to the test split when `index % 10 == 9`. Lead instrument, mode and drums are drawn
+independently of one another (1/8 each, 1/2, 0.55), so chance levels are clean. Two families of combinations are
+reserved: every test clip shows one of them and no training clip does.
+
+* `RESERVED_STYLES`: one style per lead instrument.
+* `RESERVED_BANDS`: one tempo band per lead instrument, in which two opposite (mode, drums) pairs of the four are
+  reserved. Training keeps the other two, so each mode and each drum setting stays as common as before.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "test"]
+
+# One fresh random stream per concern: better captions never change the music, nor a new style the captions' dice.
+STREAMS = ("attributes", "music", "captions")
+
+INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
+MODES = ("major", "minor")
+DYNAMICS = ("soft", "medium", "loud")
+DRUMS_RATE = 0.55
+
+# Names by tonic (0 = C), spelled with the fewer accidentals.
+KEY_NAMES = {
+    "major": ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B"),
+    "minor": ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B"),
+}
+
+# Tempo words: slow below 90 beats per minute, mid from 90 to 125, fast above.
+SLOW_BELOW_BPM = 90
+FAST_ABOVE_BPM = 125
+TEMPO_BANDS = ("slow", "mid", "fast")
+_BAND_BPM = {
+    "slow": (0, SLOW_BELOW_BPM - 1),
+    "mid": (SLOW_BELOW_BPM, FAST_ABOVE_BPM),
+    "fast": (FAST_ABOVE_BPM + 1, 999),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    # Slowest and fastest tempo in beats per minute, both possible.
+    tempo_bpm: tuple[int, int]
+    # Chance of 3/4; the rest is 4/4.
+    triple_rate: float
+    # Accompaniment figure that the style prefers: see compose.FIGURES.
+    figures: tuple[str, ...]
+
+
+STYLES = {
+    "ballad": Style(tempo_bpm=(62, 100), triple_rate=0.25, figures=("arpeggio", "halves")),
+    "ambient": Style(tempo_bpm=(60, 90), triple_rate=0.0, figures=("sustained", "halves")),
+    "lo-fi": Style(tempo_bpm=(68, 98), triple_rate=0.0, figures=("halves", "beats")),
+    "march": Style(tempo_bpm=(90, 128), triple_rate=0.0, figures=("oompah", "beats")),
+    "folk": Style(tempo_bpm=(90, 150), triple_rate=0.4, figures=("arpeggio", "oompah")),
+    "waltz": Style(tempo_bpm=(84, 168), triple_rate=1.0, figures=("oompah",)),
+    "dance": Style(tempo_bpm=(112, 152), triple_rate=0.0, figures=("offbeats", "beats")),
+    "rock": Style(tempo_bpm=(116, 170), triple_rate=0.0, figures=("beats", "halves")),
+}
+
+RESERVED_STYLES = {
+    "piano": "march",
+    "guitar": "waltz",
+    "flute": "dance",
+    "strings": "lo-fi",
+    "organ": "folk",
+    "electric piano": "rock",
+    "bell": "ballad",
+    "synth lead": "ambient",
+}
+
+# instrument -> (tempo band, reserve the pairs where "minor" and "drums" agree?).
+RESERVED_BANDS = {
+    "piano": ("fast", True),
+    "guitar": ("slow", False),
+    "flute": ("mid", True),
+    "strings": ("fast", False),
+    "organ": ("slow", True),
+    "electric piano": ("mid", False),
+    "bell": ("fast", True),
+    "synth lead": ("mid", False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """Ground truth of one clip, as it stands in the metadata."""
+
+    instrument: str
+    tempo_bpm: int
+    tempo: str
+    meter: str
+    key: str
+    tonic: int
+    mode: str
+    drums: bool
+    style: str
+    dynamics: str
+    bass: bool
+    accompaniment: str
+
+    @property
+    def beats_per_bar(self) -> int:
+        return int(self.meter[0])
+
+    @property
+    def solo(self) -> bool:
+        """One instrument and nothing else."""
+        return not self.drums and not self.bass and self.accompaniment == self.instrument
+
+
+def clip_rng(seed: int, index: int, stream: str) -> np.random.Generator:
+    """Random numbers of one concern of one clip: a function of its arguments alone."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, STREAMS.index(stream)])))
+
+
+def clip_split(index: int) -> Split:
+    return "test" if index % 10 == 9 else "train"
+
+
+def tempo_band(tempo_bpm: int) -> str:
+    if tempo_bpm < SLOW_BELOW_BPM:
+        return "slow"
+    return "mid" if tempo_bpm <= FAST_ABOVE_BPM else "fast"
+
+
+def is_reserved(*, instrument: str, style: str, tempo: str, mode: str, drums: bool) -> bool:
+    """Whether this combination is for the test split only."""
+    band, agree = RESERVED_BANDS[instrument]
+    return style == RESERVED_STYLES[instrument] or (tempo == band and ((mode == "minor") == drums) == agree)
+
+
+def draw_attributes(*, split: Split, rng: np.random.Generator) -> Attributes:
+    """Attributes of one clip: never reserved in the training split, always reserved in the test split."""
+    instrument = str(rng.choice(INSTRUMENTS))
+    by_style = split == "test" and rng.random() < 0.5
+    by_band = split == "test" and not by_style
+    band, agree = RESERVED_BANDS[instrument]
+    style = RESERVED_STYLES[instrument] if by_style else _draw_style(instrument, band if by_band else None, rng)
+    low, high = STYLES[style].tempo_bpm
+    if by_band:
+        low, high = max(low, _BAND_BPM[band][0]), min(high, _BAND_BPM[band][1])
+    tempo_bpm = int(rng.integers(low, high + 1))
+
+    drums = bool(rng.random() < DRUMS_RATE)
+    mode = str(rng.choice(MODES))
+    if by_band or (split == "train" and tempo_band(tempo_bpm) == band):
+        agrees = agree if by_band else not agree
+        mode = "minor" if drums == agrees else "major"
+
+    tonic = int(rng.integers(12))
+    return Attributes(
+        instrument=instrument,
+        tempo_bpm=tempo_bpm,
+        tempo=tempo_band(tempo_bpm),
+        meter="3/4" if rng.random() < STYLES[style].triple_rate else "4/4",
+        key=f"{KEY_NAMES[mode][tonic]} {mode}",
+        tonic=tonic,
+        mode=mode,
+        drums=drums,
+        style=style,
+        dynamics=str(rng.choice(DYNAMICS)),
+        bass=bool(rng.random() < 0.75),
+        accompaniment=instrument if rng.random() < 0.6 else "pad",
+    )
+
+
+def _draw_style(instrument: str, band: str | None, rng: np.random.Generator) -> str:
+    """A style that is not reserved for the instrument and, with a band, has tempi in it."""
+    names = [name for name in STYLES if name != RESERVED_STYLES[instrument]]
+    if band is not None:
+        low, high = _BAND_BPM[band]
+        names = [name for name in names if STYLES[name].tempo_bpm[0] <= high and STYLES[name].tempo_bpm[1] >= low]
+    return str(rng.choice(names))
