@@ -156,7 +156,9 @@ def _play(voice: str, part: str, pitch: int, bar_step: int, step: int, length: i
     )
 
 
-def _section(attributes: Attributes, num_bars: int, start_degree: int, rng: np.random.Generator):
+def _section(
+    attributes: Attributes, num_bars: int, start_degree: int, rng: np.random.Generator
+) -> tuple[tuple[int, ...], list[list[tuple[int, int, int]]]]:
     """Chord roots [num_bars] and melody [num_bars] of (pitch, step in bar, length) for one section."""
     closing = _pick(_CLOSINGS[attributes.mode], rng)
     roots = closing if num_bars == 4 else _pick(_OPENINGS[attributes.mode], rng) + closing

@@ -38,7 +38,10 @@ class Clip:
 
 
 def render_clip(*, seed: int, index: int) -> Clip:
-    """Clip `index` of the corpus `seed`, both at least 0: the same music whatever else is rendered."""
+    """Clip `index` of the corpus `seed`, both at least 0: the same music whatever else is rendered.
+
+    Across machines the notes and captions are equal; samples may differ by rounding (other NumPy, SciPy or processor).
+    """
     attributes, split, captions = _describe(seed, index)
     notes = compose(attributes, rng=clip_rng(seed, index, "music"))
     wave = synthesis.render(notes, attributes=attributes)

@@ -1,6 +1,7 @@
 """Attributes, notes and sound of the corpus."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_notes_stay_in_the_key_on_the_grid_and_in_the_clip(index):
     assert {note.voice for note in lead} == {drawn.instrument}
     assert all(48 <= note.pitch <= 88 for note in lead)
     # The lead never pauses, and plays one note at a time.
-    assert all(note.step + note.length == after.step for note, after in zip(lead, lead[1:]))
+    assert all(note.step + note.length == after.step for note, after in itertools.pairwise(lead))
     assert {note.part for note in notes if note.voice in DRUMS} == (set(DRUMS) if drawn.drums else set())
     assert any(note.voice == "bass" for note in notes) == drawn.bass
 
