@@ -110,8 +110,17 @@ def _refuse_other_folders(path: Path) -> None:
         return
     if not os.path.isdir(path):
         raise UserError(f"{path}: is a file; a bundle is a folder, name a new one")
-    if os.listdir(path) and not (path / CONFIG_FILE).exists():
-        raise UserError(f"{path}: holds something other than a bundle; name a new folder")
+    others = [name for name in os.listdir(path) if not (name in (CONFIG_FILE, CARD_FILE) or name.endswith(".safetensors"))]
+    if others or (os.listdir(path) and not _is_ours(path)):
+        raise UserError(f"{path}: holds something other than a bundle{f' ({others[0]})' if others else ''}; name a new folder")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        document = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and "format" in document and "musiclm_jax" in document
 
 
 def _swap(staging: Path, path: Path) -> None:

@@ -87,10 +87,15 @@ def test_other_things_are_not_overwritten(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
     (tmp_path / "file").write_text("")
-    for name in ("photos", "file", "file/b"):
+    bundle.save(tmp_path / "notes", config=CONFIG, models={})
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for name in ("photos", "file", "file/b", "notes", "foreign"):
         with pytest.raises(UserError, match=name):
             bundle.save(tmp_path / name, config=CONFIG, models=models())
-    assert sorted(os.listdir(tmp_path)) == ["file", "photos"] and os.listdir(tmp_path / "photos") == ["cat.jpg"]
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
 def cut(path):

@@ -1,0 +1,155 @@
+"""The `musiclm` command. Thin: each command checks its input, calls one function of the library and prints what it did.
+
+Everything heavy is imported inside the commands, so that `musiclm --help` is instant. A user's mistake is one line on stderr and status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+import musiclm_jax
+from musiclm_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 a user's mistake, 130 Ctrl-C."""
+    try:
+        sys.exit(cli.main(args=argv, prog_name="musiclm", standalone_mode=False))
+    except UserError as error:
+        _fail(str(error), status=2)
+    except click.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "musiclm"
+        _fail(f"{error.format_message()} See `{command} --help`.", status=2)
+    except click.ClickException as error:
+        _fail(error.format_message(), status=2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)  # As shells report a program ended by Ctrl-C.
+    except BrokenPipeError:  # `musiclm ... | head`: the reader left. The devnull keeps Python from failing once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, *, status: int) -> None:
+    click.echo("musiclm: " + " ".join(message.split()), err=True)
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(musiclm_jax.__version__, prog_name="musiclm")
+def cli() -> None:
+    """MusicLM in JAX: music from text, and everything needed to train it."""
+
+
+class PerStage(click.ParamType):
+    """VALUE for all stages, or STAGE=VALUE for one."""
+
+    name = "[STAGE=]VALUE"
+    stages = ("semantic", "coarse", "fine")
+
+    def __init__(self, number: Callable):
+        self.number = number
+
+    def convert(self, value, param, ctx) -> dict[str, float | int]:
+        stage, equals, number = value.rpartition("=")
+        if equals and stage not in self.stages:
+            self.fail(f"{stage!r} is not a stage; choose {', '.join(self.stages)}.", param, ctx)
+        try:
+            number = self.number(number)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor a stage's number such as coarse=1.", param, ctx)
+        return {name: number for name in ([stage] if equals else self.stages)}
+
+
+def _merge(choices: tuple[dict, ...]) -> dict:
+    """The later choice wins."""
+    return {stage: number for choice in choices for stage, number in choice.items()}
+
+
+model_option = click.option("--model", default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
+
+
+@cli.command()
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Length of each clip, up to 300.")
+@click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV to write; several clips are numbered: music-1.wav ...")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed, prompt and model give the same clip.")
+@click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
+@click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
+@click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Choose among the k likeliest tokens; 0: all. Or fine=64.")
+@model_option
+def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) -> None:
+    """Writes music that fits each PROMPT to a 24 kHz WAV file.
+
+    Several prompts are made together, in little more time than one.
+
+        musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
+    """
+    _use_compilation_cache()
+    import time
+
+    from musiclm_jax import audio
+    from musiclm_jax.musiclm import MusicLM, check_request
+    from musiclm_jax.progress import ProgressLine
+
+    check_request(prompts, seconds=seconds, seed=seed, num_samples=samples)
+    paths = numbered(out, len(prompts) * samples)
+    for path in paths:
+        audio.check_writable(path)
+    temperatures, top_ks = _merge(temperatures), _merge(top_ks)
+    began = time.perf_counter()
+    musiclm = MusicLM.from_pretrained(model)
+    sampling = musiclm.sampling_with(temperature=temperatures, top_k=top_ks)
+    for prompt, kept in musiclm.truncated(prompts):
+        click.echo(f"musiclm: the prompt {_short(prompt)} is longer than the model reads; it reads {_short(kept)}", err=True)
+    line = ProgressLine()
+    try:
+        music = musiclm.generate(list(prompts), seconds=seconds, seed=seed, num_samples=samples, sampling=sampling, on_progress=line)
+    finally:
+        line.clear()
+    elapsed = time.perf_counter() - began
+    for path, wave in zip(paths, music.wave, strict=True):
+        audio.write_wav(path, wave, music.sample_rate_hz)
+        click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}")
+    total = music.wave.size / music.sample_rate_hz
+    click.echo(f"{total:.1f} s of music in {elapsed:.1f} s: real-time factor {elapsed / total:.2f}")
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """[path] for one, else path with -1, -2, ... before the suffix."""
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, where the user's cache folder can be written. MUSICLM_CACHE_DIR moves it; "" turns it off."""
+    # Read by JAX when it is imported. Memory is taken as it is needed: by default JAX takes three quarters of a GPU at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.environ.get("MUSICLM_CACHE_DIR", os.path.join(base, "musiclm_jax"))
+    if not folder:
+        return
+    folder = os.path.join(folder, "compiled")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
