@@ -1,0 +1,117 @@
+"""SoundStream's discriminators (arXiv 2107.03312, section III-D): three on the wave at falling rates, one on the complex STFT.
+
+All return the activations of every layer, the last being the logits; real is positive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float
+from musiclm_jax.features import stft
+from musiclm_jax.nn.conv import Conv2d, elu
+
+Activations = list[jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes; the defaults are the paper's, the wave discriminators being MelGAN's (arXiv 1910.06711, appendix A)."""
+
+    # Wave discriminators: copies at the full rate, half, a quarter, ... 0: none.
+    wave_scales: int = 3
+    # Width of the first layer; the four strided ones multiply it by 4 up to wave_max_channels.
+    wave_channels: int = 16
+    wave_max_channels: int = 1024
+    # Width of the STFT discriminator's first layer. 0: none.
+    stft_channels: int = 32
+    stft_window_samples: int = 1024
+    stft_hop_samples: int = 256
+
+    def __post_init__(self):
+        if self.wave_scales == 0 and self.stft_channels == 0:
+            raise ValueError("wave_scales=0 and stft_channels=0 leave no discriminator: raise one, or never start adversarial training")
+        if self.stft_window_samples % 128:
+            raise ValueError(f"stft_window_samples={self.stft_window_samples} must be a multiple of 128: six blocks divide the bins by 64")
+
+
+class WaveDiscriminator(nn.Module):
+    """One plain, four grouped and strided, two plain convolutions: logits at 1/256 of the rate."""
+
+    channels: int
+    max_channels: int
+
+    @nn.compact
+    def __call__(self, wave: Float[Array, "B N"]) -> Activations:
+        width = self.channels
+        layers = [Conv2d(width, (1, 15))]
+        for _ in range(4):
+            # Groups of four inputs.
+            groups = width // 4
+            width = min(4 * width, self.max_channels)
+            layers.append(Conv2d(width, (1, 41), strides=(1, 4), groups=groups))
+        layers.append(Conv2d(width, (1, 5)))
+        x, activations = wave[:, None, :, None], []
+        for layer in layers:
+            x = nn.leaky_relu(layer(x), 0.2)
+            activations.append(x)
+        return [*activations, Conv2d(1, (1, 3))(x)]
+
+
+class SpectrumBlock(nn.Module):
+    """Residual block of the STFT discriminator: a 3 x 3 convolution, a strided one, and a strided pointwise shortcut."""
+
+    features: int
+    strides: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T F D"]) -> Float[Array, "B T_ F_ D_"]:
+        h = Conv2d(x.shape[-1], (3, 3))(elu(x))
+        h = Conv2d(self.features, (self.strides[0] + 2, self.strides[1] + 2), strides=self.strides)(elu(h))
+        return h + Conv2d(self.features, (1, 1), strides=self.strides)(x)
+
+
+class SpectrumDiscriminator(nn.Module):
+    """Real and imaginary part as two channels, six residual blocks with strides (1, 2), (2, 2), ...: one logit per 8 hops.
+
+    The widths, in units of the first layer's, are those of the paper's figure 4: 2, 4, 4, 8, 8, 16.
+    """
+
+    channels: int
+    window: int
+    hop: int
+
+    @nn.compact
+    def __call__(self, wave: Float[Array, "B N"]) -> Activations:
+        # Divided by the window's root energy, so that the input has the wave's scale; the Nyquist bin is left out, for F = window / 2.
+        spectrum = stft(wave, window=self.window, hop=self.hop)[..., :-1] * (3 / 8 * self.window) ** -0.5
+        x = Conv2d(self.channels, (7, 7))(jnp.stack([spectrum.real, spectrum.imag], axis=-1))
+        activations = [x]
+        for i, multiple in enumerate((2, 4, 4, 8, 8, 16)):
+            x = SpectrumBlock(multiple * self.channels, strides=(1 + i % 2, 2))(x)
+            activations.append(x)
+        # The kernel spans all remaining bins: one logit per time.
+        return [*activations, Conv2d(1, (1, x.shape[2]), padding="VALID")(elu(x))]
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a config, each as a list of activations."""
+
+    config: DiscriminatorConfig
+
+    @nn.compact
+    def __call__(self, wave: Float[Array, "B N"]) -> list[Activations]:
+        config, outputs, x = self.config, [], wave
+        for scale in range(config.wave_scales):
+            if scale:
+                x = nn.avg_pool(x[..., None], (4,), strides=(2,), padding="SAME", count_include_pad=False)[..., 0]
+            outputs.append(WaveDiscriminator(config.wave_channels, config.wave_max_channels, name=f"wave_{scale}")(x))
+        if config.stft_channels:
+            outputs.append(
+                SpectrumDiscriminator(config.stft_channels, config.stft_window_samples, config.stft_hop_samples, name="spectrum")(wave)
+            )
+        return outputs

@@ -1,0 +1,150 @@
+"""Convolutions: causal ones in one dimension with an explicit past, and a plain one in two.
+
+XLA on CPU runs a 1-D convolution up to 1.5x faster when it is written in two dimensions with time on the last of them, so all
+convolutions here are. A transposed convolution with kernel 2s and stride s is a causal convolution of kernel 2 to s times the
+channels whose outputs are then laid out in time: the same sums, and 3-5x faster to train on CPU than dilating the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float
+from musiclm_jax.nn.layers import fan_in_init, partitioned
+
+# What a causal layer remembers of its input between two chunks: [B, P, D], the last P positions. A chain of layers has a tuple of these.
+Past = tuple | jax.Array | None
+
+
+def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0) + exp(min(x, 0)) - 1. Half the cost of `jax.nn.elu` on CPU (no expm1); the absolute error is below 1e-7."""
+    return jnp.maximum(x, 0) + jnp.exp(jnp.minimum(x, 0)) - 1
+
+
+def conv_2d(
+    x: Float[Array, "B H W D"],
+    kernel: Float[Array, "h w D_g F"],
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Float[Array, "B H_ W_ F"]:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+class Conv2d(nn.Module):
+    """A plain 2-D convolution with bias; T x 1 inputs make it a 1-D one. padding: "SAME" or "VALID"."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "SAME"
+    groups: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H_ W_ F"]:
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", partitioned(fan_in_init, (None, None, "embed", "conv")), shape, jnp.float32)
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32)
+        y = conv_2d(x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+        return y + bias.astype(self.dtype)
+
+
+class CausalConv(nn.Module):
+    """A 1-D convolution that sees only the past: output t covers inputs up to stride * (t + 1) - 1, zeros before the first.
+
+    Called as `conv(x, past) -> (y, past)`. `past=None` is the start of the signal; the returned past continues it, so that a
+    signal fed in chunks (each a multiple of `stride` long) gives the same output as in one piece.
+
+    Args of the module: activate: apply ELU to the input first (ELU(0) = 0, so the zero padding is unchanged).
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    activate: bool = False
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
+        if x.shape[1] % self.stride:
+            raise ValueError(f"{x.shape[1]} positions are not a multiple of stride={self.stride}: pad the signal on the right")
+        kernel = self.param(
+            "kernel", partitioned(fan_in_init, (None, "embed", "conv")), (self.kernel_size, x.shape[-1], self.features), jnp.float32
+        )
+        x = x.astype(self.dtype)
+        if self.activate:
+            x = elu(x)
+        reach = self.dilation * (self.kernel_size - 1) + 1 - self.stride
+        if past is None:
+            padding, past = reach, jnp.zeros((x.shape[0], reach, x.shape[-1]), x.dtype)
+        else:
+            padding, x = 0, jnp.concatenate([past, x], axis=1)
+        y = conv_2d(
+            x[:, None], kernel[None], strides=(1, self.stride), padding=((0, 0), (padding, 0)), dilation=(1, self.dilation)
+        )[:, 0]
+        if self.use_bias:
+            y = y + self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32).astype(self.dtype)
+        return y, jnp.concatenate([past, x], axis=1)[:, past.shape[1] + x.shape[1] - reach :]
+
+
+class CausalConvTranspose(nn.Module):
+    """Upsampling by `stride` with a transposed convolution of kernel 2 * stride, cut on the right so that it is causal.
+
+    Output samples [stride * t, stride * (t + 1)) depend on inputs t and t - 1. Called as `conv(x, past) -> (y, past)`.
+    """
+
+    features: int
+    stride: int
+    activate: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
+        y, past = CausalConv(
+            self.stride * self.features, kernel_size=2, activate=self.activate, use_bias=False, dtype=self.dtype, name="conv"
+        )(x, past)
+        y = y.reshape(x.shape[0], x.shape[1] * self.stride, self.features)  # [B, T, stride * F] -> [B, T * stride, F]
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype), past
+
+
+class ResidualUnit(nn.Module):
+    """x + W2 elu(W1 elu(x)): a dilated convolution to half the width and a pointwise one back (SoundStream, figure 3 and table I)."""
+
+    dilation: int
+    kernel_size: int = 7
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T D"], Past]:
+        width = x.shape[-1]
+        h, past = CausalConv(width // 2, self.kernel_size, dilation=self.dilation, activate=True, dtype=self.dtype, name="dilated")(x, past)
+        h, _ = CausalConv(width, 1, activate=True, dtype=self.dtype, name="pointwise")(h)
+        return x + h, past
+
+
+def chain(layers: Sequence[nn.Module], x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
+    """Runs causal layers one after another, each with its own past."""
+    pasts = [None] * len(layers) if past is None else past
+    news = []
+    for layer, one in zip(layers, pasts, strict=True):
+        x, new = layer(x, one)
+        news.append(new)
+    return x, tuple(news)

@@ -1,0 +1,180 @@
+"""Residual vector quantization with codebooks learned by exponential moving averages (SoundStream, arXiv 2107.03312, section III-C).
+
+Level q quantizes what the levels before it left over; the sum of the chosen codes approximates the input. Distances and statistics
+are float32. All statistics are sums over the whole batch, so that under jit with a batch sharded over devices they are global sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.clustering import kmeans
+
+
+@dataclasses.dataclass(frozen=True)
+class RVQConfig:
+    """How codebooks learn. Their sizes are those of the `RVQState`."""
+
+    # Of the running sums and counts of the frames assigned to a code.
+    ema_decay: float = 0.99
+    # A code is dead, and restarts at a random frame of the batch, when its running count is below this part of the mean count of
+    # its level. The paper's threshold is a count of 2 in a batch where the mean is about 9: it must scale with the batch. 0: never.
+    dead_code_ratio: float = 0.2
+    # Laplace smoothing of the counts.
+    epsilon: float = 1e-5
+    # k-means iterations on the first batch.
+    kmeans_iters: int = 10
+
+    def __post_init__(self):
+        if not (0 <= self.ema_decay < 1 and 0 <= self.dead_code_ratio < 1):
+            raise ValueError(f"ema_decay={self.ema_decay} and dead_code_ratio={self.dead_code_ratio} must both lie in [0, 1)")
+
+
+@flax.struct.dataclass
+class RVQState:
+    """Codebooks and their running statistics.
+
+    Fields, float32: codebooks [Q, C, D]; ema_sum [Q, C, D], ema_count [Q, C]: running sum and number of the frames of a code;
+    initialized: bool scalar, False until the first batch has been seen.
+    """
+
+    codebooks: jax.Array
+    ema_sum: jax.Array
+    ema_count: jax.Array
+    initialized: jax.Array
+
+    @classmethod
+    def empty(cls, *, num_levels: int, num_codes: int, dim: int) -> RVQState:
+        vectors = jnp.zeros((num_levels, num_codes, dim), jnp.float32)
+        return cls(vectors, vectors, jnp.zeros((num_levels, num_codes), jnp.float32), jnp.zeros((), jnp.bool_))
+
+
+def nearest(x: Float[Array, "*B D"], codebook: Float[Array, "C D"]) -> Int[Array, "*B"]:
+    """Index of the nearest code in Euclidean distance; of equals, the first."""
+    products = jnp.einsum("...d,cd->...c", x, codebook, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return jnp.argmin(jnp.sum(jnp.square(codebook), axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def rvq_encode(codebooks: Float[Array, "Q C D"], x: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:
+    """Codes of x, greedily, level by level."""
+
+    def level(residual, codebook):
+        codes = nearest(residual, codebook)
+        return residual - codebook[codes], codes
+
+    _, codes = jax.lax.scan(level, x.astype(jnp.float32), codebooks)
+    return jnp.moveaxis(codes, 0, -1)
+
+
+def rvq_decode(codebooks: Float[Array, "Q C D"], codes: Int[Array, "*B q"]) -> Float[Array, "*B D"]:
+    """The sum of the chosen codes. With q < Q levels: a coarser approximation."""
+    levels = codes.shape[-1]
+    if levels > codebooks.shape[0]:
+        raise ValueError(f"codes of {levels} levels, but there are {codebooks.shape[0]} codebooks")
+    return jnp.sum(codebooks[jnp.arange(levels), codes], axis=-2)
+
+
+def rvq_fit(
+    rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int, num_iters: int = 20
+) -> Float[Array, "{num_levels} {num_codes} D"]:
+    """Codebooks by residual k-means: level q is fitted to what the fitted levels before it leave over."""
+
+    def level(residual, rng):
+        codebook = kmeans(rng, residual, num_clusters=num_codes, num_iters=num_iters)
+        return residual - codebook[nearest(residual, codebook)], codebook
+
+    _, codebooks = jax.lax.scan(level, x.astype(jnp.float32), jax.random.split(rng, num_levels))
+    return codebooks
+
+
+def perplexity(counts: Float[Array, "*Q C"]) -> Float[Array, "*Q"]:
+    """exp(entropy) of the codes' frequencies: C when all are used equally, 1 when one is."""
+    frequencies = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(frequencies, frequencies), axis=-1))
+
+
+def quantize_train(
+    x: Float[Array, "B T D"], state: RVQState, config: RVQConfig, *, num_levels: Int[Array, "B"], rng: Key
+) -> tuple[Float[Array, "B T D"], Int[Array, "B T Q"], Float[Array, ""], RVQState, dict[str, jax.Array]]:
+    """Quantizes a training batch and updates the codebooks; the first batch initializes them.
+
+    num_levels: example b uses its first num_levels[b] levels (quantizer dropout); the others neither add to its output nor see it
+    in their statistics, and their codes are those of the full quantizer.
+    Returns: y, the quantized x, with the gradient passed straight through; codes; commitment loss, the mean squared distance to the
+    codes over frames, widths and levels; the new state; metrics {"perplexity_<level>", "codebook_use_<level>"} of this batch.
+    """
+    rng_init, rng_dead = jax.random.split(rng)
+    count = state.codebooks.shape[0]
+    frames = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    state = jax.lax.cond(
+        state.initialized, lambda: state, lambda: _initialize(rng_init, jax.lax.stop_gradient(frames), state, config.kmeans_iters)
+    )
+
+    def level(carry, inputs):
+        residual, quantized = carry
+        index, rng, book = inputs
+        valid = jnp.repeat(index < num_levels, x.shape[1])
+        codes = nearest(jax.lax.stop_gradient(residual), book.codebooks)
+        chosen = book.codebooks[codes]
+        commitment = jnp.sum(jnp.where(valid, jnp.mean(jnp.square(residual - chosen), axis=-1), 0)) / jnp.maximum(jnp.sum(valid), 1)
+        book, usage = _update(book, jax.lax.stop_gradient(residual), codes, valid, config, rng)
+        quantized = quantized + jnp.where(valid[:, None], chosen, 0)
+        return (residual - chosen, quantized), (codes, commitment, book, usage)
+
+    books = state.replace(initialized=jnp.broadcast_to(state.initialized, (count,)))
+    inputs = (jnp.arange(count), jax.random.split(rng_dead, count), jax.lax.stop_gradient(books))
+    (_, quantized), (codes, commitment, books, usage) = jax.lax.scan(level, (frames, jnp.zeros_like(frames)), inputs)
+    y = frames + jax.lax.stop_gradient(quantized - frames)
+    levels = jnp.arange(count)
+    metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(usage))}
+    metrics |= {f"codebook_use_{q + 1}": value for q, value in enumerate(jnp.mean(usage > 0, axis=-1))}
+    del levels
+    new = books.replace(initialized=jnp.ones((), jnp.bool_))
+    codes = jnp.moveaxis(codes, 0, -1).reshape(*x.shape[:2], count)
+    return y.reshape(x.shape).astype(x.dtype), codes, jnp.mean(commitment), new, metrics
+
+
+def _initialize(rng: Key, frames: Float[Array, "n D"], state: RVQState, num_iters: int) -> RVQState:
+    """Residual k-means on the first batch; the statistics are those of its assignment."""
+    levels, codes, _ = state.codebooks.shape
+    books = rvq_fit(rng, frames, num_levels=levels, num_codes=codes, num_iters=num_iters)
+    counts = jax.vmap(lambda ids: jnp.sum(jax.nn.one_hot(ids, codes), axis=0), in_axes=-1)(rvq_encode(books, frames))
+    # A code without frames gets a token count, or its vector would be lost in 0 / 0; if it stays unused it dies.
+    counts = jnp.maximum(counts, 1e-2)
+    return RVQState(books, books * counts[..., None], counts, jnp.ones((), jnp.bool_))
+
+
+def _update(
+    book: RVQState, x: Float[Array, "n D"], codes: Int[Array, "n"], valid: Bool[Array, "n"], config: RVQConfig, rng: Key
+) -> tuple[RVQState, Float[Array, "C"]]:
+    """One EMA step of one level (the fields of `book` lack the axis Q). Returns it with the counts of this batch."""
+    num_codes = book.codebooks.shape[0]
+    one_hot = jax.nn.one_hot(jnp.where(valid, codes, -1), num_codes)  # An id of -1 is a row of zeros.
+    usage = jnp.sum(one_hot, axis=0)
+    total = jnp.sum(usage)
+    new_sum = jnp.einsum("nc,nd->cd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
+    decay = config.ema_decay
+    ema_count = decay * book.ema_count + (1 - decay) * usage
+    ema_sum = decay * book.ema_sum + (1 - decay) * new_sum
+    mass = jnp.sum(ema_count)
+    smooth = (ema_count + config.epsilon) / (mass + num_codes * config.epsilon) * mass
+    codebook = ema_sum / smooth[:, None]
+
+    # Dead codes restart at frames drawn from the valid ones. Sum and count restart with them, or the next step would undo it.
+    threshold = config.dead_code_ratio * mass / num_codes
+    dead = (ema_count < threshold) & (total > 0)
+    draws = jax.random.randint(rng, (num_codes,), 0, jnp.maximum(total, 1).astype(jnp.int32))
+    fresh = x[jnp.searchsorted(jnp.cumsum(valid.astype(jnp.int32)), draws, side="right").clip(0, x.shape[0] - 1)]
+    codebook = jnp.where(dead[:, None], fresh, codebook)
+    ema_count = jnp.where(dead, threshold, ema_count)
+    ema_sum = jnp.where(dead[:, None], fresh * threshold, ema_sum)
+    # A level that no example used learns nothing.
+    keep = lambda new, old: jnp.where(total > 0, new, old)  # noqa: E731
+    return book.replace(
+        codebooks=keep(codebook, book.codebooks), ema_sum=keep(ema_sum, book.ema_sum), ema_count=keep(ema_count, book.ema_count)
+    ), usage
