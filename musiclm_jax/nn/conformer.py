@@ -1,0 +1,155 @@
+"""Conformer blocks (arXiv 2005.08100) and a scanned stack of them.
+
+Two departures from the paper, both in the direction of w2v-BERT's successors:
+  * LayerNorm instead of batch norm in the convolution module: no statistics across examples, hence no hidden state, and a clip's
+    features do not depend on its batch mates.
+  * Positions enter as T5's bidirectional bucketed bias (arXiv 1910.10683, section 2.1), one table per stack, instead of Transformer-XL's
+    relative encoding. It only adds to the logits, so the attention is the one all our models share.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.arrays import Array, Float
+from musiclm_jax.nn.attention import SelfAttention
+from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, expand, swish, contract (section 2.3). Without dropout: the masks of w2v-BERT are noise enough."""
+
+    mlp_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        y = LayerNorm(dtype=self.dtype, name="norm")(x)
+        y = nn.swish(Dense(self.mlp_dim, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="down")(y)
+
+
+class DepthwiseConv(nn.Module):
+    """One symmetric filter per channel, zero-padded to the same length."""
+
+    kernel_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        shape = (self.kernel_size, x.shape[-1])
+        kernel = self.param("kernel", partitioned(fan_in_init, ("conv", "embed")), shape, jnp.float32).astype(self.dtype)
+        half = self.kernel_size // 2
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (half, half), (0, 0)))
+        # A sum of shifted copies fuses into one pass; XLA's grouped convolution is many times slower on CPUs.
+        return sum(padded[:, i : i + x.shape[1]] * kernel[i] for i in range(self.kernel_size))
+
+
+class ConvModule(nn.Module):
+    """LayerNorm, pointwise with GLU, depthwise, LayerNorm, swish, pointwise (section 2.2)."""
+
+    kernel_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = x.shape[-1]
+        y = LayerNorm(dtype=self.dtype, name="norm")(x)
+        y = nn.glu(Dense(2 * width, ("embed", "mlp"), dtype=self.dtype, name="expand")(y))
+        y = DepthwiseConv(self.kernel_size, dtype=self.dtype, name="depthwise")(y)
+        y = nn.swish(LayerNorm(dtype=self.dtype, name="depthwise_norm")(y))
+        return Dense(width, ("mlp", "embed"), dtype=self.dtype, name="project")(y)
+
+
+class ConformerBlock(nn.Module):
+    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm (section 2.4, equation 1)."""
+
+    num_heads: int
+    mlp_dim: int
+    conv_kernel: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], bias: Float[Array, "1 H T S"]) -> Float[Array, "B T D"]:
+        x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_in")(x)
+        attention = SelfAttention(self.num_heads, x.shape[-1] // self.num_heads, dtype=self.dtype, name="attention")
+        x = x + attention(LayerNorm(dtype=self.dtype, name="attention_norm")(x), bias=bias)[0]
+        x = x + ConvModule(self.conv_kernel, dtype=self.dtype, name="conv")(x)
+        x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_out")(x)
+        return LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class ConformerStack(nn.Module):
+    """`num_layers` blocks under `nn.scan`: the leaves of params["blocks"] have a leading axis L.
+
+    Hence the first k layers of a trained stack are `jax.tree.map(lambda p: p[:k], params["blocks"])` in a stack of k.
+    """
+
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    conv_kernel: int
+    # Recompute each block in the backward pass: about a third more time, memory for one block's activations instead of all.
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        bias = RelativeBias(self.num_heads, name="relative_bias")(x.shape[1])
+        scan = nn.scan(
+            _ScannedBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        block = scan(self.num_heads, self.mlp_dim, self.conv_kernel, self.remat, self.dtype, name="blocks")
+        return block(x.astype(self.dtype), bias)[0]
+
+
+class _ScannedBlock(nn.Module):
+    """A block in the form that `nn.scan` wants: (carry, broadcast) -> (carry, nothing)."""
+
+    num_heads: int
+    mlp_dim: int
+    conv_kernel: int
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array):
+        block = nn.remat(ConformerBlock, prevent_cse=False) if self.remat else ConformerBlock
+        return block(self.num_heads, self.mlp_dim, self.conv_kernel, dtype=self.dtype, name="block")(x, bias), None
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and bucket of the distance key - query, added to the attention logits."""
+
+    num_heads: int
+    # Half of them for keys before the query, half for keys at or after it.
+    num_buckets: int = 32
+    # Distances from here on, in positions, share the last bucket of their side.
+    max_distance: int = 128
+
+    @nn.compact
+    def __call__(self, length: int) -> Float[Array, "1 H T S"]:
+        init = partitioned(nn.initializers.normal(0.02), (None, "heads"))
+        table = self.param("table", init, (self.num_buckets, self.num_heads), jnp.float32)
+        buckets = relative_buckets(length, num_buckets=self.num_buckets, max_distance=self.max_distance)
+        return jnp.transpose(table[buckets], (2, 0, 1))[None]
+
+
+def relative_buckets(length: int, *, num_buckets: int, max_distance: int) -> np.ndarray:
+    """T5's bidirectional buckets, int32 [T, S]: on each side half the buckets hold one distance each, the others grow logarithmically."""
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    side = num_buckets // 2
+    exact = side // 2
+    size = np.abs(distance)
+    # float32, like T5: in float64 a distance on the edge of a bucket can land on the other side of it.
+    growth = np.log(np.maximum(size, 1).astype(np.float32) / exact) / np.float32(np.log(max_distance / exact))
+    coarse = np.minimum(exact + (growth * (side - exact)).astype(np.int32), side - 1)
+    return (np.where(distance > 0, side, 0) + np.where(size < exact, size, coarse)).astype(np.int32)

@@ -1,0 +1,148 @@
+"""Training of w2v-BERT (arXiv 2108.06209, section 3.3): a contrastive loss and a masked prediction of the quantizer's codes, end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, sample_mask
+from musiclm_jax.nn.layers import l2_normalize
+from musiclm_jax.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class W2vBertTask:
+    """Batches are {"wave": float32 [B, N]}. Each step draws its own mask, noise, codes and distractors from the step's key."""
+
+    model: W2vBertConfig = W2vBertConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=25_000, total_steps=400_000)
+    # Chance of a frame to start a masked span, and its frames (40 ms each): about half of all frames are masked.
+    mask_start_rate: float = 0.065
+    mask_span: int = 10
+    # Drawn from the other masked frames of the same clip.
+    num_distractors: int = 100
+    # Cosines are divided by this.
+    contrastive_temperature: float = 0.1
+    # Relative to the contrastive and the masked-prediction loss, which weigh 1 each.
+    diversity_weight: float = 0.1
+    # The Gumbel temperature falls from the first to the second of these by a factor per step (wav2vec 2.0, arXiv 2006.11477, section 4.2).
+    gumbel_temperature: tuple[float, float] = (2.0, 0.5)
+    gumbel_decay: float = 0.999995
+    name: str = "w2v_bert"
+
+    def init_state(self, rng: Key) -> TrainState:
+        """Fresh parameters; their leaves carry logical axis names (flax boxes)."""
+        wave = jnp.zeros((1, self.model.token_samples), jnp.float32)
+        init = lambda rng: W2vBert(self.model).init(rng, wave, mask=jnp.zeros((1, 1), bool), rng=rng, temperature=1.0, train=False)  # noqa: E731
+        params = init(rng)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+
+    def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
+        """One update. If the gradient is not finite the update is skipped, and counted in the metric `skipped`."""
+        grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, batch, rng, step=state.step, train=True)
+        norm = optax.global_norm(grads)
+        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(jnp.isfinite(norm), new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics |= {"grad_norm": norm, "skipped": 1.0 - jnp.isfinite(norm)}
+        return TrainState(state.step + 1, params, opt_state, state.stats), metrics
+
+    def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
+        """The losses with the most probable codes instead of sampled ones."""
+        return self._loss(state.params, batch, rng, step=state.step, train=False)[1]
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """{"params"}; `fit_kmeans` gives the rest of what `semantic_ids` needs."""
+        return {"params": nn.unbox(state.params)}
+
+    def gumbel_temperature_at(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        start, end = self.gumbel_temperature
+        return jnp.maximum(start * self.gumbel_decay ** jnp.asarray(step, jnp.float32), end)
+
+    def _loss(self, params: Any, batch: Batch, rng: Key, *, step: jax.Array, train: bool) -> tuple[jax.Array, Metrics]:
+        wave = jnp.asarray(batch["wave"])
+        rng_mask, rng_model, rng_distractors = jax.random.split(rng, 3)
+        shape = (wave.shape[0], -(-wave.shape[1] // self.model.token_samples))
+        mask = sample_mask(rng_mask, shape, start_rate=self.mask_start_rate, span=self.mask_span)
+        out = W2vBert(self.model).apply(
+            {"params": params}, wave, mask=mask, rng=rng_model, temperature=self.gumbel_temperature_at(step), train=train
+        )
+        contrastive, contrastive_accuracy = contrastive_loss(
+            out, mask, rng=rng_distractors, num_distractors=self.num_distractors, temperature=self.contrastive_temperature
+        )
+        masked, masked_accuracy = masked_prediction_loss(out, mask)
+        diversity = diversity_loss(out.code_probs)
+        loss = contrastive + self.diversity_weight * diversity + masked
+        used = jnp.mean(jax.nn.one_hot(out.code_ids, self.model.num_codes), axis=(0, 1))
+        metrics = {
+            "loss": loss,
+            "contrastive_loss": contrastive,
+            "contrastive_accuracy": contrastive_accuracy,
+            "masked_loss": masked,
+            "masked_accuracy": masked_accuracy,
+            # What a guesser reaches that knows only the most frequent code: the accuracy above means nothing without it.
+            "unigram_accuracy": jnp.max(used),
+            "diversity_loss": diversity,
+            "code_perplexity": perplexity(used),
+            "masked_fraction": jnp.mean(mask),
+        }
+        return loss, metrics
+
+
+def contrastive_loss(
+    out: W2vBertOutput, mask: Bool[Array, "B T"], *, rng: Key, num_distractors: int, temperature: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """InfoNCE at the masked frames, and how often the target wins (wav2vec 2.0, arXiv 2006.11477, equation 3).
+
+    A distractor with the target's own code is left out: it could not be told from the target.
+    """
+    picks = sample_distractors(rng, mask, num=num_distractors)  # [B, T, num]
+    similarity = jnp.einsum("bte,bse->bts", l2_normalize(out.context), l2_normalize(out.targets)) / temperature
+    positive = jnp.einsum("btt->bt", similarity)[..., None]
+    negative = jnp.take_along_axis(similarity, picks, axis=2)
+    same = jax.vmap(lambda ids, picks: ids[picks] == ids[:, None])(out.sampled_ids, picks)
+    logits = jnp.concatenate([positive, jnp.where(same, -jnp.inf, negative)], axis=2)
+    counted = mask & (jnp.sum(mask, axis=1, keepdims=True) > 1)  # A lone masked frame has no others to draw from.
+    loss = masked_mean(-jax.nn.log_softmax(logits, axis=2)[..., 0], counted)
+    return loss, masked_mean(positive[..., 0] > jnp.max(logits[..., 1:], axis=2), counted)
+
+
+def sample_distractors(rng: Key, mask: Bool[Array, "B T"], *, num: int) -> Int[Array, "B T K"]:
+    """For each masked frame, `num` other masked frames of its clip, uniformly and with replacement. Other rows are meaningless."""
+    total = jnp.sum(mask, axis=1)[:, None, None]
+    masked_first = jnp.argsort(~mask, axis=1, stable=True)
+    rank = (jnp.cumsum(mask, axis=1) - 1)[..., None]
+    draw = jnp.floor(jax.random.uniform(rng, (*mask.shape, num)) * (total - 1)).astype(jnp.int32)
+    draw = jnp.clip(draw + (draw >= rank), 0, mask.shape[1] - 1)  # Skip the frame itself.
+    return jax.vmap(lambda frames, at: frames[at])(masked_first, draw).astype(jnp.int32)
+
+
+def masked_prediction_loss(out: W2vBertOutput, mask: Bool[Array, "B T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy over the code ids at the masked frames, and the accuracy there."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(out.logits, out.code_ids)
+    return masked_mean(loss, mask), masked_mean(jnp.argmax(out.logits, axis=-1) == out.code_ids, mask)
+
+
+def diversity_loss(code_probs: Float[Array, "B T V"]) -> Float[Array, ""]:
+    """The share of the codebook that the batch leaves unused, in [0, 1]: 1 - perplexity / V of the mean softmax."""
+    mean = jnp.mean(code_probs, axis=(0, 1))
+    return 1 - perplexity(mean) / mean.shape[0]
+
+
+def perplexity(probs: Float[Array, "V"]) -> Float[Array, ""]:
+    """exp(entropy): how many equally likely codes would be as uncertain."""
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(probs, probs + 1e-10)))
+
+
+def masked_mean(x: Array, mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    """The mean over the frames of the mask; 0 if there are none."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
