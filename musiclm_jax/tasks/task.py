@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -22,12 +22,14 @@ class TrainState:
     stats: what is updated without a gradient (codebooks, running means); an empty dict where there is none.
     """
 
-    step: jax.Array
+    # Any, not jax.Array: JAX rebuilds the class around shapes, shardings and None (eval_shape, tree.map), which the type checker would refuse.
+    step: Any
     params: Any
     opt_state: Any
     stats: Any
 
 
+@runtime_checkable
 class Task(Protocol):
     """One trained thing: codec, w2v-BERT, MuLan, a stage. All methods are pure and jit-able; metrics are float32 scalars."""
 

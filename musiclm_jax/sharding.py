@@ -1,0 +1,111 @@
+"""Where each array lives: the mesh, the rules from logical to mesh axes, and the shardings of states and batches.
+
+Parameters carry logical names (`nn.with_logical_partitioning`); this is the only file that knows the axes of the mesh. A model runs
+unchanged on one device or many: XLA places the collectives (GSPMD, arXiv 2105.04663).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from musiclm_jax.errors import UserError
+
+# One parameter dimension per mesh axis: wide ones over `tensor` (Megatron's layout), the model width over `fsdp` (ZeRO-3).
+LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("kv", None),
+    ("conv", None),
+    ("layers", None),
+)
+# Batches are split over all devices that do not split the same example's arithmetic.
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    # Devices over which the batch is split. -1: all that the other two leave.
+    data: int = -1
+    # Devices over which the batch and also the parameters and the optimizer's state are split.
+    fsdp: int = 1
+    # Devices over which heads, feed-forward and vocabulary are split.
+    tensor: int = 1
+
+    def __post_init__(self):
+        if self.fsdp < 1 or self.tensor < 1 or (self.data < 1 and self.data != -1):
+            raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: sizes are 1 or more; data may be -1")
+
+
+def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen)
+    """The mesh over all devices of this process group."""
+    num_devices = len(jax.devices())
+    rest = config.fsdp * config.tensor
+    data = num_devices // rest if config.data == -1 else config.data
+    if data * rest != num_devices:
+        raise UserError(f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not tile the {num_devices} devices here")
+    # Auto: XLA propagates shardings. (make_mesh's default, Explicit, refuses sharding constraints inside the models.)
+    return jax.make_mesh((data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def unbox(tree: Any) -> Any:
+    """The tree without flax's boxes of logical names."""
+    return meta.unbox(tree)
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shardings of the unboxed state, of the structure `unbox(abstract_state)`.
+
+    Boxed leaves follow LOGICAL_RULES. A leaf without a box that mirrors a parameter (an optimizer's moment: same last names of its path, same
+    shape) follows that parameter; all others are replicated, and so is a dimension that its mesh axis does not divide.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    named: dict[tuple[Any, ...], tuple[tuple[int, ...], PartitionSpec]] = {}
+    for path, leaf in leaves:
+        if isinstance(leaf, meta.AxisMetadata) and _names(path)[:1] == ("params",):
+            named[_names(path)[1:]] = (leaf.unbox().shape, leaf.get_partition_spec())
+
+    def sharding(path, leaf) -> NamedSharding:
+        shape = meta.unbox(leaf).shape
+        if isinstance(leaf, meta.AxisMetadata):
+            spec = leaf.get_partition_spec()
+        else:
+            names = _names(path)
+            matches = (named.get(names[i:]) for i in range(len(names)))
+            spec = next((match[1] for match in matches if match and match[0] == shape), PartitionSpec())
+        return NamedSharding(mesh, _fit(nn.logical_to_mesh(spec, LOGICAL_RULES), shape, mesh))
+
+    return jax.tree.unflatten(structure, [sharding(path, leaf) for path, leaf in leaves])
+
+
+def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    if len(spec) > len(shape):  # A factored moment has fewer dimensions than the parameter whose box it inherited.
+        return PartitionSpec()
+    divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
+    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch on the devices, its leading axis split over them. Raises `UserError` where the batch does not split evenly."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for name, array in batch.items():
+        if array.shape[0] % ways:
+            raise UserError(f"a batch of {array.shape[0]} ({name}) does not split over {ways} devices: choose a multiple of {ways} as batch_size")
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))

@@ -1,0 +1,160 @@
+"""The clip store: what goes in, what is refused, and what the sources draw."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm_jax.data.clips import ClipStore, _held_out, prepare, wave_source
+from musiclm_jax.errors import UserError
+
+RATE = 24_000
+
+
+def tone(seconds=1.2, hz=440.0, rate=RATE):
+    return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+
+
+def make_folder(folder, clips, *, subtype="PCM_16", rate=RATE):
+    """clips: name -> (wave, metadata or None)."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "metadata.jsonl").open("w") as file:
+        for name, (wave, entry) in clips.items():
+            if wave is not None:
+                soundfile.write(folder / name, wave, rate, subtype=subtype)
+            if entry is not None:
+                file.write(json.dumps({"file_name": name, **entry}) + "\n")
+    return folder
+
+
+def good(number, **entry):
+    return {f"{i:02d}.wav": (tone(1 + i / 8, 200 + 50 * i), {"captions": [f"tone {i}", "a tone"], **entry}) for i in range(number)}
+
+
+def test_samples_come_back(tmp_path):
+    store = prepare(make_folder(tmp_path / "in", good(3, attributes={"tempo": 80})), tmp_path / "store")
+    assert store.samples.dtype == np.int16 and len(store.clips) == 3
+    for i, clip in enumerate(store.clips):
+        assert clip.captions == (f"tone {i}", "a tone") and clip.attributes == {"tempo": 80}
+        np.testing.assert_allclose(store.wave(clip), tone(1 + i / 8, 200 + 50 * i), atol=1.1 / 32768)
+    np.testing.assert_array_equal(ClipStore.open(tmp_path / "store").samples, store.samples)
+
+
+def test_a_crop_is_padded_at_the_end_only(tmp_path):
+    store = prepare(make_folder(tmp_path / "in", good(2)), tmp_path / "store")
+    clip = store.clips[0]
+    crop = store.wave(clip, clip.length - 7, 11)
+    np.testing.assert_array_equal(crop[:7], store.wave(clip)[-7:])
+    np.testing.assert_array_equal(crop[7:], 0)
+
+
+def test_any_rate_and_channels(tmp_path):
+    stereo = np.stack([tone(2, rate=44_100), tone(2, rate=44_100)], axis=1)
+    store = prepare(make_folder(tmp_path / "in", {"a.flac": (stereo, {"caption": "a tone"})}, rate=44_100), tmp_path / "store")
+    wave = store.wave(store.clips[0])
+    assert len(wave) == 2 * RATE
+    np.testing.assert_allclose(wave[2400:-2400], tone(2)[2400:-2400], atol=1e-3)
+
+
+def test_bad_clips_are_skipped_named_and_counted(tmp_path):
+    bad = {
+        "missing.wav": (None, {"captions": ["x"]}),
+        "silent.wav": (np.zeros(2 * RATE), {"captions": ["x"]}),
+        "short.wav": (tone(0.5), {"captions": ["x"]}),
+        "no_caption.wav": (tone(), None),
+    }
+    folder = make_folder(tmp_path / "in", {**good(40), **bad})
+    (folder / "torn.wav").write_bytes((folder / "00.wav").read_bytes()[:20])
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write('{"file_name": "torn.wav", "captions": ["x"]}\n')
+    with pytest.raises(UserError, match=r"5 of 45 clips .* are of no use"):
+        prepare(folder, tmp_path / "store")
+    (folder / "no_caption.wav").unlink()
+    store = prepare(folder, tmp_path / "store")
+    assert len(store.clips) == 40
+    skipped = (tmp_path / "store" / "skipped.log").read_text()
+    assert all(name in skipped for name in ("missing", "silent", "short", "torn")) and len(skipped.splitlines()) == 4
+
+
+def test_a_failed_preparation_leaves_no_store(tmp_path):
+    nan = np.full(2 * RATE, np.nan)
+    folder = make_folder(tmp_path / "in", {"a.wav": (nan, {"captions": ["x"]})}, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"1 of 1 clips .*a\.wav"):
+        prepare(folder, tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["skipped.log"]
+
+
+def test_empty_folders_and_halves_are_refused(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        prepare(tmp_path / "nowhere", tmp_path / "store")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no audio"):
+        prepare(tmp_path / "empty", tmp_path / "store")
+    with pytest.raises(UserError, match="captions but no audio"):
+        prepare(make_folder(tmp_path / "captions", {"a.wav": (None, {"caption": "x"})}), tmp_path / "store")
+    with pytest.raises(UserError, match="1 audio files but no captions: add metadata.jsonl"):
+        prepare(make_folder(tmp_path / "audio", {"a.wav": (tone(), None)}), tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1 is not an object"),
+        ('{"captions": ["x"]}', "line 1 is not an object"),
+        ('{"file_name": "a.wav", "captions": [3]}', "expected a list of strings"),
+        ('{"file_name": "a.wav", "caption": "x", "split": "dev"}', "expected 'train' or 'test'"),
+        ('{"file_name": "a.wav", "caption": "x"}\n{"file_name": "./a.wav", "caption": "y"}', "line 2: a.wav is listed twice"),
+    ],
+)
+def test_bad_metadata_names_the_line(tmp_path, line, message):
+    folder = make_folder(tmp_path / "in", good(1))
+    (folder / "metadata.jsonl").write_text(line)
+    with pytest.raises(UserError, match=message):
+        prepare(folder, tmp_path / "store")
+
+
+def test_sidecar_captions(tmp_path):
+    folder = make_folder(tmp_path / "in", {"a.wav": (tone(), None)})
+    (folder / "metadata.jsonl").unlink()
+    (folder / "a.txt").write_text("one\n\ntwo\n")
+    assert prepare(folder, tmp_path / "store").clips[0].captions == ("one", "two")
+
+
+def test_held_out_clips_are_a_stable_twentieth():
+    names = [f"{i}.wav" for i in range(2000)]
+    held_out = _held_out(names)
+    assert 70 < len(held_out) < 130
+    assert set(_held_out(names + ["new.wav"])) - {"new.wav"} == set(held_out)
+    assert len(_held_out(["a", "b"])) == 1 and _held_out(["a"]) == []
+
+
+def test_given_splits_are_kept(tmp_path):
+    clips = {"a.wav": (tone(), {"caption": "x", "split": "test"}), "b.wav": (tone(), {"caption": "x"})}
+    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
+    assert [clip.split for clip in store.clips] == ["test", "train"]
+
+
+def test_wave_source_is_pure_aligned_and_draws_different_clips(tmp_path):
+    folder = make_folder(tmp_path / "in", good(5, split="train") | {"t.wav": (tone(), {"caption": "x", "split": "test"})})
+    store = prepare(folder, tmp_path / "store")
+    encode_text = lambda captions: (np.array([[len(c)] for c in captions]), np.ones((len(captions), 1), bool))  # noqa: E731
+    source = wave_source(store, split="train", crop_sec=0.4, batch_size=5, seed=3, encode_text=encode_text)
+    first, again, other = source(17), source(17), source(18)
+    assert first["wave"].shape == (5, 9600) and first["wave"].dtype == np.float32 and first["text_ids"].shape == (5, 1)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert not np.array_equal(first["wave"], other["wave"])
+    found = set()
+    for crop in first["wave"]:
+        for i, clip in enumerate(store.split("train")):
+            whole = store.wave(clip)
+            starts = [s for s in range(0, clip.length - 9600 + 1, 960) if np.array_equal(whole[s : s + 9600], crop)]
+            found |= {i} if starts else set()
+    assert found == set(range(5))
+
+
+def test_wave_source_of_an_empty_split(tmp_path):
+    store = prepare(make_folder(tmp_path / "in", good(1, split="train")), tmp_path / "store")
+    with pytest.raises(UserError, match="no clip of split 'test'"):
+        wave_source(store, split="test", crop_sec=1.0, batch_size=1, seed=0)

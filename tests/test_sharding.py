@@ -1,0 +1,80 @@
+"""Shardings: rules, mirrors of parameters in the optimizer, and four devices that train as one does."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+from tiny_task import TinyTask
+
+from musiclm_jax import sharding
+from musiclm_jax.errors import UserError
+
+PROGRAM = """
+    import json, sys, jax, numpy as np
+    from tiny_task import TinyTask, source
+    from musiclm_jax.sharding import MeshConfig
+    from musiclm_jax.train import TrainConfig, train
+
+    mesh = MeshConfig(**json.loads(sys.argv[1]))
+    state = train(TinyTask(), source, workdir=sys.argv[2], config=TrainConfig(num_steps=int(sys.argv[3]), log_every=1, mesh=mesh))
+    up = state.params["up"]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == up.shape]
+    print("RESULT", json.dumps({
+        "up": np.asarray(up).tolist(),
+        "spec": [str(up.sharding.spec), *(str(x.sharding.spec) for x in moments)],
+        "shard": up.addressable_shards[0].data.shape,
+    }))
+"""
+
+
+def run(devices, workdir, mesh, *, steps=3):
+    tests = Path(__file__).parent
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), json.dumps(mesh), str(workdir), str(steps)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return losses, json.loads(done.stdout.split("RESULT ")[1])
+
+
+def test_four_devices_train_as_one_and_take_over_its_checkpoint(tmp_path):
+    losses, result = run(1, tmp_path / "one", {})
+    sharded, result4 = run(4, tmp_path / "four", {"fsdp": 2, "tensor": 2})
+    assert sharded == pytest.approx(losses, rel=1e-5)
+    assert sum(result4["up"], []) == pytest.approx(sum(result["up"], []), rel=1e-4, abs=1e-6)
+    # The parameter and both of its Adam moments lie in four pieces of [8 / 2, 12 / 2].
+    assert result4["spec"] == [str(PartitionSpec("fsdp", "tensor"))] * 3 and result4["shard"] == [4, 6]
+    # A run goes on with another number of devices.
+    on_four, _ = run(4, tmp_path / "one", {"data": 2, "fsdp": 2}, steps=5)
+    on_one, _ = run(1, tmp_path / "reference", {}, steps=5)
+    assert on_four == pytest.approx(on_one, rel=1e-5)
+
+
+def test_one_device_needs_nothing():
+    mesh = sharding.make_mesh()
+    assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1}
+    shapes = jax.eval_shape(TinyTask().init_state, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(sharding.unbox(shapes))
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    shapes = jax.eval_shape(TinyTask().init_state, jax.random.key(0))
+    specs = jax.tree.map(lambda x: x.spec, sharding.state_shardings(shapes, mesh))
+    assert specs.params == {"up": PartitionSpec("fsdp", "tensor"), "down": PartitionSpec("tensor", "fsdp"), "bias": PartitionSpec(None)}
+    assert specs.stats == {"mean": PartitionSpec()} and specs.step == PartitionSpec()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="does not tile the 1 devices"):
+        sharding.make_mesh(sharding.MeshConfig(fsdp=3))
+    with pytest.raises(UserError, match="tensor=0"):
+        sharding.MeshConfig(tensor=0)
