@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimators, Heard, fit_estimators, same_tempo
 
 
+@runtime_checkable
 class Music(Protocol):
     """What `generate` returns."""
 
@@ -31,6 +32,7 @@ class Music(Protocol):
     sample_rate_hz: int
 
 
+@runtime_checkable
 class Generator(Protocol):
     """The part of `MusicLM` that is judged: one clip per prompt."""
 
@@ -134,11 +136,11 @@ MEASURES = {
     "drums": Measure("drums or none", "drums", lambda heard, truth: heard.drums == truth["drums"]),
     "mode": Measure("mode", "mode", lambda heard, truth: heard.mode == truth["mode"]),
     "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda heard, truth: in_band(heard.tempo_bpm, truth["tempo"])),
-    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda heard, truth: same_tempo(heard.tempo_bpm, truth["tempo_bpm"])),
+    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]))),
     "tempo_octave": Measure(
         "  the same up to octave",
         "tempo_bpm",
-        lambda heard, truth: same_tempo(heard.tempo_bpm, truth["tempo_bpm"], meter=truth.get("meter", "4/4")),
+        lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]), meter=truth.get("meter", "4/4")),
     ),
 }
 HEADLINE = ("instrument", "drums", "mode", "tempo")

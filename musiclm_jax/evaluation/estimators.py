@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
+import scipy.ndimage
 import scipy.optimize
 import scipy.signal
+import scipy.special
 
 from musiclm_jax.arrays import Array, Bool, Float
 

@@ -1,0 +1,104 @@
+"""Codec quality on held-out clips: mel distance, SI-SDR, and how evenly each level uses its codes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from musiclm_jax import audio
+from musiclm_jax.arrays import Float
+from musiclm_jax.errors import UserError
+from musiclm_jax.evaluation.adherence import read_metadata
+from musiclm_jax.losses import mel_distance
+from musiclm_jax.nn.quantize import perplexity
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """`tokenizers.AcousticTokenizer`, or anything like it. `config.num_codes` is the size of each codebook."""
+
+    config: Any
+
+    def encode(self, wave: Any) -> Any:
+        """[B, N] -> [B, T, Q]."""
+        ...
+
+    def decode(self, codes: Any) -> Any:
+        """[B, T, q] -> [B, N'], from the first q levels."""
+        ...
+
+
+def si_sdr_db(wave: Float[np.ndarray, "N"], reference: Float[np.ndarray, "N"]) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508), both without their means."""
+    wave, reference = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (wave, reference))
+    target = wave @ reference / (reference @ reference + 1e-12) * reference
+    distortion = wave - target
+    return float(10 * np.log10((target @ target + 1e-12) / (distortion @ distortion + 1e-12)))
+
+
+def evaluate_codec(
+    codec: Codec,
+    data_dir: str | Path,
+    *,
+    num_clips: int = 20,
+    seconds: float = 10.0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Codes and decodes the first `seconds` of the first `num_clips` held-out clips.
+
+    Returns:
+        A report of plain JSON types: "quality", a list of {"levels", "mel_distance", "si_sdr_db"} (means over clips) for the first level
+        alone, a third of the levels and all of them; "perplexity" of each level over all frames of all clips; "num_codes", "num_frames",
+        "num_clips", "seconds". Mel distance is descript-audio-codec's (`losses.mel_distance`): 0 is equal, lower is better.
+
+    Raises:
+        UserError: fewer than `num_clips` held-out clips.
+    """
+    data_dir, num_samples = Path(data_dir), round(seconds * audio.SAMPLE_RATE_HZ)
+    held_out = [clip for clip in read_metadata(data_dir) if clip["split"] == "test"]
+    if not 1 <= num_clips <= len(held_out):
+        raise UserError(f"num_clips={num_clips}, and {data_dir} holds {len(held_out)} held-out clips: ask for 1 to {len(held_out)}")
+    distance = jax.jit(functools.partial(mel_distance, sample_rate_hz=audio.SAMPLE_RATE_HZ))
+    num_codes, counts, quality = codec.config.num_codes, None, {}
+    for i, clip in enumerate(held_out[:num_clips]):
+        progress(f"coding held-out clip {i + 1} of {num_clips}")
+        wave = audio.read(data_dir / clip["file_name"])[:num_samples]
+        codes = np.asarray(codec.encode(wave[None]))
+        num_levels = codes.shape[-1]
+        if counts is None:
+            counts = np.zeros((num_levels, num_codes))
+        for level in range(num_levels):
+            counts[level] += np.bincount(codes[..., level].ravel(), minlength=num_codes)
+        for levels in sorted({1, max(1, num_levels // 3), num_levels}):
+            decoded = np.asarray(codec.decode(codes[..., :levels]))[:, : len(wave)]
+            quality.setdefault(levels, []).append((float(distance(decoded, wave[None])), si_sdr_db(decoded[0], wave)))
+    means = {levels: np.mean(values, axis=0) for levels, values in quality.items()}
+    return {
+        "num_clips": num_clips,
+        "seconds": seconds,
+        "quality": [{"levels": q, "mel_distance": float(mel), "si_sdr_db": float(sdr)} for q, (mel, sdr) in means.items()],
+        "num_codes": num_codes,
+        "num_frames": int(counts[0].sum()),
+        "perplexity": [float(x) for x in perplexity(jax.numpy.asarray(counts, jax.numpy.float32))],
+    }
+
+
+def format_codec_report(report: dict[str, Any]) -> str:
+    """Two tables in plain text: quality by number of levels, and perplexity of each level beside half its number of codes."""
+    lines = [
+        f"Codec on {report['num_clips']} held-out clips, {report['seconds']:g} s each",
+        "",
+        "levels  mel distance  SI-SDR",
+        *(f"{row['levels']:6}  {row['mel_distance']:12.3f}  {row['si_sdr_db']:3.1f} dB" for row in report["quality"]),
+        "",
+        # N frames cannot show more than N codes.
+        f"level  perplexity  (half of {report['num_codes']} codes is {report['num_codes'] // 2}; {report['num_frames']} frames)",
+    ]
+    for level, value in enumerate(report["perplexity"], start=1):
+        lines.append(f"{level:5}  {value:10.1f}" + ("  below half" if value < report["num_codes"] / 2 else ""))
+    return "\n".join(lines)
