@@ -1,0 +1,120 @@
+"""The config of a whole MusicLM: every model, the token streams between them, the windows of long generation, how to sample.
+
+It is what `config.json` of a bundle holds. How each part is trained is `fit.FitConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.models.mulan import MuLanConfig
+from musiclm_jax.models.soundstream import SoundStreamConfig
+from musiclm_jax.models.stage import StageConfig
+from musiclm_jax.models.w2v_bert import W2vBertConfig
+from musiclm_jax.records import from_dict, to_dict
+from musiclm_jax.sampling import SamplingConfig
+from musiclm_jax.specs import AudioSpec, TokenSpec
+from musiclm_jax.tokens import STAGES, StageLayout, stage_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowConfig:
+    """Seconds that each stage writes at once, and how the next window overlaps (MusicLM, arXiv 2301.11325, sections 3.2 and 4.2).
+
+    Also the longest crops the stages are trained on.
+    """
+
+    # The semantic stage writes 30 s, then goes on in steps of 15 s, its prompt the 15 s before.
+    semantic_sec: float = 30.0
+    semantic_hop_sec: float = 15.0
+    # The coarse stage writes 10 s, each window after the first with the last 3 s of the one before as prompt.
+    coarse_sec: float = 10.0
+    coarse_hop_sec: float = 7.0
+    # Fine windows do not overlap: all of them are one batch.
+    fine_sec: float = 3.0
+
+    def __post_init__(self):
+        for name in ("semantic", "coarse"):
+            window, hop = getattr(self, f"{name}_sec"), getattr(self, f"{name}_hop_sec")
+            if not 0 < hop <= window:
+                raise UserError(f"{name}_hop_sec={hop}, {name}_sec={window}: choose a hop above 0 and not beyond the window")
+        if self.fine_sec <= 0:
+            raise UserError(f"fine_sec={self.fine_sec}: choose a length above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MusicLMConfig:
+    """The defaults are the paper's sizes."""
+
+    audio: AudioSpec = AudioSpec()
+    soundstream: SoundStreamConfig = SoundStreamConfig()
+    w2v_bert: W2vBertConfig = W2vBertConfig()
+    mulan: MuLanConfig = MuLanConfig()
+    # SoundStream levels that the coarse stage writes; the fine stage writes the rest.
+    coarse_levels: int = 4
+    semantic: StageConfig = StageConfig()
+    coarse: StageConfig = StageConfig()
+    fine: StageConfig = StageConfig()
+    # Whether the fine stage sees the MuLan tokens. The paper leaves it open; AudioLM's sees coarse tokens only.
+    fine_sees_mulan: bool = False
+    windows: WindowConfig = WindowConfig()
+    # How each stage draws by default: the paper's temperatures.
+    semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    coarse_sampling: SamplingConfig = SamplingConfig(temperature=0.95)
+    fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
+
+    def __post_init__(self):
+        spec = self.audio
+        if self.soundstream.frame_samples != spec.frame_samples:
+            raise UserError(
+                f"soundstream strides {self.soundstream.strides} make frames of {self.soundstream.frame_samples} samples, "
+                f"audio has frames of {spec.frame_samples}: choose strides with that product"
+            )
+        if self.w2v_bert.token_samples != spec.semantic_samples:
+            raise UserError(
+                f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples"
+            )
+        for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
+            if mel.sample_rate_hz != spec.sample_rate_hz:
+                raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")
+        self.tokens  # noqa: B018  (checks coarse_levels)
+
+    @property
+    def tokens(self) -> TokenSpec:
+        """Sizes of the streams, each taken from the model that writes it, so that they cannot disagree."""
+        return TokenSpec(
+            mulan_levels=self.mulan.num_levels,
+            mulan_codes=self.mulan.num_codes,
+            semantic_codes=self.w2v_bert.num_clusters,
+            acoustic_levels=self.soundstream.num_levels,
+            acoustic_codes=self.soundstream.num_codes,
+            coarse_levels=self.coarse_levels,
+        )
+
+    def stage(self, name: str) -> StageConfig:
+        """Sizes of the stage "semantic", "coarse" or "fine"."""
+        return getattr(self, _stage_name(name))
+
+    def layout(self, name: str) -> StageLayout:
+        """What that stage reads and writes."""
+        return stage_layout(_stage_name(name), self.tokens, audio=self.audio, fine_sees_mulan=self.fine_sees_mulan)
+
+    def sampling(self, name: str) -> SamplingConfig:
+        """How that stage draws by default."""
+        return getattr(self, f"{_stage_name(name)}_sampling")
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MusicLMConfig:
+        """The inverse of `to_dict`, also after JSON. Raises `UserError` for a missing, unknown or wrongly typed field."""
+        return from_dict(cls, data, where="model")
+
+
+def _stage_name(name: str) -> str:
+    if name not in STAGES:
+        raise UserError(f"stage {name!r}: choose one of {', '.join(STAGES)}")
+    return name
