@@ -1,0 +1,244 @@
+"""MuLan (arXiv 2208.12415): one space for music and the words about it, and MusicLM's 12 tokens in that space (arXiv 2301.11325, 3.1).
+
+`MuLan` is the pair of towers; the functions below it are what the rest of the package calls. `params` is the tree that `init` returns,
+`variables` is {"params": ..., "quantizer": {"audio_mean", "text_mean", "codebooks"}}, the content of mulan.safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.errors import UserError
+from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.models.resnet import ResNet, ResNetConfig
+from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
+from musiclm_jax.nn.layers import Dense, l2_normalize, partitioned
+from musiclm_jax.nn.quantize import rvq_decode, rvq_encode, rvq_fit
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Blanks in training spectrograms (arXiv 1904.08779, section 2, without time warping). A count of 0 turns a kind off."""
+
+    num_time_masks: int = 2
+    # Widths are drawn from 0 to this, frames.
+    max_time_frames: int = 100
+    num_mel_masks: int = 2
+    # Likewise, mel bins.
+    max_mel_bins: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class MuLanConfig:
+    """MuLan with the ResNet-50 audio tower by default."""
+
+    mel: LogMelConfig = LogMelConfig(num_mels=64)
+    # Log-mels reach the network as (x - mel_mean) / mel_std: two rough constants, since a norm follows the first convolution.
+    mel_mean: float = -4.0
+    mel_std: float = 4.0
+    audio: ResNetConfig = ResNetConfig()
+    text: TextTowerConfig = TextTowerConfig()
+    spec_augment: SpecAugmentConfig = SpecAugmentConfig()
+    # Of the shared space.
+    embedding_dim: int = 128
+    # "decoupled" (MuLan's: the positive pair is not in the denominator, both directions share one), "infonce" (CLIP's, symmetric) or
+    # "sigmoid" (SigLIP's: each pair of the batch is a yes-or-no question; adds a learned bias).
+    loss: str = "decoupled"
+    # Cosines are divided by it. It is learned, but never falls below min_temperature.
+    init_temperature: float = 0.1
+    min_temperature: float = 0.01
+    # Windows whose embeddings are averaged to that of a longer clip.
+    window_sec: float = 10.0
+    hop_sec: float = 1.0
+    # Residual quantizer of the embeddings.
+    num_levels: int = 12
+    num_codes: int = 1024
+    # "float32" or "bfloat16", of the towers' products.
+    dtype: str = "float32"
+    # Recompute blocks and layers in the backward pass: about a third more work for much less memory.
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.loss not in ("decoupled", "infonce", "sigmoid"):
+            raise ValueError(f"loss={self.loss!r}: choose 'decoupled', 'infonce' or 'sigmoid'")
+        if not 0 < self.min_temperature <= self.init_temperature:
+            raise ValueError(f"0 < min_temperature={self.min_temperature} <= init_temperature={self.init_temperature} must hold")
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_sec * self.mel.sample_rate_hz)
+
+    @property
+    def hop_samples(self) -> int:
+        return round(self.hop_sec * self.mel.sample_rate_hz)
+
+
+class MuLan(nn.Module):
+    """The two towers, the temperature and, for the sigmoid loss, the bias. With `train=True`, `apply` wants the rngs "dropout" and "augment"."""
+
+    config: MuLanConfig
+
+    def setup(self):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.audio_tower = ResNet(config.audio, dtype=dtype, remat=config.remat)
+        self.text_tower = TextTower(config.text, dtype=dtype, remat=config.remat)
+        # float32: the embeddings are compared at a fine temperature.
+        self.audio_head = Dense(config.embedding_dim, axes=("conv", "embed"))
+        self.text_head = Dense(config.embedding_dim, axes=("embed", None))
+        log_temperature = nn.initializers.constant(jnp.log(config.init_temperature))
+        self.log_temperature = self.param("log_temperature", partitioned(log_temperature, ()), (), jnp.float32)
+        if config.loss == "sigmoid":
+            # SigLIP's start: nearly all pairs are no pairs.
+            self.bias = self.param("bias", partitioned(nn.initializers.constant(-10.0), ()), (), jnp.float32)
+
+    def __call__(
+        self, wave: Float[Array, "B N"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"], Float[Array, ""], Float[Array, ""]]:
+        """(audio embeddings, text embeddings, temperature, bias; the bias is 0 but for the sigmoid loss)."""
+        temperature = jnp.maximum(jnp.exp(self.log_temperature), self.config.min_temperature)
+        bias = self.bias if self.config.loss == "sigmoid" else jnp.zeros(())
+        return self.embed_audio(wave, train=train), self.embed_text(ids, mask, train=train), temperature, bias
+
+    def embed_audio(self, wave: Float[Array, "B N"], *, train: bool = False) -> Float[Array, "B D"]:
+        config = self.config
+        mels = (log_mel(wave, config.mel) - config.mel_mean) / config.mel_std
+        if train:
+            mels = spec_augment(mels, config.spec_augment, rng=self.make_rng("augment"))
+        return l2_normalize(self.audio_head(self.audio_tower(mels)))
+
+    def embed_text(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        return l2_normalize(self.text_head(self.text_tower(ids, mask, train=train)))
+
+
+def spec_augment(mels: Float[Array, "B T M"], config: SpecAugmentConfig, *, rng: Key) -> Float[Array, "B T M"]:
+    """`mels` with bands of frames and of mel bins set to 0, drawn for each example."""
+    for axis, count, widest in ((1, config.num_time_masks, config.max_time_frames), (2, config.num_mel_masks, config.max_mel_bins)):
+        if not count:
+            continue
+        rng, width_rng, start_rng = jax.random.split(rng, 3)
+        size, shape = mels.shape[axis], (len(mels), count, 1)
+        width = jax.random.randint(width_rng, shape, 0, min(widest, size) + 1)
+        start = jnp.floor(jax.random.uniform(start_rng, shape) * (size - width + 1)).astype(jnp.int32)
+        at = jnp.arange(size)
+        blank = jnp.any((start <= at) & (at < start + width), axis=1)
+        mels = jnp.where(jnp.expand_dims(blank, 3 - axis), 0.0, mels)
+    return mels
+
+
+def init(config: MuLanConfig, rng: Key) -> Any:
+    """Fresh parameters, in their logical-partitioning boxes."""
+    # No parameter's shape depends on either length.
+    wave, ids = jnp.zeros((1, 32 * config.mel.hop_samples)), jnp.zeros((1, 3), jnp.int32)
+    return MuLan(config).init(rng, wave, ids, ids == 0)["params"]
+
+
+def embed_audio(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
+    """Unit embeddings of waves that are one window each (of any length, though 10 s is what training saw)."""
+    return MuLan(config).apply({"params": params}, wave, method=MuLan.embed_audio)
+
+
+def embed_text(config: MuLanConfig, params: Any, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Unit embeddings of texts from `TextTokenizer.encode`."""
+    return MuLan(config).apply({"params": params}, ids, mask, method=MuLan.embed_text)
+
+
+def num_windows(config: MuLanConfig, num_samples: int) -> int:
+    """Windows of a wave: 21 for 30 s, 1 for 10 s or less. Samples after the last whole window are not seen."""
+    return max(0, num_samples - config.window_samples) // config.hop_samples + 1
+
+
+def embed_windows(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B W D"]:
+    """Unit embeddings of all 10 s windows, one each second. A wave shorter than a window is zero-padded on the right.
+
+    One window of the batch is computed at a time, so that memory does not grow with the length of the wave.
+    """
+    wave = jnp.pad(wave, ((0, 0), (0, max(0, config.window_samples - wave.shape[1]))))
+    starts = jnp.arange(num_windows(config, wave.shape[1])) * config.hop_samples
+
+    def embed(start):
+        return embed_audio(config, params, jax.lax.dynamic_slice_in_dim(wave, start, config.window_samples, axis=1))
+
+    return jnp.swapaxes(jax.lax.map(embed, starts), 0, 1)
+
+
+def average_windows(windows: Float[Array, "B W D"]) -> Float[Array, "B D"]:
+    """One unit embedding per clip: the mean over its windows, brought back to length 1 so that clips and texts are alike."""
+    return l2_normalize(jnp.mean(windows.astype(jnp.float32), axis=1))
+
+
+def fit_quantizer(
+    audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "m D"], *, rng: Key, config: MuLanConfig, num_iters: int = 50
+) -> dict[str, Array]:
+    """{"audio_mean" [D], "text_mean" [D], "codebooks" [Q, C, D]}: one residual quantizer for both modalities.
+
+    Contrastive training leaves audio and text in two separate cones (the modality gap, arXiv 2203.02053). A quantizer fitted to audio alone,
+    as in the paper, would spend its first level on text's distance from it. So each modality is centred on its own mean first,
+    and the codebooks are fitted to both together.
+    """
+    if len(audio_embeddings) + len(text_embeddings) < config.num_codes:
+        raise UserError(
+            f"{len(audio_embeddings)} clips and {len(text_embeddings)} captions cannot fill num_codes={config.num_codes} codes: "
+            "lower num_codes of the MuLan config or give more clips"
+        )
+    means = {"audio_mean": _mean_direction(audio_embeddings), "text_mean": _mean_direction(text_embeddings)}
+    both = jnp.concatenate([_centre(audio_embeddings, means["audio_mean"]), _centre(text_embeddings, means["text_mean"])])
+    codebooks = rvq_fit(rng, both, num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)
+    return {**means, "codebooks": codebooks}
+
+
+def audio_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:
+    """MuLan tokens of clips, from `average_windows`."""
+    return _tokens(config, variables["quantizer"], embedding, "audio_mean")
+
+
+def text_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:
+    """MuLan tokens of texts, from `embed_text`."""
+    return _tokens(config, variables["quantizer"], embedding, "text_mean")
+
+
+def quantizer_report(
+    config: MuLanConfig, variables: Any, audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "n D"]
+) -> dict[str, float]:
+    """How well the tokens of n clips and of their captions (row i with row i) say what the embeddings say.
+
+    Returns: audio_cosine, text_cosine: mean cosine of a centred embedding and its quantized form. pair_cosine: of the two quantized
+    forms of a pair. level1_agreement: share of pairs whose first token is the same, and level1_chance, the same for shuffled pairs.
+    """
+    quantizer = variables["quantizer"]
+    codes, quantized, cosine = {}, {}, {}
+    for name, embedding in (("audio", audio_embeddings), ("text", text_embeddings)):
+        codes[name] = _tokens(config, quantizer, embedding, f"{name}_mean")
+        quantized[name] = l2_normalize(rvq_decode(quantizer["codebooks"], codes[name]))
+        cosine[name] = jnp.mean(jnp.sum(quantized[name] * _centre(embedding, quantizer[f"{name}_mean"]), axis=-1))
+    first = {name: codes[name][:, 0] for name in codes}
+    shares = [jnp.bincount(first[name], length=config.num_codes) / len(first[name]) for name in first]
+    return {
+        "audio_cosine": float(cosine["audio"]),
+        "text_cosine": float(cosine["text"]),
+        "pair_cosine": float(jnp.mean(jnp.sum(quantized["audio"] * quantized["text"], axis=-1))),
+        "level1_agreement": float(jnp.mean(first["audio"] == first["text"])),
+        "level1_chance": float(jnp.sum(shares[0] * shares[1])),
+    }
+
+
+def _mean_direction(embeddings: Float[Array, "n D"]) -> Float[Array, "D"]:
+    return jnp.mean(l2_normalize(embeddings), axis=0)
+
+
+def _centre(embeddings: Float[Array, "n D"], mean: Float[Array, "D"]) -> Float[Array, "n D"]:
+    """Unit vectors, less their modality's mean, at length 1 again."""
+    return l2_normalize(l2_normalize(embeddings) - mean)
+
+
+def _tokens(config: MuLanConfig, quantizer: Any, embedding: Float[Array, "B D"], mean: str) -> Int[Array, "B Q"]:
+    expected = (config.num_levels, config.num_codes, config.embedding_dim)
+    if quantizer["codebooks"].shape != expected:
+        raise ValueError(f"expected codebooks [Q, C, D] = {expected}, got {quantizer['codebooks'].shape}: the config is another model's")
+    return rvq_encode(quantizer["codebooks"], _centre(embedding, quantizer[mean]))

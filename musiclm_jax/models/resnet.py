@@ -1,0 +1,126 @@
+"""A plain residual network over spectrograms (arXiv 1512.03385, strides as in its usual v1.5), from 16 channels to ResNet-50."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float
+from musiclm_jax.nn.layers import partitioned
+
+# He's initialization, for convolutions before a ReLU.
+_kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (None, None, None, "conv"))
+# A bottleneck's output is this many times its width.
+_EXPANSION = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet-50 by default. Pairs are (time, frequency)."""
+
+    # Residual blocks of each stage.
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    # Channels inside the blocks of each stage; bottlenecks put out 4 times as many.
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    # True: 1x1, 3x3, 1x1 (ResNet-50). False: 3x3, 3x3 (ResNet-18).
+    bottleneck: bool = True
+    # Stride of the first block of each stage. A small frequency stride keeps pitch and harmonics apart until late.
+    strides: tuple[tuple[int, int], ...] = ((1, 1), (2, 2), (2, 2), (2, 2))
+    # Channels of the stem, one convolution.
+    stem_width: int = 64
+    stem_kernel: tuple[int, int] = (7, 7)
+    stem_stride: tuple[int, int] = (2, 2)
+    # 3x3 max-pooling with stride 2 after the stem.
+    stem_pool: bool = True
+    # Channels per group of a norm; a layer of fewer channels is one group. Group norm (arXiv 1803.08494) has no state and mixes
+    # no examples, so a clip's embedding never depends on its batch mates; ResNet-50's batch norm would do both.
+    norm_group_size: int = 16
+    # "mean": over time and frequency, as ResNet-50 does. "stats": mean and standard deviation over time, for every channel and remaining
+    # frequency, side by side: the deviation tells steady from rhythmic, the frequency tells pitch.
+    pooling: str = "mean"
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.widths) == len(self.strides):
+            raise ValueError(f"depths={self.depths}, widths={self.widths}, strides={self.strides}: give each the same number of stages")
+        if self.pooling not in ("mean", "stats"):
+            raise ValueError(f"pooling={self.pooling!r}: choose 'mean' or 'stats'")
+        for width in (self.stem_width, *self.widths):
+            if width > self.norm_group_size and width % self.norm_group_size:
+                raise ValueError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}")
+
+
+class ResNet(nn.Module):
+    """Spectrogram [B, T, M] -> features [B, D], D fixed by the config and, for "stats", by M. Any T will do."""
+
+    config: ResNetConfig
+    dtype: jnp.dtype = jnp.float32
+    # Recompute each block in the backward pass, for memory.
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:
+        config = self.config
+        x = spectrogram.astype(self.dtype)[..., None]
+        x = _conv(config.stem_width, config.stem_kernel, config.stem_stride, dtype=self.dtype, name="stem")(x)
+        x = nn.relu(_norm(config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
+        if config.stem_pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block = nn.remat(Block) if self.remat else Block
+        for stage, (depth, width, stride) in enumerate(zip(config.depths, config.widths, config.strides, strict=True)):
+            for i in range(depth):
+                x = block(config, width, stride if i == 0 else (1, 1), dtype=self.dtype, name=f"stage{stage}_block{i}")(x)
+        x = x.astype(jnp.float32)
+        if config.pooling == "mean":
+            return jnp.mean(x, axis=(1, 2))
+        x = x.reshape(*x.shape[:2], -1)  # [B, T, M, D] -> [B, T, M*D]
+        mean = jnp.mean(x, axis=1)
+        deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[:, None]), axis=1) + 1e-6)
+        return jnp.concatenate([mean, deviation], axis=-1)
+
+
+class Block(nn.Module):
+    """ReLU(x + convolutions(x)), each convolution followed by a norm. The shortcut is a 1x1 convolution where shapes change."""
+
+    config: ResNetConfig
+    width: int
+    stride: tuple[int, int]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T M D"]) -> Float[Array, "B T2 M2 D2"]:
+        conv = functools.partial(_conv, dtype=self.dtype)
+        norm = functools.partial(_norm, self.config, dtype=self.dtype)
+        if self.config.bottleneck:
+            layers = [(self.width, (1, 1), (1, 1)), (self.width, (3, 3), self.stride), (self.width * _EXPANSION, (1, 1), (1, 1))]
+        else:
+            layers = [(self.width, (3, 3), self.stride), (self.width, (3, 3), (1, 1))]
+        y = x
+        for i, (width, kernel, stride) in enumerate(layers):
+            y = conv(width, kernel, stride, name=f"conv{i}")(y)
+            y = norm(width, name=f"norm{i}")(y)
+            y = nn.relu(y) if i < len(layers) - 1 else y
+        if x.shape != y.shape:
+            x = conv(y.shape[-1], (1, 1), self.stride, name="shortcut")(x)
+            x = norm(y.shape[-1], name="shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+def _conv(width: int, kernel: tuple[int, int], stride: tuple[int, int], *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Conv:
+    # Padded alike on both sides for odd kernels, so that n becomes ceil(n / stride) as in other frameworks.
+    padding = tuple(((k - 1) // 2, k // 2) for k in kernel)
+    return nn.Conv(width, kernel, stride, padding=padding, use_bias=False, dtype=dtype, kernel_init=_kernel_init, name=name)
+
+
+def _norm(config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(
+        num_groups=max(1, width // config.norm_group_size),
+        epsilon=1e-5,
+        dtype=dtype,
+        scale_init=partitioned(nn.initializers.ones, ("conv",)),
+        bias_init=partitioned(nn.initializers.zeros, ("conv",)),
+        name=name,
+    )

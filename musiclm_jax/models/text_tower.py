@@ -1,0 +1,96 @@
+"""A BERT encoder (arXiv 1810.04805): BERT-base by default, a few small layers by config."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Bool, Float, Int
+from musiclm_jax.nn.attention import SelfAttention
+from musiclm_jax.nn.layers import Dense, Embed, LayerNorm, partitioned
+
+_embedding_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTowerConfig:
+    """BERT-base by default, less two things that one-sentence inputs leave idle: the table of sentence types (add its first row to every
+    row of the positions to load BERT's weights) and the pooler (MuLan's linear head takes its place)."""
+
+    # At least the tokenizer's vocab_size.
+    vocab_size: int = 30_522
+    # The longest input, [CLS] and [SEP] included.
+    max_tokens: int = 512
+    dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    # False: norms after each sum, as in BERT. True: before each sublayer and once at the end; trains from scratch without care for warm-up.
+    pre_norm: bool = False
+    # Of embeddings and sublayer outputs, in training. BERT: 0.1.
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+
+
+class TextTower(nn.Module):
+    """Ids [B, T] and mask [B, T] -> the vector of the first token, [CLS]: [B, D]. What stands under a False mask has no influence."""
+
+    config: TextTowerConfig
+    dtype: jnp.dtype = jnp.float32
+    # Recompute each layer in the backward pass, for memory.
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        config, length = self.config, ids.shape[1]
+        if length > config.max_tokens:
+            raise ValueError(f"expected at most max_tokens={config.max_tokens} tokens, got {length}: encode with that limit")
+        positions = self.param("positions", partitioned(_embedding_init, (None, "embed")), (config.max_tokens, config.dim), jnp.float32)
+        x = Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=_embedding_init, name="tokens")(ids)
+        x = x + positions[:length].astype(self.dtype)
+        x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="embedding_norm")(x)
+        x = nn.Dropout(config.dropout, deterministic=not train)(x)
+        layers = nn.scan(
+            nn.remat(EncoderLayer) if self.remat else EncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = layers(config, train=train, dtype=self.dtype, name="layers")(x, mask)
+        if config.pre_norm:
+            x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="final_norm")(x)
+        return x[:, 0].astype(jnp.float32)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each. For `nn.scan`."""
+
+    config: TextTowerConfig
+    train: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], None]:
+        config = self.config
+        attention = SelfAttention(config.num_heads, config.dim // config.num_heads, dtype=self.dtype, name="attention")
+        x = self._residual(x, "attention_norm", lambda x: attention(x, mask=mask[:, None, None, :])[0])
+        widen = Dense(config.mlp_dim, axes=("embed", "mlp"), dtype=self.dtype, name="widen")
+        narrow = Dense(config.dim, axes=("mlp", "embed"), dtype=self.dtype, name="narrow")
+        x = self._residual(x, "mlp_norm", lambda x: narrow(jax.nn.gelu(widen(x), approximate=False)))
+        return x, None
+
+    def _residual(self, x, name, sublayer):
+        norm = LayerNorm(epsilon=1e-12, dtype=self.dtype, name=name)
+        drop = functools.partial(nn.Dropout(self.config.dropout, deterministic=not self.train))
+        return x + drop(sublayer(norm(x))) if self.config.pre_norm else norm(x + drop(sublayer(x)))

@@ -1,0 +1,115 @@
+"""Contrastive training of MuLan (arXiv 2208.12415, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.models import mulan
+from musiclm_jax.optim import OptimizerConfig, learning_rate, make_optimizer
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+
+
+def contrastive_loss(
+    cosines: Float[Array, "B B"], same: Bool[Array, "B B"], *, temperature: Float[Array, ""], bias: Float[Array, ""], form: str
+) -> Float[Array, ""]:
+    """Mean loss of the B pairs on the diagonal of `cosines` (audio by text), float32. With s = cosines / temperature:
+
+    decoupled   -s_ii + log sum over j of [exp s_ij + exp s_ji], j being i's negatives alone
+    infonce     half of -s_ii + log sum over j of exp s_ij, and half of the same over columns, j being i and its negatives
+    sigmoid     -log sigmoid(s_ii + bias) - sum over i's negatives j of log sigmoid(-s_ij - bias)
+
+    Where `same` holds, the two texts are one text: such pairs are no negatives. It must hold on the diagonal.
+    """
+    logits = cosines.astype(jnp.float32) / temperature + bias
+    positive = jnp.diagonal(logits)
+    if form == "sigmoid":
+        negative = jnp.sum(jnp.where(same, 0.0, jax.nn.softplus(logits)), axis=1)
+        return jnp.mean(jax.nn.softplus(-positive) + negative)
+    negatives = jnp.where(same, -jnp.inf, logits)
+    if form == "decoupled":
+        # Both directions in one denominator, by logsumexp: exp overflows at small temperatures.
+        both = jnp.concatenate([negatives, negatives.T], axis=1)
+        # A text that is the whole batch's has no negatives and nothing to say: 0, where the formula says -inf.
+        alone = jnp.all(same, axis=1)
+        return jnp.mean(jnp.where(alone, 0.0, jax.nn.logsumexp(jnp.where(alone[:, None], 0.0, both), axis=1) - positive))
+    if form == "infonce":
+        candidates = jnp.where(jnp.eye(len(logits), dtype=bool), logits, negatives)
+        return jnp.mean(jax.nn.logsumexp(candidates, axis=1) + jax.nn.logsumexp(candidates, axis=0) - 2 * positive) / 2
+    raise ValueError(f"form={form!r}: choose 'decoupled', 'infonce' or 'sigmoid'")
+
+
+def same_text(ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Bool[Array, "B B"]:
+    """True where two rows are the same tokens: a batch may hold two clips whose captions are word for word the same."""
+    ids = jnp.where(mask, ids, -1)
+    return jnp.all(ids[:, None] == ids[None], axis=-1)
+
+
+def recall_at_1(cosines: Float[Array, "B B"], same: Bool[Array, "B B"]) -> Float[Array, ""]:
+    """Share of rows whose best column belongs to the row. Twins of the right column count as right."""
+    best = jnp.argmax(cosines, axis=1)
+    return jnp.mean(jnp.take_along_axis(same, best[:, None], axis=1).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class MuLanTask:
+    """Batch: "wave" float32 [B, N], "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
+
+    Metrics: loss, and loss_chance, the loss of a model to which all pairs look alike (log B for "infonce", log 2(B - 1) for "decoupled");
+    audio_to_text and text_to_audio, recall@1 within the batch, and recall_chance (1/B without twins); temperature; and the mean cosines
+    of pairs and of negatives.
+    """
+
+    name: str = "mulan"
+    model: mulan.MuLanConfig = mulan.MuLanConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def init_state(self, rng: Key) -> TrainState:
+        params = mulan.init(self.model, rng)
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+
+    def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
+        dropout_rng, augment_rng = jax.random.split(rng)
+        rngs = {"dropout": dropout_rng, "augment": augment_rng}
+        (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rngs)
+        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads), "learning_rate": learning_rate(self.optimizer, state.step)}
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.stats), metrics
+
+    def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
+        del rng  # Nothing is drawn.
+        return self._loss(state.params, batch, None)[1]
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """{"params"}; `mulan.fit_quantizer` adds "quantizer" when training is done."""
+        return {"params": nn.unbox(state.params)}
+
+    def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:
+        ids, mask = batch["text_ids"], batch["text_mask"]
+        audio, text, temperature, bias = mulan.MuLan(self.model).apply(
+            {"params": params}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
+        )
+        cosines = jnp.einsum("bd,cd->bc", audio, text, precision=jax.lax.Precision.HIGHEST)
+        same = same_text(ids, mask)
+
+        def loss_of(cosines):
+            return contrastive_loss(cosines, same, temperature=temperature, bias=bias, form=self.model.loss)
+
+        loss = loss_of(cosines)
+        negatives = jnp.logical_not(same)
+        return loss, {
+            "loss": loss,
+            "loss_chance": loss_of(jnp.zeros_like(cosines)),
+            "audio_to_text": recall_at_1(cosines, same),
+            "text_to_audio": recall_at_1(cosines.T, same),
+            "recall_chance": jnp.mean(same.astype(jnp.float32)),
+            "temperature": temperature,
+            "pair_cosine": jnp.mean(jnp.diagonal(cosines)),
+            "negative_cosine": jnp.sum(cosines * negatives) / jnp.maximum(jnp.sum(negatives), 1),
+        }

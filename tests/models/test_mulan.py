@@ -1,0 +1,243 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.features import LogMelConfig
+from musiclm_jax.models import mulan
+from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
+from musiclm_jax.models.resnet import ResNet, ResNetConfig
+from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
+
+# 100 Hz "audio": windows of 10 s are 1000 samples, 50 frames.
+TINY = MuLanConfig(
+    mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),
+    audio=ResNetConfig(depths=(1, 1), widths=(4, 8), strides=((1, 1), (2, 2)), bottleneck=False, stem_width=4, stem_pool=False, pooling="stats"),
+    text=TextTowerConfig(vocab_size=19, max_tokens=13, dim=10, num_layers=2, num_heads=2, mlp_dim=14, dropout=0.1),
+    spec_augment=SpecAugmentConfig(num_time_masks=1, max_time_frames=9, num_mel_masks=1, max_mel_bins=3),
+    embedding_dim=7,
+    num_levels=3,
+    num_codes=5,
+)
+
+
+@functools.cache
+def params(config=TINY):
+    return nn.unbox(mulan.init(config, jax.random.key(0)))
+
+
+def waves(batch, samples, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, samples)), jnp.float32)
+
+
+def texts(batch, length, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(4, 19, (batch, length)), jnp.int32), jnp.ones((batch, length), bool)
+
+
+def random_units(num, dim=7, seed=0, shift=0.0):
+    x = np.random.default_rng(seed).normal(size=(num, dim)) + shift
+    return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_embeddings_are_unit_vectors(pre_norm, dtype):
+    config = dataclasses.replace(TINY, dtype=dtype, text=dataclasses.replace(TINY.text, pre_norm=pre_norm))
+    audio = mulan.embed_audio(config, params(config), waves(3, 1000))
+    text = mulan.embed_text(config, params(config), *texts(3, 11))
+    for embedding in (audio, text):
+        assert embedding.shape == (3, 7) and embedding.dtype == jnp.float32
+        np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1.0, atol=1e-5)
+
+
+def test_what_the_mask_hides_has_no_influence():
+    ids, mask = texts(2, 5)
+    padded = jnp.concatenate([ids, jnp.full((2, 6), 17)], axis=1)
+    padded_mask = jnp.concatenate([mask, jnp.zeros((2, 6), bool)], axis=1)
+    short, long = mulan.embed_text(TINY, params(), ids, mask), mulan.embed_text(TINY, params(), padded, padded_mask)
+    np.testing.assert_allclose(short, long, atol=1e-6)
+    assert jnp.abs(short - mulan.embed_text(TINY, params(), ids.at[:, 3].set(4), mask)).max() > 1e-4
+
+
+def test_too_long_a_text_is_named():
+    with pytest.raises(ValueError, match="max_tokens=13 tokens, got 14"):
+        mulan.embed_text(TINY, params(), *texts(1, 14))
+
+
+@pytest.mark.parametrize("seconds, windows", [(30, 21), (10, 1), (3, 1), (11.5, 2)])
+def test_window_count(seconds, windows):
+    shape = jax.eval_shape(lambda wave: mulan.embed_windows(TINY, params(), wave), jax.ShapeDtypeStruct((2, int(seconds * 100)), jnp.float32))
+    assert shape.shape == (2, windows, 7) == (2, mulan.num_windows(TINY, int(seconds * 100)), 7)
+
+
+def test_windows_are_the_embeddings_of_their_slices():
+    wave = waves(2, 1250)
+    windows = mulan.embed_windows(TINY, params(), wave)
+    for i in range(3):
+        np.testing.assert_allclose(windows[:, i], mulan.embed_audio(TINY, params(), wave[:, 100 * i : 100 * i + 1000]), atol=1e-5)
+    short = mulan.embed_windows(TINY, params(), wave[:, :300])
+    np.testing.assert_allclose(short[:, 0], mulan.embed_audio(TINY, params(), jnp.pad(wave[:, :300], ((0, 0), (0, 700)))), atol=1e-5)
+
+
+def test_a_clip_does_not_depend_on_its_batch_mates():
+    wave, (ids, mask) = waves(3, 1000), texts(3, 9)
+    np.testing.assert_allclose(mulan.embed_audio(TINY, params(), wave)[1:2], mulan.embed_audio(TINY, params(), wave[1:2]), atol=1e-6)
+    np.testing.assert_allclose(mulan.embed_text(TINY, params(), ids, mask)[1:2], mulan.embed_text(TINY, params(), ids[1:2], mask[1:2]), atol=1e-6)
+
+
+def test_stats_pooling_by_hand():
+    config = dataclasses.replace(TINY.audio, depths=(), widths=(), strides=())
+    mels = waves(2, 17 * 11).reshape(2, 17, 11)
+    dtype = jnp.dtype("float32")
+    model, means = ResNet(config, dtype), ResNet(dataclasses.replace(config, pooling="mean"), dtype)
+    variables = model.init(jax.random.key(1), mels)
+    stats, mean = model.apply(variables, mels), means.apply(variables, mels)
+    stats = stats.reshape(2, 2, 6, 4)  # mean and deviation, [M, D]
+    np.testing.assert_allclose(stats[:, 0].mean(1), mean, atol=1e-6)
+    # Twice the same clip in a row would have the same statistics, were it not for the edges of the convolution: a steady input has none.
+    steady = model.apply(variables, jnp.broadcast_to(mels[:, :1], mels.shape)).reshape(2, 2, 6, 4)
+    assert steady[:, 1].mean() < stats[:, 1].mean()
+
+
+def test_spec_augment_blanks_bands():
+    mels = jnp.ones((23, 53, 17))
+    config = SpecAugmentConfig(num_time_masks=1, max_time_frames=11, num_mel_masks=1, max_mel_bins=5)
+    out = np.asarray(mulan.spec_augment(mels, config, rng=jax.random.key(0)))
+    rows, columns = (out == 0).all(2).sum(1), (out == 0).all(1).sum(1)
+    assert rows.max() <= 11 and columns.max() <= 5 and rows.max() > 5 and columns.max() > 2
+    assert len(set(rows)) > 3  # drawn for each example
+    kept = (~(out == 0).all(2))[:, :, None] & (~(out == 0).all(1))[:, None]
+    assert (out[kept] == 1).all()
+    off = SpecAugmentConfig(num_time_masks=0, num_mel_masks=0)
+    np.testing.assert_array_equal(mulan.spec_augment(mels, off, rng=jax.random.key(0)), mels)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_paper_sizes():
+    shapes = jax.eval_shape(lambda: nn.unbox(mulan.init(MuLanConfig(), jax.random.key(0))))
+    # torchvision's ResNet-50 less its classifier, 25,557,032 - 2,049,000, less two of its stem's three input channels.
+    assert count(shapes["audio_tower"]) == 23_508_032 - 2 * 7 * 7 * 64
+    # BERT-base-uncased, 109,482,240, less its pooler and its sentence types.
+    assert count(shapes["text_tower"]) == 109_482_240 - (768 * 768 + 768) - 2 * 768
+    assert count(shapes["audio_head"]) == 2048 * 128 + 128 and count(shapes["text_head"]) == 768 * 128 + 128
+    embedding = jax.eval_shape(lambda p, w: mulan.embed_windows(MuLanConfig(), p, w), shapes, jax.ShapeDtypeStruct((1, 720_000), jnp.float32))
+    assert embedding.shape == (1, 21, 128)
+
+
+def test_every_parameter_has_logical_axes():
+    boxed = jax.eval_shape(lambda: mulan.init(TINY, jax.random.key(0)))
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    for box in boxes:
+        assert isinstance(box, nn.LogicallyPartitioned) and len(box.names) == box.value.ndim, box
+
+
+def test_post_norm_tower_is_berts():
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    config = dataclasses.replace(TINY.text, vocab_size=19)
+    theirs = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=19, hidden_size=10, num_hidden_layers=2, num_attention_heads=2, intermediate_size=14, max_position_embeddings=13
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    w = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
+    model = TextTower(config)
+    ids, mask = texts(3, 11)
+    mask = mask.at[1, 7:].set(False)
+    ours = nn.unbox(model.init(jax.random.key(0), ids, mask))["params"]
+
+    def layer(i):
+        at = f"encoder.layer.{i}."
+        qkv = [at + f"attention.self.{name}." for name in ("query", "key", "value")]
+        norm = lambda name: {"scale": w[at + name + ".weight"], "bias": w[at + name + ".bias"]}  # noqa: E731
+        dense = lambda name: {"kernel": w[at + name + ".weight"].T, "bias": w[at + name + ".bias"]}  # noqa: E731
+        out = dense("attention.output.dense")
+        return {
+            "attention": {
+                "qkv_kernel": np.stack([w[name + "weight"].T.reshape(10, 2, 5) for name in qkv], axis=1),
+                "qkv_bias": np.stack([w[name + "bias"].reshape(2, 5) for name in qkv]),
+                "out_kernel": out["kernel"].reshape(2, 5, 10),
+                "out_bias": out["bias"],
+            },
+            "attention_norm": norm("attention.output.LayerNorm"),
+            "mlp_norm": norm("output.LayerNorm"),
+            "widen": dense("intermediate.dense"),
+            "narrow": dense("output.dense"),
+        }
+
+    loaded = {
+        "tokens": {"embedding": w["embeddings.word_embeddings.weight"]},
+        "positions": w["embeddings.position_embeddings.weight"] + w["embeddings.token_type_embeddings.weight"][0],
+        "embedding_norm": {"scale": w["embeddings.LayerNorm.weight"], "bias": w["embeddings.LayerNorm.bias"]},
+        "layers": jax.tree.map(lambda *x: np.stack(x), layer(0), layer(1)),
+    }
+    assert jax.tree.map(np.shape, loaded) == jax.tree.map(np.shape, ours)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(np.asarray(ids)).long(), torch.tensor(np.asarray(mask)).long()).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(model.apply({"params": loaded}, ids, mask), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Audio and text embeddings of 60 pairs in 5 themes, the texts in a cone far from the audio: a modality gap."""
+    themes = np.random.default_rng(0).normal(size=(5, 7)) * 2
+    which = np.arange(60) % 5
+    noise = np.random.default_rng(1).normal(size=(2, 60, 7)) * 0.1
+    gap = np.array([9.0, 0, 0, 0, 0, 0, -3.0])
+    audio, text = themes[which] + noise[0] + gap, themes[which] + noise[1] - gap
+    units = lambda x: jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)  # noqa: E731
+    return units(audio), units(text)
+
+
+@pytest.fixture(scope="module")
+def variables(pairs):
+    return {"params": params(), "quantizer": mulan.fit_quantizer(*pairs, rng=jax.random.key(0), config=TINY, num_iters=20)}
+
+
+def test_quantizer_closes_the_modality_gap(pairs, variables):
+    audio, text = pairs
+    assert jnp.mean(audio @ text.T) < -0.5  # the gap
+    report = mulan.quantizer_report(TINY, variables, audio, text)
+    assert report["level1_agreement"] == 1.0 and abs(report["level1_chance"] - 0.2) < 0.01
+    assert min(report["audio_cosine"], report["text_cosine"]) > 0.97 and report["pair_cosine"] > 0.9
+
+
+def test_tokens(pairs, variables):
+    audio, text = pairs
+    for tokens, embedding in ((mulan.audio_tokens, audio), (mulan.text_tokens, text)):
+        codes = tokens(TINY, variables, embedding)
+        assert codes.shape == (60, 3) and codes.dtype == jnp.int32 and codes.min() >= 0 and codes.max() < 5
+        np.testing.assert_array_equal(codes[7:8], tokens(TINY, variables, embedding[7:8]))
+        # Length does not matter, so a mean of windows may be passed as it is.
+        np.testing.assert_array_equal(codes, tokens(TINY, variables, 0.3 * embedding))
+    wrong = dataclasses.replace(TINY, num_levels=4)
+    with pytest.raises(ValueError, match="another model"):
+        mulan.audio_tokens(wrong, variables, audio)
+
+
+def test_average_windows():
+    windows = random_units(6).reshape(2, 3, 7)
+    expected = np.asarray(windows).mean(1)
+    np.testing.assert_allclose(mulan.average_windows(windows), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_too_little_data_for_the_codebook():
+    with pytest.raises(UserError, match="num_codes=5"):
+        mulan.fit_quantizer(random_units(2), random_units(2), rng=jax.random.key(0), config=TINY)
+
+
+@pytest.mark.parametrize(
+    "change", [dict(loss="triplet"), dict(init_temperature=0.0), dict(audio=dict(pooling="max")), dict(audio=dict(depths=(1,))), dict(text=dict(num_heads=3))]
+)
+def test_nonsense_is_refused(change):
+    with pytest.raises(ValueError):
+        nested = {k: dataclasses.replace(getattr(TINY, k), **v) if isinstance(v, dict) else v for k, v in change.items()}
+        dataclasses.replace(TINY, **nested)
