@@ -79,7 +79,7 @@ def extract(wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Features:
         raise ValueError("expected finite samples, got NaN or infinity: the model that made this clip has diverged")
     wave = wave * (_RMS / (np.sqrt(np.mean(np.square(wave))) + 1e-6))
     power = np.square(_spectrogram(wave, window=_WINDOW, hop=_HOP))
-    mel_db = 10 * np.log10(power @ _mel_filters() + 1e-7)  # [T, M]
+    mel_db = 10 * np.log10(power @ _mel_filters() + 1e-6)  # [T, M]
     return Features(timbre=_timbre(power, mel_db), keys=_key_features(_chroma(wave)), tempi=_tempo_features(mel_db))
 
 
@@ -108,12 +108,16 @@ def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
     total = power.sum(axis=1) + 1e-9
     centroid = power @ hz / total
     bandwidth = np.sqrt(np.maximum(power @ np.square(hz) / total - np.square(centroid), 0.0))
-    flatness = np.exp(np.log(power + 1e-10).mean(axis=1)) / (power.mean(axis=1) + 1e-10)
+    flatness = np.exp(np.log(power + 1e-8).mean(axis=1)) / (power.mean(axis=1) + 1e-8)
     shape = np.log(np.stack([centroid + 50.0, bandwidth + 50.0, flatness + 1e-4], axis=1))
     slow = np.concatenate([cepstra, contrast, shape], axis=1)
 
-    rises = mel_db[3:] - mel_db[:-3]  # dB in 30 ms.
-    rises = rises.reshape(len(rises), 8, -1).mean(axis=2)
+    rises = (mel_db[3:] - mel_db[:-3]).reshape(-1, 16, 4).mean(axis=2)  # dB in 30 ms, 16 bands.
+    # What the hardest strokes add, and what is left of it a little later: struck skins and noise die at once.
+    strokes = np.argsort(np.maximum(rises, 0).mean(axis=1))[-max(1, len(rises) // 20) :] + 3
+    bands = mel_db.reshape(-1, 16, 4).mean(axis=2)
+    later = np.minimum(strokes + 8, len(bands) - 1)
+    strokes = np.concatenate([bands[strokes].mean(axis=0), bands[later].mean(axis=0)]) - np.tile(bands.mean(axis=0), 2)
     return np.concatenate(
         [
             slow.mean(axis=0),
@@ -121,6 +125,7 @@ def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
             np.percentile(cepstra, [10, 90], axis=0).ravel(),
             (cepstra[2:] - cepstra[:-2]).std(axis=0),
             np.percentile(rises, [2, 25, 75, 98], axis=0).ravel(),
+            strokes,
         ]
     ).astype(np.float64)
 
@@ -188,23 +193,31 @@ def _tempo_features(mel_db: np.ndarray) -> np.ndarray:
 def degrade(wave: Float[np.ndarray, "N"], *, rng: np.random.Generator) -> Float[np.ndarray, "N"]:
     """A mild, random degradation of the kinds that any lossy coder makes, float32.
 
-    A low-pass at 4 to 11 kHz, an equalizer of +-4 dB, weak partials lost (as in MP3 at a low rate), and noise that follows the signal,
-    through wrong magnitudes and phases, more so at high frequencies.
+    A low-pass at 2.5 to 11 kHz, an equalizer of +-4 dB, weak partials lost (as in MP3 at a low rate), noise that follows the signal
+    through wrong magnitudes and phases, more so at high frequencies, and white or pink hiss 15 to 50 dB below the signal.
     """
     hz, _, spectrum = scipy.signal.stft(wave, SAMPLE_RATE_HZ, nperseg=1024, noverlap=768)  # [F, T]
     spectrum = spectrum.astype(np.complex64)
     anchors = np.geomspace(60, 12_000, 8)
     gain_db = np.interp(np.log(hz + 30), np.log(anchors), rng.uniform(-4, 4, size=len(anchors)))
-    cutoff_hz = np.exp(rng.uniform(np.log(4000), np.log(11_000)))
+    cutoff_hz = np.exp(rng.uniform(np.log(2500), np.log(11_000)))
     gain = 10 ** (gain_db / 20) / np.sqrt(1 + (hz / cutoff_hz) ** 8)
     spread = rng.uniform(0.05, 0.5) * np.clip(hz / 4000, 0.2, 1.5)
-    noise = rng.standard_normal((2, *spectrum.shape), np.float32)
-    noisy = spectrum * (1 + spread[:, None].astype(np.float32) * (noise[0] + 1j * noise[1]))
+    noise = _complex_noise(rng, spectrum.shape)
+    noisy = spectrum * (1 + spread[:, None].astype(np.float32) * noise)
     size = np.abs(spectrum)
     local = scipy.ndimage.maximum_filter1d(size, 33, axis=0)  # The loudest within 400 Hz.
     noisy[size < local * 10 ** (-rng.uniform(20, 45) / 20)] *= 0.1
-    _, out = scipy.signal.istft(noisy * gain[:, None], SAMPLE_RATE_HZ, nperseg=1024, noverlap=768)
+    color = (hz + 100.0) ** rng.uniform(-0.5, 0.0)
+    level = np.sqrt(np.mean(np.square(size)) / np.mean(np.square(color))) * 10 ** (-rng.uniform(15, 50) / 20)
+    hiss = (level * color)[:, None].astype(np.float32) * rng.permutation(noise, axis=0)
+    _, out = scipy.signal.istft(noisy * gain[:, None].astype(np.float32) + hiss, SAMPLE_RATE_HZ, nperseg=1024, noverlap=768)
     return out[: len(wave)].astype(np.float32)
+
+
+def _complex_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    real, imaginary = rng.standard_normal((2, *shape), np.float32)
+    return real + 1j * imaginary
 
 
 # ------------------------------------------------------------------- models
