@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -15,7 +17,8 @@ from musiclm_jax.nn.layers import fan_in_init, partitioned
 class KVCache:
     """Keys and values seen so far. Slots at or beyond the caller's position are garbage and must be masked.
 
-    Fields: key, value: [B, S, H, K]. A stack of layers adds a leading L.
+    Fields: key, value: [B, H, S, K]. Heads come before positions because a batched product reads them so: in [B, S, H, K] the CPU
+    backend would transpose the whole cache at every step.
     """
 
     key: jax.Array
@@ -23,35 +26,87 @@ class KVCache:
 
     @classmethod
     def zeros(cls, *, batch: int, length: int, heads: int, head_dim: int, dtype=jnp.float32) -> KVCache:
-        shape = (batch, length, heads, head_dim)
+        shape = (batch, heads, length, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def write(self, key: Float[Array, "B T H K"], value: Float[Array, "B T H K"], position: Int[Array, ""]) -> KVCache:
+    @property
+    def length(self) -> int:
+        return self.key.shape[2]
+
+    def write(self, key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], position: Int[Array, ""]) -> KVCache:
         """The cache with T new entries at slots [position, position + T)."""
-        at = (0, position, 0, 0)
+        at = (0, 0, position, 0)
         return KVCache(
             jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at),
             jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at),
         )
 
+    def grow(self, length: int) -> KVCache:
+        """The cache with room for `length` positions."""
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length - self.length), (0, 0))), self)
+
 
 def dot_product_attention(
-    query: Float[Array, "B T H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
+    query: Float[Array, "B H T K"],
+    key: Float[Array, "B H S K"],
+    value: Float[Array, "B H S K"],
     *,
     bias: Float[Array, "#B #H T S"] | None = None,
     mask: Bool[Array, "#B #H #T S"] | None = None,
     scale: float,
-) -> Float[Array, "B T H K"]:
-    """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend."""
-    logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32) * scale
+    dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> Float[Array, "B H T K"]:
+    """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend. dropout: applied to the weights [B, H, T, S]."""
+    weights = dropout(_attention_weights(_products(query, key), bias, mask, scale)).astype(value.dtype)
+    return jnp.einsum("bhts,bhsk->bhtk", weights, value)
+
+
+def cached_attention(
+    query: Float[Array, "B H T K"],
+    key: Float[Array, "B H T K"],
+    value: Float[Array, "B H T K"],
+    cache: KVCache,
+    position: Int[Array, ""],
+    *,
+    bias: Float[Array, "#B #H T S"] | None = None,
+    mask: Bool[Array, "#B #H #T S"] | None = None,
+    scale: float,
+) -> Float[Array, "B H T K"]:
+    """`dot_product_attention` over `cache.write(key, value, position)`, without writing first.
+
+    The new entries' logits and values are put in by hand: a product that reads the freshly written cache makes XLA keep two versions
+    of it, and copy the whole of it at every step.
+    """
+    at = (0, 0, 0, position)
+    products = jax.lax.dynamic_update_slice(_products(query, cache.key), _products(query, key), at)
+    weights = _attention_weights(products, bias, mask, scale)
+    new = jax.lax.dynamic_slice(weights, at, (*weights.shape[:3], key.shape[2]))
+    old = jax.lax.dynamic_update_slice(weights, jnp.zeros_like(new), at)
+    out = jnp.einsum("bhts,bhsk->bhtk", old.astype(value.dtype), cache.value.astype(value.dtype))
+    return out + jnp.einsum("bhts,bhsk->bhtk", new.astype(value.dtype), value)
+
+
+def _after(x: jax.Array, position: jax.Array) -> jax.Array:
+    """`position`, computed from `x`: what is written there is written after x was read.
+
+    XLA updates the cache in place only where it can prove that its readers are done; otherwise it copies the cache at every step. On the
+    CPU `optimization_barrier` is dropped before that decision, so the order is spelled out as data: min(position, something >= 2**30).
+    """
+    bits = jax.lax.bitcast_convert_type(x[0, 0, 0, 0].astype(jnp.float32), jnp.uint32) >> 2
+    return jnp.minimum(position, (bits | jnp.uint32(1 << 30)).astype(jnp.int32))
+
+
+def _products(query: jax.Array, key: jax.Array) -> jax.Array:
+    return jnp.einsum("bhtk,bhsk->bhts", query, key.astype(query.dtype), preferred_element_type=jnp.float32)
+
+
+def _attention_weights(products: jax.Array, bias: jax.Array | None, mask: jax.Array | None, scale: float) -> jax.Array:
+    logits = products if scale == 1 else products * scale
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights, value)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 class SelfAttention(nn.Module):
@@ -66,6 +121,8 @@ class SelfAttention(nn.Module):
     use_bias: bool = True
     # T5 does not divide the logits by sqrt(K): it draws smaller query weights instead. None: divide by sqrt(K).
     logit_scale: float | None = None
+    # Of the attention weights when `train`, one draw for all queries of a head, as in T5.
+    dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -77,6 +134,7 @@ class SelfAttention(nn.Module):
         mask: Bool[Array, "#B #H #T S"] | None = None,
         cache: KVCache | None = None,
         position: Int[Array, ""] | int = 0,
+        train: bool = False,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         width, heads, head_dim = x.shape[-1], self.num_heads, self.head_dim
         scale = head_dim**-0.5 if self.logit_scale is None else self.logit_scale
@@ -87,17 +145,20 @@ class SelfAttention(nn.Module):
             (width, 3, heads, head_dim),
             jnp.float32,
         )
-        qkv = jnp.einsum("btd,dnhk->nbthk", x.astype(self.dtype), kernel.astype(self.dtype))
+        qkv = jnp.einsum("btd,dnhk->btnhk", x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             qkv_bias = self.param("qkv_bias", partitioned(nn.initializers.zeros, (None, "heads", "kv")), (3, heads, head_dim), jnp.float32)
-            qkv = qkv + qkv_bias.astype(self.dtype)[:, None, None]
-        query, key, value = qkv
-        if cache is not None:
-            cache = cache.write(key, value, jnp.asarray(position, jnp.int32))
-            key, value = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
-        out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+            qkv = qkv + qkv_bias.astype(self.dtype)
+        query, key, value = jnp.einsum("btnhk->nbhtk", qkv)
+        dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
+        if cache is None:
+            out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)
+        else:
+            position = jnp.asarray(position, jnp.int32)
+            out = cached_attention(query, key, value, cache, position, bias=bias, mask=mask, scale=scale)
+            cache = cache.write(key, value, _after(out, position))
         kernel = self.param("out_kernel", partitioned(_out_init, ("heads", "kv", "embed")), (heads, head_dim, width), jnp.float32)
-        out = jnp.einsum("bthk,hkd->btd", out, kernel.astype(self.dtype))
+        out = jnp.einsum("bhtk,hkd->btd", out, kernel.astype(self.dtype))
         if self.use_bias:
             out = out + self.param("out_bias", partitioned(nn.initializers.zeros, ("embed",)), (width,), jnp.float32).astype(self.dtype)
         return out, cache

@@ -1,0 +1,97 @@
+"""Training of one stage: next-code cross-entropy on the target, teacher-forced (arXiv 2301.11325, section 3.2).
+
+The prefix is read, not predicted: AudioLM's first predicted token in training is the first target (arXiv 2209.03143, section III-B).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm_jax.arrays import Array, Float, Int, Key
+from musiclm_jax.models.stage import Stage, StageConfig
+from musiclm_jax.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.specs import TokenSpec
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.tokens import StageLayout, stage_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTask:
+    """Batches: {"mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q]}, int32, of which a stage reads what its layout names."""
+
+    # "semantic", "coarse" or "fine".
+    name: str = "semantic"
+    model: StageConfig = StageConfig()
+    tokens: TokenSpec = TokenSpec()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting (T5X's value). 0: off.
+    z_loss: float = 1e-4
+    # Share of training sequences without their MuLan tokens, for classifier-free guidance. 0: the model learns only with them.
+    mulan_dropout: float = 0.0
+    # Whether the fine stage sees MuLan tokens; the paper leaves it open, AudioLM's does not.
+    fine_sees_mulan: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.mulan_dropout < 1:
+            raise ValueError(f"mulan_dropout={self.mulan_dropout}: choose a rate in [0, 1)")
+
+    @property
+    def layout(self) -> StageLayout:
+        return stage_layout(self.name, self.tokens, fine_sees_mulan=self.fine_sees_mulan)
+
+    @property
+    def stage(self) -> Stage:
+        return Stage(self.model, self.layout)
+
+    def init_state(self, rng: Key) -> TrainState:
+        prefix_ids = jnp.zeros((1, 1), jnp.int32)  # parameters do not depend on lengths
+        codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)
+        params = self.stage.init(rng, prefix_ids, codes)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+
+    def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rng)
+        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
+        del rng  # no dropout
+        return self._loss(state.params, batch, None)[1]
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        return {"params": nn.meta.unbox(state.params)}
+
+    def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
+        """rng: of dropout; None: evaluation."""
+        prefix_ids, codes = self.layout.prefix_ids(batch), self.layout.target_codes(batch)
+        rngs = {}
+        if rng is not None:
+            drop_rng, rngs["dropout"] = jax.random.split(rng)
+            if self.mulan_dropout:
+                drop = jax.random.bernoulli(drop_rng, self.mulan_dropout, (codes.shape[0], 1))
+                prefix_ids = jnp.where(drop, self.layout.masked(prefix_ids), prefix_ids)
+        logits = self.stage.apply({"params": params}, prefix_ids, codes, train=rng is not None, rngs=rngs)
+        return _cross_entropy(logits, codes, z_loss=self.z_loss)
+
+
+def _cross_entropy(logits: Float[Array, "B T Q C"], codes: Int[Array, "B T Q"], *, z_loss: float) -> tuple[jax.Array, Metrics]:
+    """Mean nats per token plus z-loss; metrics: loss (without z-loss), accuracy, and loss per level where there are several."""
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nats = log_z - jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
+    loss = nats.mean()
+    metrics = {
+        "loss": loss,
+        "accuracy": (jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32).mean(),
+        "tokens": jnp.asarray(codes.size, jnp.float32),
+    }
+    if codes.shape[2] > 1:
+        metrics |= {f"loss_level_{level}": value for level, value in enumerate(nats.mean(axis=(0, 1)))}
+    return loss + z_loss * jnp.square(log_z).mean(), metrics

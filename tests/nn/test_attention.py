@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.nn.attention import KVCache, SelfAttention, cached_attention, dot_product_attention
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_against_numpy():
+    query, key, value, bias = random(0, 2, 3, 5, 7), random(1, 2, 3, 11, 7), random(2, 2, 3, 11, 7), random(3, 1, 3, 5, 11)
+    mask = np.asarray(random(4, 2, 1, 5, 11) > 0)
+    logits = 0.3 * np.einsum("bhtk,bhsk->bhts", query, key) + np.asarray(bias)
+    weights = np.where(mask, np.exp(logits), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    out = dot_product_attention(query, key, value, bias=bias, mask=jnp.asarray(mask), scale=0.3)
+    np.testing.assert_allclose(out, np.einsum("bhts,bhsk->bhtk", weights, value), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_new", [1, 3])
+@pytest.mark.parametrize("filler", [0.0, 1e4])
+def test_cached_is_write_then_attend(num_new, filler):
+    position, length = 5, 11
+    query, key, value = (random(i, 2, 3, num_new, 7) for i in range(3))
+    filled = jnp.arange(length)[:, None] < position
+    cache = KVCache(*(jnp.where(filled, random(i, 2, 3, length, 7), filler) for i in (3, 4)))
+    mask = (jnp.arange(length) <= position + jnp.arange(num_new)[:, None])[None, None]
+    written = cache.write(key, value, jnp.int32(position))
+    expected = dot_product_attention(
+        query, written.key[:, :, : position + num_new], written.value[:, :, : position + num_new], mask=mask[..., : position + num_new], scale=1.0
+    )
+    out = cached_attention(query, key, value, cache, jnp.int32(position), mask=mask, scale=1.0)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_module_writes_what_it_attended_to(use_bias):
+    attention = SelfAttention(num_heads=3, head_dim=5, use_bias=use_bias, logit_scale=None if use_bias else 1.0)
+    x = random(0, 2, 7, 11)
+    mask = jnp.tril(jnp.ones((7, 7), bool))[None, None]
+    params = attention.init(jax.random.key(1), x)
+    full, _ = attention.apply(params, x, mask=mask)
+    cache = KVCache.zeros(batch=2, length=4, heads=3, head_dim=5)
+    first, cache = attention.apply(params, x[:, :4], mask=mask[..., :4, :4], cache=cache)
+    cache = cache.grow(7)
+    second, cache = attention.apply(params, x[:, 4:], mask=mask[..., 4:, :], cache=cache, position=4)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), full, atol=1e-5)
+    assert cache.length == 7
+
+
+def test_dropout_only_in_training_and_shared_by_queries():
+    attention = SelfAttention(num_heads=2, head_dim=3, dropout=0.5)
+    x = random(0, 1, 5, 7)
+    params = attention.init(jax.random.key(1), x)
+    still, _ = attention.apply(params, x)
+    np.testing.assert_array_equal(attention.apply(params, x)[0], still)
+    noisy, _ = attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(2)})
+    assert np.abs(noisy - still).max() > 1e-3
+
+
+def test_t5_folds_the_scale_into_the_query_draw():
+    shape = dict(num_heads=4, head_dim=16, use_bias=False)
+    x = random(0, 1, 2, 64)
+    scaled = SelfAttention(**shape).init(jax.random.key(1), x)["params"]["qkv_kernel"].unbox()
+    folded = SelfAttention(**shape, logit_scale=1.0).init(jax.random.key(1), x)["params"]["qkv_kernel"].unbox()
+    np.testing.assert_allclose(folded[:, 0] * 4, scaled[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(folded[:, 1:], scaled[:, 1:])

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.specs import AudioSpec, TokenSpec
+from musiclm_jax.tokens import STAGES, Segment, StageLayout, stage_layout
+
+TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+
+
+def streams(seconds=0.2, batch=2, seed=0):
+    rng = np.random.default_rng(seed)
+    t = AudioSpec().semantic_tokens(seconds)
+    return {
+        "mulan": rng.integers(5, size=(batch, 3)),
+        "semantic": rng.integers(7, size=(batch, t)),
+        "acoustic": rng.integers(11, size=(batch, 2 * t, 5)),
+    }
+
+
+@pytest.mark.parametrize("fine_sees_mulan", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_ids_round_trip_in_disjoint_ranges(name, fine_sees_mulan):
+    layout = stage_layout(name, TOKENS, fine_sees_mulan=fine_sees_mulan)
+    batch = streams()
+    layout.check(batch)
+    seen = {}
+    for index, segment in enumerate(layout.segments):
+        codes = segment.take(batch)
+        ids = layout.to_ids(index, codes)
+        np.testing.assert_array_equal(layout.to_codes(index, ids), codes)
+        for level in range(segment.levels):  # row-major: time, then level
+            of_level = np.asarray(ids)[:, level :: segment.levels]
+            np.testing.assert_array_equal(of_level, np.asarray(codes)[:, :, level] + layout.offsets[index] + level * segment.codes)
+            low = layout.offsets[index] + level * segment.codes
+            for id_ in range(low, low + segment.codes):
+                assert seen.setdefault(id_, (index, level)) == (index, level)
+    assert sorted(seen) == list(range(layout.vocab_size))
+    assert layout.mask_id == layout.vocab_size
+
+
+def test_the_three_sequences():
+    batch = streams()
+    semantic, coarse, fine = (stage_layout(name, TOKENS) for name in STAGES)
+    np.testing.assert_array_equal(semantic.prefix_ids(batch), batch["mulan"] + [0, 5, 10])
+    np.testing.assert_array_equal(coarse.prefix_ids(batch)[:, 3:], batch["semantic"] + 15)
+    np.testing.assert_array_equal(fine.prefix_ids(batch), (batch["acoustic"][..., :2] + [0, 11]).reshape(2, -1))
+    np.testing.assert_array_equal(coarse.target_codes(batch), batch["acoustic"][..., :2])
+    np.testing.assert_array_equal(fine.target_codes(batch), batch["acoustic"][..., 2:])
+    assert fine.target_offset == 22 and coarse.target_offset == 22 and semantic.target_offset == 15
+
+
+def test_paper_lengths_and_vocabularies():
+    layouts = [stage_layout(name, TokenSpec()) for name in STAGES]
+    assert [layout.num_tokens(seconds) for layout, seconds in zip(layouts, (30, 10, 3))] == [762, 2262, 1800]
+    assert [layout.num_target_tokens(seconds) for layout, seconds in zip(layouts, (30, 10, 3))] == [750, 2000, 1200]
+    assert [layout.vocab_size for layout in layouts] == [13 * 1024, 17 * 1024, 12 * 1024]
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.1, 1.23, 3.0, 29.97])
+def test_two_frames_per_semantic_token(seconds):
+    audio = AudioSpec()
+    layout = stage_layout("coarse", TokenSpec())
+    semantic, acoustic = layout.prefix[1], layout.target
+    whole = audio.semantic_tokens(seconds) / 25
+    assert acoustic.steps(whole) == 2 * semantic.steps(whole) == audio.frames(seconds)
+    assert [frame // 2 for frame in range(acoustic.steps(whole))] == [s for s in range(semantic.steps(whole)) for _ in range(2)]
+
+
+def test_masked_hides_only_the_text():
+    layout = stage_layout("coarse", TOKENS)
+    ids = layout.prefix_ids(streams())
+    masked = np.asarray(layout.masked(ids))
+    assert (masked[:, :3] == layout.mask_id).all()
+    np.testing.assert_array_equal(masked[:, 3:], ids[:, 3:])
+
+
+def test_bad_batches_are_named():
+    batch = streams()
+    layout = stage_layout("coarse", TOKENS)
+    with pytest.raises(UserError, match="semantic codes reach .* to 9.*0..6"):
+        layout.check({**batch, "semantic": batch["semantic"] * 0 + 9})
+    with pytest.raises(UserError, match="differ in length"):
+        layout.check({**batch, "semantic": batch["semantic"][:, 1:]})
+    with pytest.raises(ValueError, match="levels 0..1"):
+        layout.target_codes({"acoustic": batch["acoustic"][..., :1]})
+    with pytest.raises(ValueError, match="not 'mulan'"):
+        layout.prefix_ids({"semantic": batch["semantic"]})
+    with pytest.raises(UserError, match="choose one of semantic, coarse, fine"):
+        stage_layout("medium", TOKENS)
+
+
+def test_a_layout_of_ones_own():
+    melody = StageLayout("melody", (Segment("melody", 4, 3),), Segment("semantic", 1, 7, 25))
+    ids = melody.prefix_ids({"melody": np.array([[2, 1, 0, 2]])})
+    np.testing.assert_array_equal(ids, [[2, 4, 6, 11]])
