@@ -180,7 +180,7 @@ def _rates(
     top = weights @ ceiling / total
     # Pairs of different clips only: a clip drawn twice does not meet its own caption.
     squares = np.square(weights).sum(axis=1)
-    pairs = np.einsum("ri,ij,rj->r", weights, agree.astype(np.float64), weights) - np.square(weights) @ np.diag(agree)
+    pairs = np.einsum("ri,ri->r", weights @ agree, weights) - np.square(weights) @ np.diag(agree)
     with np.errstate(invalid="ignore", divide="ignore"):
         chance = pairs / (np.square(total) - squares)
         fraction = np.where(top > chance, (own - chance) / (top - chance), np.nan)
@@ -209,8 +209,8 @@ def evaluate_adherence(
         data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes").
         num_captions: held-out captions, one per clip.
         seconds: length of the generated clips; real ones are cut to their first `seconds`.
-        seed: of the choice of captions, of the generation, and of the estimators' degradations.
-        batch_size: captions per call of `generate`; batch b is generated with seed + b.
+        seed: of the choice of captions, of every call of `generate`, and of the estimators' degradations.
+        batch_size: captions per call of `generate`. MusicLM's clips do not depend on it.
         fit_clips: training clips on which the estimators are fitted.
         out_dir: where to write adherence.json and the generated clips as 000.wav, 001.wav ...; None writes nothing.
         progress: called with a line about each step.
@@ -236,10 +236,10 @@ def evaluate_adherence(
     real = [estimators.hear(audio.read(data_dir / prompt.file_name)[:num_samples]) for prompt in prompts]
 
     generated: list[Heard] = []
-    for batch, start in enumerate(range(0, num_captions, batch_size)):
+    for start in range(0, num_captions, batch_size):
         captions = [prompt.caption for prompt in prompts[start : start + batch_size]]
         progress(f"generating clips {start + 1} to {start + len(captions)} of {num_captions}")
-        for wave in _generate(model, captions, num_samples, seed + batch):
+        for wave in _generate(model, captions, num_samples, seed):
             if out_dir is not None:
                 audio.write_wav(Path(out_dir) / f"{len(generated):03d}.wav", wave)
             generated.append(estimators.hear(wave))

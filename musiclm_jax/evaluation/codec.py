@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import audio
@@ -68,14 +69,14 @@ def evaluate_codec(
     for i, clip in enumerate(held_out[:num_clips]):
         progress(f"coding held-out clip {i + 1} of {num_clips}")
         wave = audio.read(data_dir / clip["file_name"])[:num_samples]
-        codes = np.asarray(codec.encode(wave[None]))
+        codes = np.asarray(codec.encode(jnp.asarray(wave[None])))
         num_levels = codes.shape[-1]
         if counts is None:
             counts = np.zeros((num_levels, num_codes))
         for level in range(num_levels):
             counts[level] += np.bincount(codes[..., level].ravel(), minlength=num_codes)
         for levels in sorted({1, max(1, num_levels // 3), num_levels}):
-            decoded = np.asarray(codec.decode(codes[..., :levels]))[:, : len(wave)]
+            decoded = np.asarray(codec.decode(jnp.asarray(codes[..., :levels])))[:, : len(wave)]
             quality.setdefault(levels, []).append((float(distance(decoded, wave[None])), si_sdr_db(decoded[0], wave)))
     means = {levels: np.mean(values, axis=0) for levels, values in quality.items()}
     return {
@@ -84,7 +85,7 @@ def evaluate_codec(
         "quality": [{"levels": q, "mel_distance": float(mel), "si_sdr_db": float(sdr)} for q, (mel, sdr) in means.items()],
         "num_codes": num_codes,
         "num_frames": int(counts[0].sum()),
-        "perplexity": [float(x) for x in perplexity(jax.numpy.asarray(counts, jax.numpy.float32))],
+        "perplexity": [float(x) for x in perplexity(jnp.asarray(counts, jnp.float32))],
     }
 
 
@@ -97,7 +98,7 @@ def format_codec_report(report: dict[str, Any]) -> str:
         *(f"{row['levels']:6}  {row['mel_distance']:12.3f}  {row['si_sdr_db']:3.1f} dB" for row in report["quality"]),
         "",
         # N frames cannot show more than N codes.
-        f"level  perplexity  (half of {report['num_codes']} codes is {report['num_codes'] // 2}; {report['num_frames']} frames)",
+        f"level  perplexity  (half of {report['num_codes']} codes is {report['num_codes'] / 2:g}; {report['num_frames']} frames)",
     ]
     for level, value in enumerate(report["perplexity"], start=1):
         lines.append(f"{level:5}  {value:10.1f}" + ("  below half" if value < report["num_codes"] / 2 else ""))

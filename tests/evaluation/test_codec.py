@@ -28,6 +28,7 @@ class Pcm:
         return np.stack([codes // 16, codes % 16], axis=-1)
 
     def decode(self, codes):
+        codes = np.asarray(codes)
         fine = codes[..., 1] if codes.shape[-1] == 2 else 8
         return ((codes[..., 0] * 16 + fine) / 127.5 - 1).astype(np.float32)
 
