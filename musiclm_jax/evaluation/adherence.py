@@ -171,9 +171,7 @@ def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Heard
     return result
 
 
-def _rates(
-    agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weights: Float[np.ndarray, "R n"]
-) -> dict[str, Float[np.ndarray, "R"]]:
+def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Float[np.ndarray, "R"]]:
     """The four figures for each row of weights (how often each clip is drawn)."""
     total = weights.sum(axis=1)
     own = weights @ np.diag(agree) / total
@@ -271,9 +269,7 @@ def evaluate_adherence(
 def _fit(data_dir: Path, clips: Sequence[dict[str, Any]], num_samples: int, fit_clips: int, rng: np.random.Generator) -> Estimators:
     train = [clip for clip in clips if clip["split"] == "train"]
     if len(train) < fit_clips:
-        raise UserError(
-            f"fit_clips={fit_clips}, and {data_dir} holds {len(train)} training clips: ask for {len(train)} or fewer, or make a larger corpus"
-        )
+        raise UserError(f"fit_clips={fit_clips}, and {data_dir} holds {len(train)} training clips: ask for {len(train)} or fewer, or make a larger corpus")
     chosen = [train[int(i)] for i in rng.permutation(len(train))[:fit_clips]]
     waves = [audio.read(data_dir / clip["file_name"])[:num_samples] for clip in chosen]
     try:
