@@ -140,9 +140,9 @@ def _swap(staging: Path, path: Path) -> None:
 
 def _store(value: np.ndarray, dtype: str, *, name: str) -> np.ndarray:
     if not np.issubdtype(value.dtype, np.floating) and value.dtype.name != "bfloat16":
-        return np.ascontiguousarray(value)
+        return np.asarray(value, order="C")  # Not ascontiguousarray, which gives scalars an axis.
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(value, dtype=_DTYPES[dtype])
+        stored = np.asarray(value, dtype=_DTYPES[dtype], order="C")
     if not np.isfinite(stored).all():
         finite = np.isfinite(np.asarray(value, np.float32)).all()
         raise UserError(f"{name}: " + (f"does not fit into {dtype}; save as float32" if finite else "holds NaN or infinity; train again"))

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(cli.main(args=argv, prog_name="musiclm", standalone_mode=False))
     except UserError as error:
         _fail(str(error), status=2)
-    except click.NoArgsIsHelpError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(0)
     except click.UsageError as error:
@@ -68,9 +68,26 @@ class PerStage(click.ParamType):
         return {name: number for name in ([stage] if equals else self.stages)}
 
 
-def _merge(choices: tuple[dict, ...]) -> dict:
-    """The later choice wins."""
-    return {stage: number for choice in choices for stage, number in choice.items()}
+class Seconds(click.FloatRange):
+    """A range that nan is outside of."""
+
+    name = "seconds"
+
+    def convert(self, value, param, ctx) -> float:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail("nan is not a length.", param, ctx)
+        return number
+
+
+def overrides(**options: tuple[dict, ...]) -> dict[str, dict]:
+    """Options as {stage: {option: number}}; of choices for the same stage, the last."""
+    merged: dict[str, dict] = {}
+    for name, choices in options.items():
+        for choice in choices:
+            for stage, number in choice.items():
+                merged.setdefault(stage, {})[name] = number
+    return merged
 
 
 model_option = click.option("--model", default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
@@ -78,7 +95,7 @@ model_option = click.option("--model", default="demo", show_default=True, help="
 
 @cli.command()
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Length of each clip, up to 300.")
+@click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
 @click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV to write; several clips are numbered: music-1.wav ...")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed, prompt and model give the same clip.")
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
@@ -99,14 +116,13 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
     from musiclm_jax.musiclm import MusicLM, check_request
     from musiclm_jax.progress import ProgressLine
 
-    check_request(prompts, seconds=seconds, seed=seed, num_samples=samples)
+    sampling = overrides(temperature=temperatures, top_k=top_ks)
+    check_request(prompts, seconds=seconds, seed=seed, num_samples=samples, sampling=sampling)
     paths = numbered(out, len(prompts) * samples)
     for path in paths:
         audio.check_writable(path)
-    temperatures, top_ks = _merge(temperatures), _merge(top_ks)
     began = time.perf_counter()
     musiclm = MusicLM.from_pretrained(model)
-    sampling = musiclm.sampling_with(temperature=temperatures, top_k=top_ks)
     for prompt, kept in musiclm.truncated(prompts):
         click.echo(f"musiclm: the prompt {_short(prompt)} is longer than the model reads; it reads {_short(kept)}", err=True)
     line = ProgressLine()
@@ -129,6 +145,87 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 def _short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--clips", type=int, default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other music.")
+@click.option("--workers", type=int, default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
+def corpus(directory, clips, seed, workers) -> None:
+    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl."""
+    from musiclm_jax.data.corpus import make_corpus
+    from musiclm_jax.progress import ProgressLine
+
+    line = ProgressLine(unit="clips")
+    try:
+        make_corpus(directory, num_clips=clips, seed=seed, workers=workers, on_clip=lambda index: line("corpus", index + 1, clips))
+    finally:
+        line.clear()
+    click.echo(f"{directory}: {clips} clips, {clips / 120:.1f} hours")
+
+
+@cli.group()
+def evaluate() -> None:
+    """Measures a model."""
+
+
+@evaluate.command()
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--captions", type=int, default=100, show_default=True, help="Held-out captions, one clip each.")
+@click.option("--seconds", type=Seconds(2, 300), default=10.0, show_default=True, help="Length of the clips.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=10, show_default=True, help="Clips made together.")
+@click.option("--out", type=Path, help="Folder for adherence.json and the clips; without it nothing is kept.")
+@model_option
+def adherence(directory, captions, seconds, seed, batch_size, out, model) -> None:
+    """Does the music have the instrument, drums, mode and tempo that the caption names?
+
+    DIR is a corpus made by `musiclm corpus`; its held-out captions are the prompts.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
+    from musiclm_jax.musiclm import MusicLM
+
+    report = evaluate_adherence(
+        MusicLM.from_pretrained(model),
+        directory,
+        num_captions=captions,
+        seconds=seconds,
+        seed=seed,
+        batch_size=batch_size,
+        out_dir=out,
+        progress=lambda text: click.echo(text, err=True),
+    )
+    click.echo(format_report(report))
+
+
+@evaluate.command()
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--clips", type=int, default=20, show_default=True, help="Held-out clips.")
+@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@model_option
+def codec(directory, clips, seconds, model) -> None:
+    """How close to the original is a clip after SoundStream's encoder and decoder?
+
+    DIR is a corpus made by `musiclm corpus`; its held-out clips are coded.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.codec import evaluate_codec, format_codec_report
+    from musiclm_jax.musiclm import MusicLM
+
+    musiclm = MusicLM.from_pretrained(model)
+    progress = lambda text: click.echo(text, err=True)  # noqa: E731
+    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=progress)))
+
+
+@cli.command()
+@click.argument("model", default="demo")
+def info(model) -> None:
+    """Describes a bundle, and checks that all of it is there and whole. MODEL: its folder, or 'demo'."""
+    from musiclm_jax.musiclm import describe
+
+    click.echo(describe(model))
 
 
 def _use_compilation_cache() -> None:

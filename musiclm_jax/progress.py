@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol, TextIO
+from collections.abc import Callable
 
 # A log gets a line this often at most.
 _LOG_EVERY_SEC = 10.0
 
 
-class OnProgress(Protocol):
-    """Called as work goes on: `done` of `total` units of `stage` are complete. The first call of a stage may have done = 0."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
+# Called as work goes on, as (stage, done, total): `done` of `total` units of `stage` are complete. The first call of a stage may have done = 0.
+OnProgress = Callable[[str, int, int], None]
 
 
 class ProgressLine:
@@ -22,7 +20,7 @@ class ProgressLine:
     The time left comes from the speed since the second report of a stage, for the first one includes compilation.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, unit: str = "tokens", clock=time.monotonic):
+    def __init__(self, stream=None, *, unit: str = "tokens", clock=time.monotonic):
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
         self._unit = unit

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.models import mulan, soundstream, w2v_bert
@@ -20,6 +21,10 @@ from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.text import TextTokenizer
+
+# Waves and codes come from JAX or NumPy, and go out as JAX arrays.
+Wave = Float[Array, "B N"] | Float[np.ndarray, "B N"]
+Codes = Int[Array, "B T q"] | Int[np.ndarray, "B T q"]
 
 # Acoustic frames decoded at once: 10 s. The decoder is causal and keeps its past, so the length bounds memory and not the result.
 _DECODE_FRAMES = 500
@@ -32,16 +37,16 @@ class AcousticTokenizer:
     config: SoundStreamConfig
     variables: dict[str, Any]
 
-    def encode(self, wave: Float[Array, "B N"]) -> Int[Array, "B T Q"]:
+    def encode(self, wave: Wave) -> Int[Array, "B T Q"]:
         """Acoustic tokens of a 24 kHz wave, T = ceil(N / 480)."""
-        return _acoustic_encode(self.config, self.variables, wave)
+        return _acoustic_encode(self.config, self.variables, jnp.asarray(wave))
 
-    def decode(self, codes: Int[Array, "B T q"]) -> Float[Array, "B N"]:
+    def decode(self, codes: Codes) -> Float[Array, "B N"]:
         """The wave of acoustic tokens, N = 480 T. The first q < Q levels alone give a coarser wave."""
         batch, frames, _ = codes.shape
         chunk = min(frames, _DECODE_FRAMES)
         # Padded to whole chunks, so that there is one program for all of them; what follows a frame does not change it.
-        codes = jnp.pad(codes, ((0, 0), (0, -frames % chunk), (0, 0)))
+        codes = jnp.pad(jnp.asarray(codes), ((0, 0), (0, -frames % chunk), (0, 0)))
         carry = soundstream.init_stream(self.config, self.variables, batch)
         pieces = []
         for start in range(0, frames, chunk):
@@ -57,9 +62,9 @@ class SemanticTokenizer:
     config: W2vBertConfig
     variables: dict[str, Any]
 
-    def encode(self, wave: Float[Array, "B N"]) -> Int[Array, "B T"]:
+    def encode(self, wave: Wave) -> Int[Array, "B T"]:
         """Semantic tokens of a 24 kHz wave, T = ceil(N / 960)."""
-        return w2v_bert.semantic_ids(self.config, self.variables, wave)
+        return w2v_bert.semantic_ids(self.config, self.variables, jnp.asarray(wave))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,16 +75,16 @@ class MuLanTokenizer:
     variables: dict[str, Any]
     text: TextTokenizer
 
-    def embed_audio(self, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
+    def embed_audio(self, wave: Wave) -> Float[Array, "B D"]:
         """Unit embeddings of 24 kHz waves: all 10 s windows, one each second, averaged and brought back to length 1."""
-        return _mulan_embed_audio(self.config, self.variables["params"], wave)
+        return _mulan_embed_audio(self.config, self.variables["params"], jnp.asarray(wave))
 
     def embed_text(self, texts: Sequence[str]) -> Float[Array, "B D"]:
         """Unit embeddings of texts. A text of more than `max_tokens` pieces is cut: see `truncated`. UserError if one is empty."""
         ids, mask = self.text.encode(texts, max_tokens=self.config.text.max_tokens)
         return _mulan_embed_text(self.config, self.variables["params"], ids, mask)
 
-    def audio_tokens(self, wave: Float[Array, "B N"]) -> Int[Array, "B Q"]:
+    def audio_tokens(self, wave: Wave) -> Int[Array, "B Q"]:
         """MuLan tokens of waves, the conditions in training."""
         return mulan.audio_tokens(self.config, self.variables, self.embed_audio(wave))
 

@@ -29,7 +29,7 @@ def assert_same(tree, other):
     flat, flat_other = bundle.flatten(tree), bundle.flatten(other)
     assert flat.keys() == flat_other.keys()
     for key in flat:
-        assert flat[key].dtype == flat_other[key].dtype
+        assert (flat[key].dtype, flat[key].shape) == (flat_other[key].dtype, flat_other[key].shape)
         np.testing.assert_array_equal(flat[key], flat_other[key])
 
 
