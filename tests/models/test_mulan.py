@@ -27,8 +27,14 @@ TINY = MuLanConfig(
 
 
 @functools.cache
-def params(config=TINY):
-    return nn.unbox(mulan.init(config, jax.random.key(0)))
+def params():
+    """Random numbers in the shapes of the parameters: compiling `init` would take longer than all tests here."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: nn.unbox(mulan.init(TINY, jax.random.key(0))))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+embed_audio = jax.jit(mulan.embed_audio, static_argnums=0)
+embed_text = jax.jit(mulan.embed_text, static_argnums=0)
 
 
 def waves(batch, samples, seed=0):
@@ -44,29 +50,34 @@ def random_units(num, dim=7, seed=0, shift=0.0):
     return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_embeddings_are_unit_vectors(pre_norm, dtype):
-    config = dataclasses.replace(TINY, dtype=dtype, text=dataclasses.replace(TINY.text, pre_norm=pre_norm))
-    audio = mulan.embed_audio(config, params(config), waves(3, 1000))
-    text = mulan.embed_text(config, params(config), *texts(3, 11))
+def test_embeddings_are_unit_vectors(dtype):
+    config = dataclasses.replace(TINY, dtype=dtype)
+    audio = embed_audio(config, params(), waves(3, 1000))
+    text = embed_text(config, params(), *texts(3, 11))
     for embedding in (audio, text):
         assert embedding.shape == (3, 7) and embedding.dtype == jnp.float32
         np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1.0, atol=1e-5)
+
+
+def test_pre_norm_adds_one_norm():
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pre_norm=True))
+    shapes = jax.eval_shape(lambda: nn.unbox(mulan.init(config, jax.random.key(0))))
+    assert set(shapes["text_tower"]) - set(params()["text_tower"]) == {"final_norm"}
 
 
 def test_what_the_mask_hides_has_no_influence():
     ids, mask = texts(2, 5)
     padded = jnp.concatenate([ids, jnp.full((2, 6), 17)], axis=1)
     padded_mask = jnp.concatenate([mask, jnp.zeros((2, 6), bool)], axis=1)
-    short, long = mulan.embed_text(TINY, params(), ids, mask), mulan.embed_text(TINY, params(), padded, padded_mask)
+    short, long = embed_text(TINY, params(), ids, mask), embed_text(TINY, params(), padded, padded_mask)
     np.testing.assert_allclose(short, long, atol=1e-6)
-    assert jnp.abs(short - mulan.embed_text(TINY, params(), ids.at[:, 3].set(4), mask)).max() > 1e-4
+    assert jnp.abs(short - embed_text(TINY, params(), ids.at[:, 3].set(4), mask)).max() > 1e-4
 
 
 def test_too_long_a_text_is_named():
     with pytest.raises(ValueError, match="max_tokens=13 tokens, got 14"):
-        mulan.embed_text(TINY, params(), *texts(1, 14))
+        embed_text(TINY, params(), *texts(1, 14))
 
 
 @pytest.mark.parametrize("seconds, windows", [(30, 21), (10, 1), (3, 1), (11.5, 2)])
@@ -77,17 +88,18 @@ def test_window_count(seconds, windows):
 
 def test_windows_are_the_embeddings_of_their_slices():
     wave = waves(2, 1250)
-    windows = mulan.embed_windows(TINY, params(), wave)
+    embed_windows = jax.jit(mulan.embed_windows, static_argnums=0)
+    windows = embed_windows(TINY, params(), wave)
     for i in range(3):
-        np.testing.assert_allclose(windows[:, i], mulan.embed_audio(TINY, params(), wave[:, 100 * i : 100 * i + 1000]), atol=1e-5)
-    short = mulan.embed_windows(TINY, params(), wave[:, :300])
-    np.testing.assert_allclose(short[:, 0], mulan.embed_audio(TINY, params(), jnp.pad(wave[:, :300], ((0, 0), (0, 700)))), atol=1e-5)
+        np.testing.assert_allclose(windows[:, i], embed_audio(TINY, params(), wave[:, 100 * i : 100 * i + 1000]), atol=1e-5)
+    short = embed_windows(TINY, params(), wave[:, :300])
+    np.testing.assert_allclose(short[:, 0], embed_audio(TINY, params(), jnp.pad(wave[:, :300], ((0, 0), (0, 700)))), atol=1e-5)
 
 
 def test_a_clip_does_not_depend_on_its_batch_mates():
     wave, (ids, mask) = waves(3, 1000), texts(3, 9)
-    np.testing.assert_allclose(mulan.embed_audio(TINY, params(), wave)[1:2], mulan.embed_audio(TINY, params(), wave[1:2]), atol=1e-6)
-    np.testing.assert_allclose(mulan.embed_text(TINY, params(), ids, mask)[1:2], mulan.embed_text(TINY, params(), ids[1:2], mask[1:2]), atol=1e-6)
+    np.testing.assert_allclose(embed_audio(TINY, params(), wave)[1:2], embed_audio(TINY, params(), wave[1:2]), atol=1e-6)
+    np.testing.assert_allclose(embed_text(TINY, params(), ids, mask)[1:2], embed_text(TINY, params(), ids[1:2], mask[1:2]), atol=1e-6)
 
 
 def test_stats_pooling_by_hand():
@@ -107,7 +119,7 @@ def test_stats_pooling_by_hand():
 def test_spec_augment_blanks_bands():
     mels = jnp.ones((23, 53, 17))
     config = SpecAugmentConfig(num_time_masks=1, max_time_frames=11, num_mel_masks=1, max_mel_bins=5)
-    out = np.asarray(mulan.spec_augment(mels, config, rng=jax.random.key(0)))
+    out = np.asarray(jax.jit(lambda rng: mulan.spec_augment(mels, config, rng=rng))(jax.random.key(0)))
     rows, columns = (out == 0).all(2).sum(1), (out == 0).all(1).sum(1)
     assert rows.max() <= 11 and columns.max() <= 5 and rows.max() > 5 and columns.max() > 2
     assert len(set(rows)) > 3  # drawn for each example
