@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -54,10 +54,15 @@ class SamplingConfig:
             raise UserError(f"guidance={self.guidance}: choose 1 (off) or more; 0 ignores the text")
 
 
+@runtime_checkable
 class Decoder(Protocol):
-    """What the sampler needs of a model; hashable."""
+    """What the sampler needs of a model; hashable, hence a static argument of jit (`models.stage.StageDecoder` is one)."""
 
     layout: StageLayout
+
+    def prepare(self, params: Any) -> Any:
+        """Trained parameters -> what `__call__` takes."""
+        ...
 
     def init_cache(self, batch: int, length: int) -> Any: ...
 
@@ -141,6 +146,9 @@ def sample_codes(
         prefix_ids = jnp.concatenate([prefix_ids, jnp.tile(ids, (prefix_ids.shape[0] // batch, 1))], axis=1)
 
     state = _prefill(decoder, params, prefix_ids, codes, keys, sampling, known)
+    if on_progress:
+        state.codes.block_until_ready()
+        on_progress(1, total - known)
     done = known + 1  # the cache holds positions [0, prefix_length + done - 1)
     for length in cache_lengths(prefix_length + total):
         stop = min(total, length - prefix_length + 1)  # drawing code i writes position prefix_length + i - 1

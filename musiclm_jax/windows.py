@@ -22,8 +22,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Int
 from musiclm_jax.errors import UserError
-from musiclm_jax.models.stage import StageDecoder
-from musiclm_jax.sampling import Progress, SamplingConfig, sample_codes
+from musiclm_jax.sampling import Decoder, Progress, SamplingConfig, sample_codes
 from musiclm_jax.specs import AudioSpec
 
 
@@ -57,7 +56,7 @@ def window_starts(total: int, *, window: int, hop: int) -> list[int]:
 
 
 def generate_semantic(
-    stage: StageDecoder,
+    stage: Decoder,
     params: Any,
     mulan: Int[Array, "B Q"],
     *,
@@ -84,7 +83,7 @@ def generate_semantic(
 
 
 def generate_coarse(
-    stage: StageDecoder,
+    stage: Decoder,
     params: Any,
     mulan: Int[Array, "B Qm"],
     semantic: Int[Array, "B T"],
@@ -111,7 +110,7 @@ def generate_coarse(
 
 
 def generate_fine(
-    stage: StageDecoder,
+    stage: Decoder,
     params: Any,
     coarse: Int[Array, "B T Q"],
     *,
@@ -154,7 +153,7 @@ def generate_fine(
 
 
 def _slide(
-    stage: StageDecoder,
+    stage: Decoder,
     params: Any,
     conditions: Callable[[int, int], Mapping[str, jax.Array]],
     *,

@@ -1,0 +1,85 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder
+from musiclm_jax.specs import TokenSpec
+from musiclm_jax.tokens import STAGES, stage_layout
+
+TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
+TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+
+
+def build(name, config=TINY, batch=2, steps=4):
+    layout = stage_layout(name, TOKENS)
+    rng = np.random.default_rng(0)
+    streams = {
+        "mulan": rng.integers(5, size=(batch, 3)),
+        "semantic": rng.integers(7, size=(batch, steps)),
+        "acoustic": rng.integers(11, size=(batch, 2 * steps, 5)),
+    }
+    prefix_ids, codes = layout.prefix_ids(streams), layout.target_codes(streams)
+    stage = Stage(config, layout)
+    return stage, nn.meta.unbox(stage.init(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
+
+
+@pytest.mark.parametrize("name,mulan,millions", [("semantic", False, 430.0), ("coarse", False, 438.4), ("fine", False, 427.9), ("fine", True, 453.0)])
+def test_published_sizes(name, mulan, millions):
+    layout = stage_layout(name, TokenSpec(), fine_sees_mulan=mulan)
+    shape = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, layout.target.levels), jnp.int32)
+    params = jax.eval_shape(lambda: Stage(StageConfig(), layout).init(jax.random.key(0), *shape))["params"]
+    assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_decoding_is_the_full_pass(name):
+    stage, params, prefix_ids, codes = build(name)
+    layout, levels = stage.layout, stage.layout.target.levels
+    logits = stage.apply({"params": params}, prefix_ids, codes)
+    assert logits.shape == (*codes.shape, layout.target.codes) and logits.dtype == jnp.float32
+    logits = logits.reshape(2, -1, layout.target.codes)
+    ids = layout.to_ids(len(layout.prefix), codes)
+
+    decoder = StageDecoder(TINY, layout)
+    prepared = decoder.prepare(params)
+    length = prefix_ids.shape[1]
+    step, cache = decoder(prepared, prefix_ids, decoder.init_cache(2, length), position=0, level=0)
+    np.testing.assert_allclose(step, logits[:, 0], atol=1e-5)
+    cache = decoder.grow_cache(cache, length + ids.shape[1])
+    step_fn = jax.jit(lambda *args, **kwargs: decoder(prepared, *args, **kwargs))
+    for i in range(1, ids.shape[1]):
+        step, cache = step_fn(ids[:, i - 1 : i], cache, position=length + i - 1, level=i % levels)
+        np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
+
+
+def test_logits_are_the_legal_rows_of_the_full_head():
+    stage, params, prefix_ids, codes = build("coarse")
+    logits = stage.apply({"params": params}, prefix_ids, codes)
+    ids = jnp.concatenate([prefix_ids, stage.layout.to_ids(2, codes)], axis=1)
+
+    def everything(stage, ids):
+        return stage.body(stage.embed(ids))[0] @ stage.head.T
+
+    full = stage.apply({"params": params}, ids, method=everything)  # [B, T, V]
+    for i in range(codes.shape[1] * 2):
+        low = stage.layout.target_offset + (i % 2) * 11
+        np.testing.assert_allclose(full[:, prefix_ids.shape[1] - 1 + i, low : low + 11], logits.reshape(2, -1, 11)[:, i], atol=1e-5)
+
+
+def test_codes_do_not_see_themselves_or_later_ones():
+    stage, params, prefix_ids, codes = build("coarse")
+    changed = codes.at[:, 3, 1].set((codes[:, 3, 1] + 1) % 11)
+    before, after = (np.asarray(stage.apply({"params": params}, prefix_ids, c)).reshape(2, -1, 11) for c in (codes, changed))
+    same = (before == after).all(axis=(0, 2))
+    np.testing.assert_array_equal(same, np.arange(codes.shape[1] * 2) <= 3 * 2 + 1)
+
+
+def test_the_mask_row_is_input_only():
+    stage, params, prefix_ids, codes = build("semantic")
+    vocab_size = stage.layout.vocab_size
+    assert params["embed"]["embedding"].shape == (vocab_size + 1, 13) and params["head"].shape == (vocab_size, 13)
+    with_text = stage.apply({"params": params}, prefix_ids, codes)
+    without = stage.apply({"params": params}, stage.layout.masked(prefix_ids), codes)
+    assert np.abs(with_text - without).max() > 1e-3

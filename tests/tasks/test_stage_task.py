@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.models.stage import StageConfig
+from musiclm_jax.optim import OptimizerConfig
+from musiclm_jax.specs import TokenSpec
+from musiclm_jax.tasks.stage import StageTask
+from musiclm_jax.tokens import STAGES
+
+TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+MODEL = StageConfig(dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.0)
+FAST = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=10, weight_decay=0.0)
+
+
+def batch(size=2, steps=5):
+    rng = np.random.default_rng(0)
+    return {
+        "mulan": rng.integers(5, size=(size, 3), dtype=np.int32),
+        "semantic": rng.integers(7, size=(size, steps), dtype=np.int32),
+        "acoustic": rng.integers(11, size=(size, 2 * steps, 5), dtype=np.int32),
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_overfits_one_batch(name):
+    task = StageTask(name=name, model=MODEL, tokens=TOKENS, optimizer=FAST)
+    state = task.init_state(jax.random.key(0))
+    step = jax.jit(task.train_step)
+    first = None
+    for i in range(150):
+        state, metrics = step(state, batch(), jax.random.fold_in(jax.random.key(1), i))
+        first = metrics if first is None else first
+    codes = task.layout.target.codes
+    assert 0.7 * np.log(codes) < first["loss"] < 2 * np.log(codes)  # starts near uniform
+    assert metrics["loss"] < 0.1 and metrics["accuracy"] > 0.98
+    evaluated = task.eval_step(state, batch(), jax.random.key(2))
+    assert evaluated["loss"] < 0.1 and evaluated["tokens"] == task.layout.target_codes(batch()).size
+    assert int(state.step) == 150
+
+
+def test_levels_average_to_the_loss():
+    task = StageTask(name="fine", model=MODEL, tokens=TOKENS)
+    metrics = task.eval_step(task.init_state(jax.random.key(0)), batch(), jax.random.key(0))
+    np.testing.assert_allclose(np.mean([metrics[f"loss_level_{q}"] for q in range(3)]), metrics["loss"], rtol=1e-6)
+    assert "loss_level_0" not in StageTask(model=MODEL, tokens=TOKENS).eval_step(
+        StageTask(model=MODEL, tokens=TOKENS).init_state(jax.random.key(0)), batch(), jax.random.key(0)
+    )
+
+
+def test_a_step_is_a_pure_function_of_its_arguments():
+    task = StageTask(name="semantic", model=StageConfig(**{**MODEL.__dict__, "dropout": 0.2}), tokens=TOKENS, optimizer=FAST, mulan_dropout=0.5)
+    state = task.init_state(jax.random.key(0))
+    a, b, other = (task.train_step(state, batch(), jax.random.key(seed)) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert a[1]["loss"] != other[1]["loss"]
+
+
+def test_dropped_text_reaches_the_mask_row():
+    row = lambda rate: np.abs(  # noqa: E731
+        jax.grad(lambda p, t: t._loss(p, batch(8), jax.random.key(0))[0])(params, StageTask(model=MODEL, tokens=TOKENS, mulan_dropout=rate))[
+            "embed"
+        ]["embedding"]
+        .unbox()[-1]
+    ).max()
+    params = StageTask(model=MODEL, tokens=TOKENS).init_state(jax.random.key(0)).params
+    assert row(0.0) == 0 and row(0.5) > 0
+
+
+def test_z_loss_is_in_the_gradient_and_not_in_the_metric():
+    state = StageTask(model=MODEL, tokens=TOKENS).init_state(jax.random.key(0))
+    plain, heavy = (StageTask(model=MODEL, tokens=TOKENS, z_loss=z)._loss(state.params, batch(), None) for z in (0.0, 1.0))
+    assert plain[0] == plain[1]["loss"] == heavy[1]["loss"] < heavy[0]
+
+
+def test_variables_are_plain_arrays():
+    task = StageTask(model=MODEL, tokens=TOKENS)
+    variables = task.variables(task.init_state(jax.random.key(0)))
+    assert all(isinstance(leaf, jnp.ndarray) for leaf in jax.tree.leaves(variables))
+    assert variables["params"]["body"]["layers"]["attention"]["qkv_kernel"].shape == (2, 16, 3, 2, 8)
