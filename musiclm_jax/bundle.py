@@ -199,13 +199,13 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
         raise UserError(f"{path}: no such folder; name a bundle's folder, or 'demo' for the model that is packaged")
     config_path = path / CONFIG_FILE
     if not os.path.isfile(config_path):
-        raise UserError(f"{path}: not a bundle, for it has no {CONFIG_FILE}; make one with `musiclm export`")
+        raise UserError(f"{path}: not a bundle, for it has no {CONFIG_FILE}; make one with `musiclm fit`")
     try:
         document = json.loads(config_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{config_path}: cannot be read as JSON; copy the bundle again") from error
     if not isinstance(document, dict) or not isinstance(document.get("format"), int):
-        raise UserError(f"{path}: not a musiclm_jax bundle, for its {CONFIG_FILE} has no format number; make one with `musiclm export`")
+        raise UserError(f"{path}: not a musiclm_jax bundle, for its {CONFIG_FILE} has no format number; make one with `musiclm fit`")
     if document["format"] > FORMAT:
         raise UserError(f"{path}: bundle format {document['format']}, but this version reads up to {FORMAT}; upgrade musiclm-jax")
     if document.get("sha256") != _digest(document) or not {"model", "files"} <= document.keys():

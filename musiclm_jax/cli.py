@@ -165,6 +165,89 @@ def corpus(directory, clips, seed, workers) -> None:
     click.echo(f"{directory}: {clips} clips, {clips / 120:.1f} hours")
 
 
+def training_options(command):
+    """The options of `fit` and `train`: what is trained, and where."""
+    command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
+    gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
+    workdir = click.option("--workdir", type=Path, required=True, help="Folder for checkpoints, logs and the bundle.")
+    size = click.option("--size", default="demo", show_default=True, help="A file of gin_configs/models, such as test, demo or base.")
+    return size(workdir(gin_file(command)))
+
+
+# Lets --gin.NAME=VALUE through to the arguments.
+_GIN = {"ignore_unknown_options": True}
+
+
+def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...], workdir: Path):
+    """The FitConfig, its gin form also written into the work folder."""
+    for binding in bindings:
+        if not binding.startswith("--gin."):
+            raise click.UsageError(f"No such option or argument: {binding}", ctx=click.get_current_context())
+    try:
+        from musiclm_jax.main import load_config, operative_config
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs the package {error.name}; install it with: pip install 'musiclm-jax[train]'") from error
+    from musiclm_jax.records import write_text
+
+    config = load_config(size, gin_files, [binding.removeprefix("--gin.") for binding in bindings])
+    try:
+        write_text(workdir / "config.gin", operative_config())
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another work folder") from error
+    return config
+
+
+@cli.command(context_settings=_GIN)
+@click.argument("data", metavar="DATA", type=Path)
+@training_options
+def fit(data, size, workdir, gin_files, bindings) -> None:
+    """Trains everything on the captioned clips in the folder DATA, and makes a bundle.
+
+    Stop it whenever you like: the same command continues. A single value is changed with --gin.NAME=VALUE, such as --gin.SEMANTIC_STEPS=500.
+    """
+    _use_compilation_cache(preallocate=True)
+    config = _load_config(size, gin_files, bindings, workdir)
+    from musiclm_jax.fit import fit as fit_all
+
+    bundle = fit_all(data, config=config, workdir=workdir)
+    click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
+
+
+@cli.command(context_settings=_GIN)
+@click.argument("step")
+@click.argument("data", metavar="DATA", type=Path)
+@training_options
+def train(step, data, size, workdir, gin_files, bindings) -> None:
+    """Runs one STEP of `fit`; those before it must be done.
+
+    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, tokens, semantic, coarse, fine, export.
+    """
+    _use_compilation_cache(preallocate=True)
+    config = _load_config(size, gin_files, bindings, workdir)
+    from musiclm_jax.fit import run_step
+
+    for name, value in run_step(step, data, config=config, workdir=workdir).items():
+        click.echo(f"{name}: {value}")
+
+
+@cli.command()
+@click.argument("source", metavar="WORKDIR", type=Path)
+@click.argument("out", metavar="FOLDER", type=Path)
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="float16 halves the size.")
+def export(source, out, dtype) -> None:
+    """Copies the bundle of a finished `fit` in WORKDIR to FOLDER, to keep or to pass on. WORKDIR may also be a bundle."""
+    from musiclm_jax.bundle import CARD_FILE
+    from musiclm_jax.musiclm import MusicLM
+
+    made = source / "export" / "bundle"
+    bundle = made if made.is_dir() else source
+    musiclm = MusicLM.from_pretrained(bundle)
+    card = (bundle / CARD_FILE).read_text(encoding="utf-8") if (bundle / CARD_FILE).exists() else None
+    musiclm.save_pretrained(out, dtype=dtype, card=card)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    click.echo(f"{out}: {size / 1e6:.1f} MB, {dtype}")
+
+
 @cli.group()
 def evaluate() -> None:
     """Measures a model."""
@@ -228,10 +311,13 @@ def info(model) -> None:
     click.echo(describe(model))
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, where the user's cache folder can be written. MUSICLM_CACHE_DIR moves it; "" turns it off."""
-    # Read by JAX when it is imported. Memory is taken as it is needed: by default JAX takes three quarters of a GPU at once.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+def _use_compilation_cache(*, preallocate: bool = False) -> None:
+    """Keeps compiled programs between runs, where the user's cache folder can be written. MUSICLM_CACHE_DIR moves it; "" turns it off.
+
+    preallocate: let JAX take three quarters of a GPU's memory at once, which suits training and nothing beside it.
+    """
+    if not preallocate:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Read when JAX first asks for a device.
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

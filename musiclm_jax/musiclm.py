@@ -51,7 +51,7 @@ class Music:
 
 
 def check_request(
-    prompts: Sequence[str], *, seconds: float, seed: int = 0, num_samples: int = 1, sampling: Mapping[str, Any] | None = None
+    prompts: Sequence[str], *, seconds: float | int, seed: int = 0, num_samples: int = 1, sampling: Mapping[str, Any] | None = None
 ) -> None:
     """Raises UserError for what no model can do. The arguments are those of `MusicLM.generate`."""
     if isinstance(prompts, str):
@@ -77,22 +77,28 @@ def resolve_sampling(defaults: Mapping[str, SamplingConfig], overrides: Mapping[
         if stage not in resolved:
             raise UserError(f"sampling of {stage!r}: choose one of {', '.join(resolved)}")
         if not isinstance(override, SamplingConfig):
-            for name, value in override.items():
-                if not math.isfinite(value):
-                    raise UserError(f"{name}={value} of the {stage} stage: choose a finite number")
-            override = dataclasses.replace(resolved[stage], **override)
+            override = dataclasses.replace(resolved[stage], **{name: _sampling_number(stage, name, value) for name, value in override.items()})
         resolved[stage] = override
     return resolved
+
+
+def _sampling_number(stage: str, name: str, value: float | int) -> float | int:
+    fields = {field.name: type(field.default) for field in dataclasses.fields(SamplingConfig)}
+    if name not in fields:
+        raise UserError(f"sampling of {stage} has no {name!r}: choose from {', '.join(fields)}")
+    if not math.isfinite(value) or fields[name](value) != value:
+        raise UserError(f"{name}={value} of the {stage} stage: choose a {'whole' if fields[name] is int else 'finite'} number")
+    return fields[name](value)
 
 
 class MusicLM:
     """The six trained models and what connects them. Its methods change nothing.
 
-    Attributes: config: MusicLMConfig. variables: {model name: nested dict of arrays}, as in the bundle's files. text: the vocabulary.
+    Attributes: config: MusicLMConfig. text: the text vocabulary. acoustic, semantic, mulan: the frozen models (tokenizers.py).
     """
 
     def __init__(self, config: MusicLMConfig, variables: Mapping[str, Any], text: TextTokenizer, *, source: bundle.Bundle | None = None):
-        """`source`: where models that `variables` lacks are read from when they are first needed."""
+        """variables: {model name: nested dict of arrays}, as in the bundle's files. source: where those that it lacks are read when needed."""
         missing = [name for name in MODELS if name not in variables]
         if missing and source is None:
             raise ValueError(f"variables of {', '.join(MODELS)} are expected; {', '.join(missing)} not there")
@@ -100,12 +106,14 @@ class MusicLM:
         self.text = text
         self._variables = dict(variables)
         self._source = source
+        self._on_device: dict[str, Any] = {}
 
     def variables(self, name: str) -> dict[str, Any]:
-        """The weights of one model."""
-        if name not in self._variables:
-            self._variables[name], _ = self._source.load(name)
-        return self._variables[name]
+        """The weights of one model, on the device."""
+        if name not in self._on_device:
+            variables = self._variables[name] if name in self._variables else self._source.load(name)[0]
+            self._on_device[name] = jax.tree.map(jnp.asarray, variables)
+        return self._on_device[name]
 
     # ------------------------------------------------------------------------------------------------ bundles
 
@@ -190,10 +198,10 @@ class MusicLM:
         self,
         prompts: Sequence[str],
         *,
-        seconds: float = 10.0,
+        seconds: float | int = 10.0,
         seed: int = 0,
         num_samples: int = 1,
-        sampling: Mapping[str, SamplingConfig | Mapping[str, float]] | None = None,
+        sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.

@@ -93,6 +93,8 @@ def test_requests_that_no_model_can_serve(model):
         (dict(seed=-1), "seed"),
         (dict(sampling={"violin": {}}), "violin"),
         (dict(sampling={"fine": {"temperature": float("nan")}}), "temperature"),
+        (dict(sampling={"fine": {"top_k": 1.5}}), "whole"),
+        (dict(sampling={"fine": {"heat": 1}}), "heat"),
     ]:
         with pytest.raises(UserError, match=says):
             model.generate(**(dict(prompts=["piano"]) | arguments))
@@ -170,8 +172,8 @@ def test_a_config_that_does_not_fit_is_named(model, tmp_path):
         MusicLM.from_pretrained(tmp_path / "bundle")
 
 
-def test_missing_models():
+def test_missing_models(model):
     with pytest.raises(UserError, match="nowhere"):
         MusicLM.from_pretrained("nowhere")
     with pytest.raises(ValueError, match="mulan"):
-        MusicLM(tiny_config(), {}, None)
+        MusicLM(tiny_config(), {}, model.text)
