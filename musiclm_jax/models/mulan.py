@@ -40,8 +40,8 @@ class MuLanConfig:
 
     mel: LogMelConfig = LogMelConfig(num_mels=64)
     # Log-mels reach the network as (x - mel_mean) / mel_std: two rough constants, since a norm follows the first convolution.
-    mel_mean: float = -4.0
-    mel_std: float = 4.0
+    mel_mean: float = -6.0
+    mel_std: float = 3.0
     audio: ResNetConfig = ResNetConfig()
     text: TextTowerConfig = TextTowerConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()

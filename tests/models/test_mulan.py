@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -151,50 +152,37 @@ def test_every_parameter_has_logical_axes():
         assert isinstance(box, nn.LogicallyPartitioned) and len(box.names) == box.value.ndim, box
 
 
-def test_post_norm_tower_is_berts():
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    config = dataclasses.replace(TINY.text, vocab_size=19)
-    theirs = transformers.BertModel(
-        transformers.BertConfig(
-            vocab_size=19, hidden_size=10, num_hidden_layers=2, num_attention_heads=2, intermediate_size=14, max_position_embeddings=13
-        ),
-        add_pooling_layer=False,
-    ).eval()
-    w = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
-    model = TextTower(config)
+def test_post_norm_tower_is_bert_in_numpy():
+    """BERT's formulas, one example, one head and one query at a time."""
+    weights = jax.tree.map(np.asarray, params()["text_tower"])
     ids, mask = texts(3, 11)
     mask = mask.at[1, 7:].set(False)
-    ours = nn.unbox(model.init(jax.random.key(0), ids, mask))["params"]
+    gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
 
-    def layer(i):
-        at = f"encoder.layer.{i}."
-        qkv = [at + f"attention.self.{name}." for name in ("query", "key", "value")]
-        norm = lambda name: {"scale": w[at + name + ".weight"], "bias": w[at + name + ".bias"]}  # noqa: E731
-        dense = lambda name: {"kernel": w[at + name + ".weight"].T, "bias": w[at + name + ".bias"]}  # noqa: E731
-        out = dense("attention.output.dense")
-        return {
-            "attention": {
-                "qkv_kernel": np.stack([w[name + "weight"].T.reshape(10, 2, 5) for name in qkv], axis=1),
-                "qkv_bias": np.stack([w[name + "bias"].reshape(2, 5) for name in qkv]),
-                "out_kernel": out["kernel"].reshape(2, 5, 10),
-                "out_bias": out["bias"],
-            },
-            "attention_norm": norm("attention.output.LayerNorm"),
-            "mlp_norm": norm("output.LayerNorm"),
-            "widen": dense("intermediate.dense"),
-            "narrow": dense("output.dense"),
-        }
+    def norm(x, w):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * w["scale"] + w["bias"]
 
-    loaded = {
-        "tokens": {"embedding": w["embeddings.word_embeddings.weight"]},
-        "positions": w["embeddings.position_embeddings.weight"] + w["embeddings.token_type_embeddings.weight"][0],
-        "embedding_norm": {"scale": w["embeddings.LayerNorm.weight"], "bias": w["embeddings.LayerNorm.bias"]},
-        "layers": jax.tree.map(lambda *x: np.stack(x), layer(0), layer(1)),
-    }
-    assert jax.tree.map(np.shape, loaded) == jax.tree.map(np.shape, ours)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(np.asarray(ids)).long(), torch.tensor(np.asarray(mask)).long()).last_hidden_state[:, 0].numpy()
-    np.testing.assert_allclose(model.apply({"params": loaded}, ids, mask), expected, atol=1e-5)
+    def attention(x, w):
+        out = np.tile(w["out_bias"], (len(x), 1))
+        for head in range(2):
+            query, key, value = (x @ w["qkv_kernel"][:, i, head] + w["qkv_bias"][i, head] for i in range(3))
+            for t in range(len(x)):
+                scores = np.exp(key @ query[t] / math.sqrt(5))
+                out[t] += scores / scores.sum() @ value @ w["out_kernel"][head]
+        return out
+
+    def bert(tokens):
+        x = norm(weights["tokens"]["embedding"][tokens] + weights["positions"][: len(tokens)], weights["embedding_norm"])
+        for i in range(2):
+            w = jax.tree.map(lambda leaf: leaf[i], weights["layers"])  # noqa: B023
+            x = norm(x + attention(x, w["attention"]), w["attention_norm"])
+            wide = gelu(x @ w["widen"]["kernel"] + w["widen"]["bias"])
+            x = norm(x + wide @ w["narrow"]["kernel"] + w["narrow"]["bias"], w["mlp_norm"])
+        return x[0]
+
+    ours = jax.jit(TextTower(TINY.text, jnp.dtype("float32")).apply)({"params": params()["text_tower"]}, ids, mask)
+    expected = [bert(np.asarray(row)[np.asarray(seen)]) for row, seen in zip(ids, mask, strict=True)]
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
