@@ -125,7 +125,11 @@ class FeatureEncoder(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """One codebook with a straight-through Gumbel softmax (wav2vec 2.0, arXiv 2006.11477, section 2). All in float32."""
+    """One codebook with a straight-through Gumbel softmax (wav2vec 2.0, arXiv 2006.11477, section 2). All in float32.
+
+    Its input is standardised over the batch, which is ours: what all frames share would choose one code for all of them, and at batches
+    far below the paper's 2,048 the codebook stays there. Inference does not use the quantizer, so features stay free of batch mates.
+    """
 
     num_codes: int
     code_dim: int
@@ -135,13 +139,19 @@ class GumbelQuantizer(nn.Module):
         self, x: Float[Array, "B T D"], *, rng: Key | None, temperature: Float[Array, ""] | float
     ) -> tuple[Float[Array, "B T E"], Int[Array, "B T"], Float[Array, "B T V"]]:
         """(code vectors, their ids, logits). Without `rng` the best code is taken, without noise."""
-        logits = Dense(self.num_codes, ("embed", "vocab"), name="logits")(x.astype(jnp.float32))
+        x = jax.lax.stop_gradient(x).astype(jnp.float32)
+        x = (x - jnp.mean(x, axis=(0, 1))) * jax.lax.rsqrt(jnp.var(x, axis=(0, 1)) + 1e-5)
+        # Logits of deviation 3 stand out from the noise (1.3): a code says something about its frame from the first step on.
+        logits = Dense(self.num_codes, ("embed", "vocab"), kernel_init=_quantizer_init, name="logits")(x)
         noisy = logits if rng is None else logits + jax.random.gumbel(rng, logits.shape)
         ids = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
         soft = jax.nn.softmax(noisy / temperature, axis=-1)
         weights = jax.nn.one_hot(ids, self.num_codes) + soft - jax.lax.stop_gradient(soft)
         codes = self.param("codes", partitioned(nn.initializers.normal(1.0), ("vocab", None)), (self.num_codes, self.code_dim), jnp.float32)
         return jnp.einsum("btv,ve->bte", weights, codes), ids, logits
+
+
+_quantizer_init = nn.initializers.variance_scaling(9.0, "fan_in", "normal")
 
 
 class W2vBert(nn.Module):

@@ -103,17 +103,19 @@ def contrastive_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """InfoNCE at the masked frames, and how often the target wins (wav2vec 2.0, arXiv 2006.11477, equation 3).
 
-    A distractor with the target's own code is left out: it could not be told from the target.
+    Distractors may have the target's own code, and then cannot be told from it. Leaving them out, as some implementations do, would make
+    a codebook that uses a single code the best one: nothing to tell apart, no loss. Counted, that codebook costs log(num_distractors + 1).
+    The accuracy does leave them out; a frame without other distractors counts as lost.
     """
     picks = sample_distractors(rng, mask, num=num_distractors)  # [B, T, num]
     similarity = jnp.einsum("bte,bse->bts", l2_normalize(out.context), l2_normalize(out.targets)) / temperature
     positive = jnp.einsum("btt->bt", similarity)[..., None]
     negative = jnp.take_along_axis(similarity, picks, axis=2)
-    same = jax.vmap(lambda ids, picks: ids[picks] == ids[:, None])(out.sampled_ids, picks)
-    logits = jnp.concatenate([positive, jnp.where(same, -jnp.inf, negative)], axis=2)
     counted = mask & (jnp.sum(mask, axis=1, keepdims=True) > 1)  # A lone masked frame has no others to draw from.
-    loss = masked_mean(-jax.nn.log_softmax(logits, axis=2)[..., 0], counted)
-    return loss, masked_mean(positive[..., 0] > jnp.max(logits[..., 1:], axis=2), counted)
+    loss = -jax.nn.log_softmax(jnp.concatenate([positive, negative], axis=2), axis=2)[..., 0]
+    other = jax.vmap(lambda ids, picks: ids[picks] != ids[:, None])(out.sampled_ids, picks)
+    wins = jnp.any(other, axis=2) & jnp.all(~other | (positive > negative), axis=2)
+    return masked_mean(loss, counted), masked_mean(wins, counted)
 
 
 def sample_distractors(rng: Key, mask: Bool[Array, "B T"], *, num: int) -> Int[Array, "B T K"]:
