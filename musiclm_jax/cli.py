@@ -123,11 +123,15 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
         audio.check_writable(path)
     began = time.perf_counter()
     musiclm = MusicLM.from_pretrained(model)
-    for prompt, kept in musiclm.truncated(prompts):
+    for prompt, kept in musiclm.mulan.truncated(prompts):
         click.echo(f"musiclm: the prompt {_short(prompt)} is longer than the model reads; it reads {_short(kept)}", err=True)
     line = ProgressLine()
     try:
         music = musiclm.generate(list(prompts), seconds=seconds, seed=seed, num_samples=samples, sampling=sampling, on_progress=line)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it.
+            raise
+        raise UserError(f"not enough memory for {len(paths)} clips of {seconds:g} s; make fewer or shorter ones at once") from error
     finally:
         line.clear()
     elapsed = time.perf_counter() - began

@@ -2,12 +2,27 @@ import io
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import soundfile
+from tiny_musiclm import tiny_musiclm
 
 from musiclm_jax import cli
 from musiclm_jax.errors import UserError
 from musiclm_jax.progress import ProgressLine
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("MUSICLM_CACHE_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_musiclm().save_pretrained(folder)
+    return folder
 
 
 def run(*args, capsys):
@@ -81,12 +96,125 @@ def test_a_long_error_message_is_still_one_line(capsys, monkeypatch):
     assert run("corpus", "somewhere", capsys=capsys) == (2, "", "musiclm: one two\n")
 
 
+# ------------------------------------------------------------------ commands
+
+
+def test_generate_writes_numbered_files_and_says_so(tiny_bundle, tmp_path, capsys):
+    arguments = ["piano", "drums", "--seconds", "0.2", "--seed", "5", "--model", tiny_bundle]
+    status, out, err = run("generate", *arguments, "--out", tmp_path / "song.wav", capsys=capsys)
+    assert status == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["song-1.wav", "song-2.wav"]
+    for number in (1, 2):
+        info = soundfile.info(tmp_path / f"song-{number}.wav")
+        assert (info.frames, info.samplerate, info.subtype) == (4800, 24_000, "PCM_16")
+        assert f"{tmp_path / f'song-{number}.wav'}  0.20 s  seed 5" in out
+    assert "real-time factor" in out
+    assert [line.split()[0] for line in err.splitlines()] == ["semantic", "coarse", "fine"]
+    # The same again, under another name: the same bytes.
+    run("generate", *arguments, "--out", tmp_path / "again.wav", capsys=capsys)
+    assert (tmp_path / "song-2.wav").read_bytes() == (tmp_path / "again-2.wav").read_bytes()
+
+
+def test_generate_warns_when_a_prompt_is_cut(tiny_bundle, tmp_path, capsys):
+    prompt = "a calm piano melody in a minor key with a slow guitar"
+    options = ["--seconds", "0.2", "--model", tiny_bundle, "--out", tmp_path / "a.wav"]
+    status, _, err = run("generate", prompt, "drums", *options, capsys=capsys)
+    assert status == 0 and "longer than the model reads" in err and "'a calm piano" in err
+
+
+def test_generate_checks_the_place_before_the_work(tiny_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", lambda *args, **kwargs: pytest.fail("generated before it checked"))
+    (tmp_path / "song-2.wav").mkdir()
+    options = ["--samples", "2", "--model", tiny_bundle, "--out", tmp_path / "song.wav"]
+    status, _, err = run("generate", "piano", *options, capsys=capsys)
+    assert status == 2 and "song-2.wav" in err and [path.name for path in tmp_path.iterdir()] == ["song-2.wav"]
+
+
+def test_interrupted_generation_leaves_nothing(tiny_bundle, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", interrupted)
+    status, out, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert (status, out, err.strip()) == (130, "", "") and list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_is_a_users_mistake(tiny_bundle, tmp_path, capsys, monkeypatch):
+    import jax
+
+    def too_large(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", too_large)
+    status, _, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert status == 2 and "memory" in err and err.count("\n") == 1
+
+
+def test_damaged_model(tiny_bundle, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(tiny_bundle, tmp_path / "cut")
+    blob = (tiny_bundle / "fine.safetensors").read_bytes()
+    (tmp_path / "cut" / "fine.safetensors").write_bytes(blob[:-1])
+    status, _, err = run("generate", "piano", "--model", tmp_path / "cut", "--out", tmp_path / "a.wav", capsys=capsys)
+    assert status == 2 and "fine.safetensors" in err and err.count("\n") == 1 and not (tmp_path / "a.wav").exists()
+
+
+def test_info_and_export(tiny_bundle, tmp_path, capsys):
+    status, out, _ = run("info", tiny_bundle, capsys=capsys)
+    assert status == 0 and "w2v_bert" in out and "24000 Hz" in out
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    tiny_bundle_in_a_run = tmp_path / "run" / "export" / "bundle"
+    tiny_bundle_in_a_run.symlink_to(tiny_bundle)
+    status, _, err = run("export", tmp_path / "run", tmp_path / "half", "--dtype", "float16", capsys=capsys)
+    assert status == 0, err
+    sizes = [(folder / "coarse.safetensors").stat().st_size for folder in (tiny_bundle, tmp_path / "half")]
+    assert sizes[1] < sizes[0]
+    assert run("export", tmp_path / "run" / "export", tmp_path / "b", capsys=capsys)[0] == 2
+
+
+def test_corpus(tmp_path, capsys):
+    status, out, err = run("corpus", tmp_path / "clips", "--clips", "1", "--workers", "1", capsys=capsys)
+    assert status == 0 and "1 clips" in out and (tmp_path / "clips" / "metadata.jsonl").exists(), err
+    for arguments in (["--clips", "0"], ["--seed", "-1"], ["--workers", "0"], ["--seed", "7"]):
+        status, _, err = run("corpus", tmp_path / "clips", *arguments, capsys=capsys)
+        assert status == 2 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (["no/such/folder"], "no/such/folder"),
+        (["clips", "--size", "huge"], "huge"),
+        (["clips", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
+        (["clips", "--gin.SEMANTIC_STEPS"], "SEMANTIC_STEPS"),
+        (["clips", "--gin_file", "mine.gin"], "mine.gin"),
+        (["clips", "--speed", "3"], "--speed"),
+    ],
+)
+def test_fit_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gin")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    size = [] if "--size" in arguments else ["--size", "test"]
+    status, _, err = run("fit", *arguments, *size, "--workdir", "run", capsys=capsys)
+    assert status == 2 and names in err and err.count("\n") == 1, err
+
+
+def test_evaluate_mistakes(tmp_path, capsys):
+    for arguments, names in [
+        (["adherence", tmp_path, "--seconds", "nan"], "nan"),
+        (["adherence", tmp_path, "--seconds", "1"], "seconds"),
+        (["codec", tmp_path, "--model", tmp_path / "none"], "none"),
+    ]:
+        status, _, err = run("evaluate", *arguments, capsys=capsys)
+        assert status == 2 and names in err and err.count("\n") == 1
+
+
 # --------------------------------------------------------------------- parts
 
 
 def test_numbered():
-    from pathlib import Path
-
     assert cli.numbered(Path("a/b.wav"), 1) == [Path("a/b.wav")]
     assert cli.numbered(Path("a/b.wav"), 3) == [Path("a/b-1.wav"), Path("a/b-2.wav"), Path("a/b-3.wav")]
 
