@@ -203,9 +203,7 @@ def text_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B 
     return _tokens(config, variables["quantizer"], embedding, "text_mean")
 
 
-def quantizer_report(
-    config: MuLanConfig, variables: Any, audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "n D"]
-) -> dict[str, float]:
+def quantizer_report(config: MuLanConfig, variables: Any, audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "n D"]) -> dict[str, float]:
     """How well the tokens of n clips and of their captions (row i with row i) say what the embeddings say.
 
     Returns: audio_cosine, text_cosine: mean cosine of a centred embedding and its quantized form. pair_cosine: of the two quantized

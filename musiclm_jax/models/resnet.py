@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -83,7 +82,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """ReLU(x + convolutions(x)), each convolution followed by a norm. The shortcut is a 1x1 convolution where shapes change."""
+    """ReLU(x + convolutions(x)), each convolution followed by a norm. The shortcut is a 1x1 convolution where stride or width change shapes."""
 
     config: ResNetConfig
     width: int
@@ -103,7 +102,7 @@ class Block(nn.Module):
             y = conv(width, kernel, stride, name=f"conv{i}")(y)
             y = norm(width, name=f"norm{i}")(y)
             y = nn.relu(y) if i < len(layers) - 1 else y
-        if x.shape != y.shape:
+        if self.stride != (1, 1) or x.shape[-1] != y.shape[-1]:
             x = conv(y.shape[-1], (1, 1), self.stride, name="shortcut")(x)
             x = norm(y.shape[-1], name="shortcut_norm")(x)
         return nn.relu(x + y)

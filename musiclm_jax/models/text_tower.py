@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -90,7 +90,7 @@ class EncoderLayer(nn.Module):
         x = self._residual(x, "mlp_norm", lambda x: narrow(jax.nn.gelu(widen(x), approximate=False)))
         return x, None
 
-    def _residual(self, x, name, sublayer):
+    def _residual(self, x: Float[Array, "B T D"], name: str, sublayer: Callable[[Array], Array]) -> Float[Array, "B T D"]:
         norm = LayerNorm(epsilon=1e-12, dtype=self.dtype, name=name)
-        drop = functools.partial(nn.Dropout(self.config.dropout, deterministic=not self.train))
+        drop = nn.Dropout(self.config.dropout, deterministic=not self.train)
         return x + drop(sublayer(norm(x))) if self.config.pre_norm else norm(x + drop(sublayer(x)))

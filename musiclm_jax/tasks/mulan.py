@@ -92,9 +92,7 @@ class MuLanTask:
 
     def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:
         ids, mask = batch["text_ids"], batch["text_mask"]
-        audio, text, temperature, bias = mulan.MuLan(self.model).apply(
-            {"params": params}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
-        )
+        audio, text, temperature, bias = mulan.MuLan(self.model).apply({"params": params}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs)
         cosines = jnp.einsum("bd,cd->bc", audio, text, precision=jax.lax.Precision.HIGHEST)
         same = same_text(ids, mask)
 
