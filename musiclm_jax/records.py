@@ -44,7 +44,22 @@ def from_dict(cls: type, data: Any, *, where: str = "config"):
     return cls(**{name: _from_json(hints[name], data[name], where=f"{where}.{name}") for name in fields})
 
 
+def coerce(config: Any, *, where: str = "config") -> Any:
+    """The dataclass tree `config` with its values brought to their declared types: 1 to 1.0, [1, 2] to (1, 2). Raises `UserError` where that fails."""
+    hints = typing.get_type_hints(type(config))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changes = {
+        name: coerce(value, where=f"{where}.{name}")
+        if dataclasses.is_dataclass(value)
+        else _from_json(hints[name], to_dict(value), where=f"{where}.{name}")
+        for name, value in values.items()
+    }
+    return dataclasses.replace(config, **changes)
+
+
 def _from_json(hint: Any, value: Any, *, where: str) -> Any:
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:

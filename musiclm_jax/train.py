@@ -95,7 +95,7 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
     def evaluate(state) -> dict[str, float]:
         batches = prefetch(eval_source, start=0, stop=config.eval_batches)
         metrics = [eval_step(state, sharding.put_batch(batch, mesh), eval_key, index) for index, batch in enumerate(batches)]
-        return {f"eval_{name}": value for name, value in _mean(metrics).items()}
+        return {f"eval_{name}": value for name, value in _mean(metrics).items() if name != "tokens"}
 
     # ---------------------------------------------------------------- The state: restored, or made where it will live.
     identity = {"task": _identity(task), "seed": config.seed}

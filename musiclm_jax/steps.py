@@ -1,0 +1,459 @@
+"""What `fit` does, one function per step: run(run, folder) writes the step's outputs into `folder` and returns numbers worth knowing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+import musiclm_jax
+from musiclm_jax import bundle
+from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.data.clips import ClipStore, prepare, wave_source
+from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
+from musiclm_jax.errors import UserError
+from musiclm_jax.models import mulan, w2v_bert
+from musiclm_jax.musiclm import MusicLM
+from musiclm_jax.optim import OptimizerConfig
+from musiclm_jax.progress import ProgressLine
+from musiclm_jax.records import read_json, write_text
+from musiclm_jax.tasks.codec import CodecTask
+from musiclm_jax.tasks.mulan import MuLanTask
+from musiclm_jax.tasks.stage import StageTask
+from musiclm_jax.tasks.task import Task
+from musiclm_jax.tasks.w2v_bert import W2vBertTask
+from musiclm_jax.text import TextTokenizer
+from musiclm_jax.tokenizers import AcousticTokenizer, SemanticTokenizer
+from musiclm_jax.tokens import STAGES
+from musiclm_jax.train import TrainConfig, read_metrics, train
+
+# ---------------------------------------------------------------------------------------------------------------------- Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one part is trained. `task.model` is ignored: sizes come from `FitConfig.model`, so that they are said once."""
+
+    # A task of tasks/: losses, optimizer. A cosine schedule ends with the run, whatever its total_steps says.
+    task: Any
+    batch_size: int = 8
+    # Seconds of audio per example.
+    crop_sec: float = 2.0
+    loop: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.crop_sec <= 0:
+            raise UserError(f"batch_size={self.batch_size}, crop_sec={self.crop_sec}: both must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Everything that decides what `fit` makes of the data."""
+
+    model: MusicLMConfig = MusicLMConfig()
+    soundstream: Training = Training(CodecTask())
+    w2v_bert: Training = Training(W2vBertTask())
+    mulan: Training = Training(MuLanTask(), crop_sec=10.0)
+    semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
+    coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
+    fine: Training = Training(StageTask(name="fine"), crop_sec=3.0)
+    # Examples of the stages whose MuLan tokens are those of a caption instead of the audio. The paper's models never see text: 0.
+    text_share: float = 0.0
+    # Audio whose features k-means clusters, seconds.
+    kmeans_sec: float = 10_000.0
+    # Windows in which clips are tokenized, seconds, each with so much of the one before as context; windows per batch.
+    encode_sec: float = 30.0
+    encode_context_sec: float = 5.0
+    encode_batch_size: int = 4
+    # Of the clustering and of the quantizers.
+    seed: int = 0
+    # Of the weights in the bundle: "float32" or "float16".
+    bundle_dtype: str = "float32"
+
+    def __post_init__(self):
+        if not 0 <= self.text_share <= 1:
+            raise UserError(f"text_share={self.text_share}: choose a share in [0, 1]")
+        if not 0 <= self.encode_context_sec < self.encode_sec:
+            raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
+        for name in STAGES:
+            crop, longest = self.training(name).crop_sec, getattr(self.model.windows, f"{name}_sec")
+            if crop > longest:
+                raise UserError(f"crop_sec={crop} of the {name} stage exceeds its window of {longest} s: it would learn what it never writes")
+
+    def training(self, name: str) -> Training:
+        return getattr(self, name)
+
+    def task(self, name: str) -> Task:
+        """The task of a part, with the sizes of `model` and the length of its run."""
+        training = self.training(name)
+        changes: dict[str, Any] = {"model": getattr(self.model, name)}
+        if name in STAGES:
+            changes |= {"name": name, "tokens": self.model.tokens, "fine_sees_mulan": self.model.fine_sees_mulan}
+        for field in dataclasses.fields(training.task):
+            value = getattr(training.task, field.name)
+            if isinstance(value, OptimizerConfig) and value.schedule == "cosine":
+                changes[field.name] = dataclasses.replace(value, total_steps=training.loop.num_steps)
+        return dataclasses.replace(training.task, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of `fit`: where things are, and the results of earlier steps."""
+
+    config: FitConfig
+    data: Path
+    workdir: Path
+
+    def folder(self, step: str) -> Path:
+        return self.workdir / step
+
+    @functools.cached_property
+    def clips(self) -> ClipStore:
+        return ClipStore.open(self.folder("prepare"))
+
+    @functools.cached_property
+    def text(self) -> TextTokenizer:
+        return TextTokenizer.from_json((self.folder("mulan") / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def variables(self, step: str) -> dict[str, Any]:
+        """The weights that a step made."""
+        return bundle.unflatten(safetensors.numpy.load_file(self.folder(step) / _WEIGHTS))
+
+    def whole_variables(self, name: str) -> dict[str, Any]:
+        """The weights of a model; those of w2v-BERT and MuLan come from two steps."""
+        extra = {"w2v_bert": "kmeans", "mulan": "rvq"}.get(name)
+        return self.variables(name) | (self.variables(extra) if extra else {})
+
+    def mulan_tokens(self, kind: str) -> Callable[[Any], np.ndarray]:
+        """Embeddings [B, D] of kind "audio" or "text" -> tokens int32 [B, Q]."""
+        config, quantizer = self.config.model.mulan, {"quantizer": self.variables("rvq")["quantizer"]}
+        tokens = jax.jit(functools.partial(getattr(mulan, f"{kind}_tokens"), config))
+        return lambda embeddings: np.asarray(tokens(quantizer, jnp.asarray(embeddings)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    name: str
+    title: str
+    run: Callable[[Run, Path], dict[str, Any]]
+    # Steps whose outputs it reads.
+    needs: tuple[str, ...]
+    # Files that it leaves in its folder.
+    outputs: tuple[str, ...]
+    # What of the config its outputs depend on.
+    config: Callable[[FitConfig], Any]
+    reads_data: bool = False
+
+
+_WEIGHTS = "variables.safetensors"
+
+
+def _save_variables(folder: Path, variables: dict[str, Any]) -> None:
+    path, temporary = folder / _WEIGHTS, folder / f".{_WEIGHTS}.tmp"
+    # order="C": safetensors writes memory as it lies. (np.ascontiguousarray would turn scalars into vectors.)
+    arrays = {name: np.asarray(value, order="C") for name, value in bundle.flatten(jax.device_get(variables)).items()}
+    safetensors.numpy.save_file(arrays, temporary)
+    temporary.replace(path)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}")
+    np.save(temporary.with_suffix(".tmp.npy"), array)
+    temporary.with_suffix(".tmp.npy").replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Data
+
+
+def _prepare(run: Run, folder: Path) -> dict[str, Any]:
+    store = prepare(run.data, folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
+    skipped = read_json(folder / "index.json")["num_skipped"]
+    if skipped:
+        print(f"prepare: {skipped} clips are of no use and were left out; see {folder / 'skipped.log'}", flush=True)
+    hours = len(store.samples) / store.sample_rate_hz / 3600
+    return {"clips": len(store.clips), "held_out": len(store.split("test")), "skipped": skipped, "hours": round(hours, 3)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Models of tokens
+
+
+def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source]) -> dict[str, Any]:
+    """Trains a part on source(split, seed), keeps its weights, returns its last metrics."""
+    training, task = run.config.training(name), run.config.task(name)
+    seed = training.loop.seed
+    held_out = source("test", seed + 1) if run.clips.split("test") else None
+    state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=held_out)
+    _save_variables(folder, task.variables(state))
+    return {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
+
+
+def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
+    training = run.config.training(name)
+    text = {}
+    if name == "mulan":
+        tokenizer, max_tokens = _vocabulary(run, folder), run.config.model.mulan.text.max_tokens
+        text = {"encode_text": functools.partial(tokenizer.encode, max_tokens=max_tokens)}
+
+    def source(split: str, seed: int) -> Source:
+        sizes = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
+        return wave_source(run.clips, split=split, seed=seed, **sizes, **text)
+
+    return _train(run, folder, name, source)
+
+
+def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
+    """The word pieces of the training captions, kept beside MuLan's weights."""
+    limit = run.config.model.mulan.text.vocab_size
+    tokenizer = TextTokenizer.train((caption for clip in run.clips.split("train") for caption in clip.captions), vocab_size=limit)
+    if tokenizer.vocab_size > limit:
+        raise UserError(f"the captions have more distinct letters than the mulan text vocab_size={limit}: raise it to {tokenizer.vocab_size}")
+    write_text(folder / "vocabulary.json", tokenizer.to_json())
+    return tokenizer
+
+
+def _kmeans(run: Run, folder: Path) -> dict[str, Any]:
+    """Clusters the features of random training crops."""
+    config, training = run.config, run.config.w2v_bert
+    crop = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
+    source = wave_source(run.clips, split="train", seed=config.seed, **crop)
+    total = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
+    batch_sec = training.crop_sec * training.batch_size
+    num_batches = max(1, round(min(config.kmeans_sec, total) / batch_sec))
+    params = run.variables("w2v_bert")["params"]
+    progress = ProgressLine(unit="batches")
+
+    def waves() -> Iterator[np.ndarray]:
+        for step in range(num_batches):
+            yield source(step)["wave"]
+            progress("features", step + 1, num_batches)
+
+    fitted = w2v_bert.fit_kmeans(config.model.w2v_bert, params, waves(), rng=jax.random.key(config.seed))
+    _save_variables(folder, fitted)
+    return {"seconds_of_audio": num_batches * batch_sec}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Tokens
+
+
+def _rvq(run: Run, folder: Path) -> dict[str, Any]:
+    """Embeds all windows and captions with MuLan, and fits the quantizer that turns them into tokens."""
+    config, clips = run.config.model.mulan, run.clips
+    params = run.variables("mulan")["params"]
+    windows, counts = _embed_windows(run, params)
+    ids, mask = run.text.encode([caption for clip in clips.clips for caption in clip.captions], max_tokens=config.text.max_tokens)
+    texts = _in_batches(jax.jit(functools.partial(mulan.embed_text, config, params)), ids, mask, batch_size=64)
+    window_at = np.concatenate([[0], np.cumsum(counts)])
+    text_at = np.concatenate([[0], np.cumsum([len(clip.captions) for clip in clips.clips])])
+    means = np.stack([np.asarray(mulan.average_windows(jnp.asarray(windows[None, a:b])))[0] for a, b in zip(window_at, window_at[1:])])
+    training = np.array([clip.split == "train" for clip in clips.clips])
+    text_training = np.repeat(training, np.diff(text_at))
+    quantizer = mulan.fit_quantizer(jnp.asarray(means[training]), jnp.asarray(texts[text_training]), rng=jax.random.key(run.config.seed), config=config)
+    _save_array(folder / "windows.npy", windows.astype(np.float16))
+    _save_array(folder / "texts.npy", texts.astype(np.float16))
+    _save_variables(folder, {"quantizer": quantizer})
+    shown = np.flatnonzero(~training) if not training.all() else np.arange(len(training))
+    report = mulan.quantizer_report(config, {"quantizer": quantizer}, jnp.asarray(means[shown]), jnp.asarray(texts[text_at[:-1][shown]]))
+    return {"windows": len(windows), "captions": len(texts)} | {name: float(value) for name, value in report.items()}
+
+
+def _embed_windows(run: Run, params: Any) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of all windows of all clips, float32 [sum W, D], and W of each clip."""
+    config, clips = run.config.model.mulan, run.clips
+    counts = [mulan.num_windows(config, clip.length) for clip in clips.clips]
+    where = [(clip, i * config.hop_samples) for clip, count in enumerate(counts) for i in range(count)]
+    embed = jax.jit(functools.partial(mulan.embed_audio, config))
+    progress, done = ProgressLine(unit="windows"), []
+    for wave in wave_batches(clips, where, samples=config.window_samples, batch_size=run.config.encode_batch_size):
+        done.append(np.asarray(embed(params, wave)))
+        progress("embeddings", min(len(done) * run.config.encode_batch_size, len(where)), len(where))
+    return np.concatenate(done)[: len(where)], counts
+
+
+def _in_batches(fn: Callable[..., jax.Array], *arrays: np.ndarray, batch_size: int) -> np.ndarray:
+    """fn over rows, `batch_size` at a time, the last batch filled up: one program."""
+    total = len(arrays[0])
+    done = []
+    for first in range(0, total, batch_size):
+        part = [array[first : first + batch_size] for array in arrays]
+        done.append(np.asarray(fn(*(np.concatenate([p, np.repeat(p[-1:], batch_size - len(p), axis=0)]) for p in part))))
+    return np.concatenate(done)[:total]
+
+
+def _tokens(run: Run, folder: Path) -> dict[str, Any]:
+    """Tokenizes every clip and every caption."""
+    config, model = run.config, run.config.model
+    acoustic = AcousticTokenizer(model.soundstream, run.whole_variables("soundstream"))
+    semantic = SemanticTokenizer(model.w2v_bert, run.whole_variables("w2v_bert"))
+    spec, ratio = model.audio, model.audio.frames_per_semantic
+    window, context = spec.semantic_tokens(config.encode_sec), spec.semantic_tokens(config.encode_context_sec)
+    # No longer than the longest clip, or all would be padding.
+    window = min(window, max(-(-clip.length // spec.semantic_samples) for clip in run.clips.clips))
+    context = min(context, window - 1)
+    work = pieces([clip.length for clip in run.clips.clips], token_samples=spec.semantic_samples, window=window, context=context)
+    batches = wave_batches(
+        run.clips, [(piece.clip, piece.start) for piece in work], samples=window * spec.semantic_samples, batch_size=config.encode_batch_size
+    )
+    progress, ids, codes = ProgressLine(unit="windows"), [], []
+    for number, wave in enumerate(batches):
+        some = work[number * config.encode_batch_size :][: config.encode_batch_size]
+        found = jax.device_get((semantic.encode(wave), acoustic.encode(wave)))
+        for row, piece in enumerate(some):
+            ids.append(found[0][row, piece.skip : piece.skip + piece.keep].astype(np.int16))
+            codes.append(found[1][row, piece.skip * ratio : (piece.skip + piece.keep) * ratio].astype(np.int16))
+        progress("tokens", min((number + 1) * config.encode_batch_size, len(work)), len(work))
+    embeddings = np.load(run.folder("rvq") / "texts.npy").astype(np.float32)
+    texts = _in_batches(run.mulan_tokens("text"), embeddings, batch_size=64).astype(np.int16)
+    ids, codes = np.concatenate(ids), np.concatenate(codes)
+    for name, array in (("semantic", ids), ("acoustic", codes), ("texts", texts)):
+        _save_array(folder / f"{name}.npy", array)
+    tokens = model.tokens
+    results = {"seconds_of_audio": round(len(ids) / spec.semantic_rate_hz, 1), "semantic_perplexity": _perplexity(ids, tokens.semantic_codes)}
+    results |= {f"acoustic_perplexity_{level + 1}": _perplexity(codes[:, level], tokens.acoustic_codes) for level in range(tokens.acoustic_levels)}
+    return results | {f"text_perplexity_{level + 1}": _perplexity(texts[:, level], tokens.mulan_codes) for level in range(tokens.mulan_levels)}
+
+
+def _perplexity(codes: np.ndarray, num_codes: int) -> float:
+    """How many codes are in use, as it were: exp of the entropy of their frequencies."""
+    p = np.bincount(codes.astype(np.int64), minlength=num_codes) / len(codes)
+    return float(np.exp(-np.sum(p[p > 0] * np.log(p[p > 0]))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Stages
+
+
+def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
+    config, training = run.config, run.config.training(name)
+    store = TokenStore.open(
+        run.clips,
+        audio=config.model.audio,
+        tokens=run.folder("tokens"),
+        windows=run.folder("rvq"),
+        num_windows=functools.partial(mulan.num_windows, config.model.mulan),
+    )
+    layout, mulan_tokens = config.model.layout(name), run.mulan_tokens("audio")
+
+    def source(split: str, seed: int) -> Source:
+        return token_source(
+            store,
+            streams=sorted({segment.stream for segment in layout.segments}),
+            split=split,
+            crop_sec=training.crop_sec,
+            batch_size=training.batch_size,
+            seed=seed,
+            window_sec=config.model.mulan.window_sec,
+            hop_sec=config.model.mulan.hop_sec,
+            mulan_tokens=mulan_tokens,
+            text_share=config.text_share,
+        )
+
+    return _train(run, folder, name, source)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Bundle
+
+
+def _export(run: Run, folder: Path) -> dict[str, Any]:
+    variables = {name: run.whole_variables(name) for name in ("soundstream", "w2v_bert", "mulan", *STAGES)}
+    card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(tree)) for name, tree in variables.items()})
+    MusicLM(run.config.model, variables, run.text).save_pretrained(folder / "bundle", dtype=run.config.bundle_dtype, card=card)
+    return {"bytes": sum(path.stat().st_size for path in (folder / "bundle").iterdir())}
+
+
+def model_card(run: Run, *, num_params: dict[str, int]) -> str:
+    """README.md of the bundle: what it was made of, how, for how long, and how well each part does on held-out clips."""
+    done = {name: read_json(run.folder(name) / "done.json") for name in STEPS if (run.folder(name) / "done.json").exists()}
+    data = done["prepare"]["results"]
+    device = jax.devices()[0]
+    lines = [
+        "---",
+        "library_name: musiclm-jax",
+        "tags: [music, text-to-music, jax, flax]",
+        "---",
+        "",
+        "# A MusicLM bundle",
+        "",
+        "```python",
+        "from musiclm_jax import MusicLM",
+        'music = MusicLM.from_pretrained("this folder").generate(["a calm piano melody"], seconds=10, seed=0)',
+        "```",
+        "",
+        f"Trained with musiclm_jax {musiclm_jax.__version__} (jax {jax.__version__}) on {len(jax.devices())} x {device.device_kind or device.platform}, "
+        f"{platform.system()} {platform.machine()}.",
+        f"Data: {data['clips']} captioned clips, {data['hours']:g} hours, {data['held_out']} of them held out; {data['skipped']} were of no use.",
+        f"Licence, uses and limits of the model follow those of its data, the folder `{run.data.name}`.",
+        "",
+        "| part | parameters | steps | minutes |",
+        "|---|---|---|---|",
+    ]
+    for name, count in num_params.items():
+        lines.append(f"| {name} | {count / 1e6:.3g}M | {run.config.training(name).loop.num_steps} | {done[name]['seconds'] / 60:.1f} |")
+    lines += ["", f"Wall time of all steps, the last run of each: {sum(each['seconds'] for each in done.values()) / 60:.0f} minutes.", "", "## Quality", ""]
+    lines += ["Last values; `eval_` is on clips held out from training. `loss` of a stage is in nats per token.", "", "| step | metric | value |", "|---|---|---|"]
+    for name, each in done.items():
+        for metric, value in each["results"].items():
+            if name in ("prepare", "tokens", "rvq", "kmeans") or metric.startswith("eval_"):
+                lines.append(f"| {name} | {metric} | {value:.4g} |")
+    return "\n".join([*lines, ""])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- The order
+
+
+def _steps() -> Iterator[Step]:
+    def training_of(name: str) -> Callable[[FitConfig], Any]:
+        def config(fit: FitConfig) -> Any:
+            # Not how often it logs or saves: that does not change what it learns.
+            training = fit.training(name)
+            parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
+            return [*parts, fit.text_share, fit.model.audio] if name in STAGES else parts
+
+        return config
+
+    yield Step("prepare", "decoding the clips", _prepare, (), ("index.json", "samples.npy"), lambda fit: fit.model.audio, reads_data=True)
+    for name in ("soundstream", "w2v_bert"):
+        run = functools.partial(_train_on_waves, name=name)
+        yield Step(name, "training", run, ("prepare",), (_WEIGHTS,), training_of(name))
+    yield Step(
+        "kmeans",
+        "clustering w2v-BERT's features into semantic tokens",
+        _kmeans,
+        ("prepare", "w2v_bert"),
+        (_WEIGHTS,),
+        lambda fit: [fit.model.w2v_bert, fit.kmeans_sec, fit.seed, fit.w2v_bert.crop_sec, fit.w2v_bert.batch_size],
+    )
+    run = functools.partial(_train_on_waves, name="mulan")
+    yield Step("mulan", "training", run, ("prepare",), (_WEIGHTS, "vocabulary.json"), training_of("mulan"))
+    yield Step(
+        "rvq",
+        "quantizing MuLan's embeddings",
+        _rvq,
+        ("prepare", "mulan"),
+        (_WEIGHTS, "windows.npy", "texts.npy"),
+        lambda fit: [fit.model.mulan, fit.seed],
+    )
+    yield Step(
+        "tokens",
+        "tokenizing the clips",
+        _tokens,
+        ("prepare", "soundstream", "w2v_bert", "kmeans", "rvq"),
+        ("semantic.npy", "acoustic.npy", "texts.npy"),
+        lambda fit: [fit.model.soundstream, fit.model.w2v_bert, fit.model.mulan, fit.encode_sec, fit.encode_context_sec],
+    )
+    for name in STAGES:
+        run = functools.partial(_train_stage, name=name)
+        yield Step(name, "training", run, ("prepare", "rvq", "tokens"), (_WEIGHTS,), training_of(name))
+    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", "tokens", *STAGES)
+    yield Step("export", "writing the bundle", _export, trained, ("bundle/config.json",), lambda fit: [fit.model, fit.bundle_dtype])
+
+
+# In the order in which they run.
+STEPS: dict[str, Step] = {step.name: step for step in _steps()}
