@@ -93,10 +93,10 @@ def overrides(**options: tuple[dict, ...]) -> dict[str, dict]:
 model_option = click.option("--model", default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
 
 
-@cli.command()
+@cli.command(short_help="Makes music from text.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
-@click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV to write; several clips are numbered: music-1.wav ...")
+@click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed, prompt and model give the same clip.")
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
@@ -107,7 +107,8 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
 
     Several prompts are made together, in little more time than one.
 
-        musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
+    \b
+    musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
     """
     _use_compilation_cache()
     import time
@@ -139,7 +140,7 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
         audio.write_wav(path, wave, music.sample_rate_hz)
         click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}")
     total = music.wave.size / music.sample_rate_hz
-    click.echo(f"{total:.1f} s of music in {elapsed:.1f} s: real-time factor {elapsed / total:.2f}")
+    click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -151,7 +152,7 @@ def _short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
-@cli.command()
+@cli.command(short_help="Renders a corpus of captioned clips.")
 @click.argument("directory", metavar="DIR", type=Path)
 @click.option("--clips", type=int, default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other music.")
@@ -201,7 +202,7 @@ def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...
     return config
 
 
-@cli.command(context_settings=_GIN)
+@cli.command(context_settings=_GIN, short_help="Trains everything on your captioned clips.")
 @click.argument("data", metavar="DATA", type=Path)
 @training_options
 def fit(data, size, workdir, gin_files, bindings) -> None:
@@ -217,7 +218,7 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
     click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
-@cli.command(context_settings=_GIN)
+@cli.command(context_settings=_GIN, short_help="Runs one step of fit.")
 @click.argument("step")
 @click.argument("data", metavar="DATA", type=Path)
 @training_options
@@ -234,7 +235,7 @@ def train(step, data, size, workdir, gin_files, bindings) -> None:
         click.echo(f"{name}: {value}")
 
 
-@cli.command()
+@cli.command(short_help="Copies the bundle of a finished fit.")
 @click.argument("source", metavar="WORKDIR", type=Path)
 @click.argument("out", metavar="FOLDER", type=Path)
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="float16 halves the size.")
@@ -306,7 +307,7 @@ def codec(directory, clips, seconds, model) -> None:
     click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=progress)))
 
 
-@cli.command()
+@cli.command(short_help="Describes a bundle and checks it.")
 @click.argument("model", default="demo")
 def info(model) -> None:
     """Describes a bundle, and checks that all of it is there and whole. MODEL: its folder, or 'demo'."""

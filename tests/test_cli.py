@@ -1,7 +1,6 @@
 import io
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +108,8 @@ def test_generate_writes_numbered_files_and_says_so(tiny_bundle, tmp_path, capsy
         assert (info.frames, info.samplerate, info.subtype) == (4800, 24_000, "PCM_16")
         assert f"{tmp_path / f'song-{number}.wav'}  0.20 s  seed 5" in out
     assert "real-time factor" in out
-    assert [line.split()[0] for line in err.splitlines()] == ["semantic", "coarse", "fine"]
+    # On a busy machine a stage may have more than one line.
+    assert list(dict.fromkeys(line.split()[0] for line in err.splitlines())) == ["semantic", "coarse", "fine"]
     # The same again, under another name: the same bytes.
     run("generate", *arguments, "--out", tmp_path / "again.wav", capsys=capsys)
     assert (tmp_path / "song-2.wav").read_bytes() == (tmp_path / "again-2.wav").read_bytes()
@@ -236,11 +236,10 @@ def test_help(arguments, capsys):
 
 
 def test_help_and_import_are_light():
-    """No JAX before a command needs it."""
-    program = "import sys, musiclm_jax, musiclm_jax.cli; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], check=True)
-    assert time.perf_counter() - began < 5  # 0.2 s on an idle machine; this only catches the absurd.
+    """No JAX before a command needs it. Processor time, since a busy machine has its own ideas of the other."""
+    program = "import sys, time, musiclm_jax, musiclm_jax.cli; print('jax' in sys.modules or 'numpy' in sys.modules, time.process_time())"
+    heavy, seconds = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert heavy == "False" and float(seconds) < 1.0  # 0.1 s on the author's machine.
 
 
 def test_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
