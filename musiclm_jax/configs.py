@@ -17,31 +17,7 @@ from musiclm_jax.records import from_dict, to_dict
 from musiclm_jax.sampling import SamplingConfig
 from musiclm_jax.specs import AudioSpec, TokenSpec
 from musiclm_jax.tokens import STAGES, StageLayout, stage_layout
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowConfig:
-    """Seconds that each stage writes at once, and how the next window overlaps (MusicLM, arXiv 2301.11325, sections 3.2 and 4.2).
-
-    Also the longest crops the stages are trained on.
-    """
-
-    # The semantic stage writes 30 s, then goes on in steps of 15 s, its prompt the 15 s before.
-    semantic_sec: float = 30.0
-    semantic_hop_sec: float = 15.0
-    # The coarse stage writes 10 s, each window after the first with the last 3 s of the one before as prompt.
-    coarse_sec: float = 10.0
-    coarse_hop_sec: float = 7.0
-    # Fine windows do not overlap: all of them are one batch.
-    fine_sec: float = 3.0
-
-    def __post_init__(self):
-        for name in ("semantic", "coarse"):
-            window, hop = getattr(self, f"{name}_sec"), getattr(self, f"{name}_hop_sec")
-            if not 0 < hop <= window:
-                raise UserError(f"{name}_hop_sec={hop}, {name}_sec={window}: choose a hop above 0 and not beyond the window")
-        if self.fine_sec <= 0:
-            raise UserError(f"fine_sec={self.fine_sec}: choose a length above 0")
+from musiclm_jax.windows import WindowConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +35,7 @@ class MusicLMConfig:
     fine: StageConfig = StageConfig()
     # Whether the fine stage sees the MuLan tokens. The paper leaves it open; AudioLM's sees coarse tokens only.
     fine_sees_mulan: bool = False
+    # How long generation slides over what the stages learned.
     windows: WindowConfig = WindowConfig()
     # How each stage draws by default: the paper's temperatures.
     semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)

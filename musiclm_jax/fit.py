@@ -59,11 +59,14 @@ def _do(step: Step, run: Run, *, title: str) -> dict[str, Any]:
         print(f"{title}: done", flush=True)
         return done["results"]
     folder = run.folder(step.name)
-    _forget_outdated(folder, inputs, title)
+    before = _begin(folder, inputs, title)
     print(f"{title}: {step.title}", flush=True)
-    begin = time.perf_counter()
-    results = step.run(run, folder)
-    seconds = time.perf_counter() - begin
+    clock = time.perf_counter()
+    try:
+        results = step.run(run, folder)
+    finally:
+        seconds = before + time.perf_counter() - clock
+        write_json(folder / "begun.json", {"inputs": inputs, "seconds": round(seconds, 1)})
     digest = _digest(folder / name for name in step.outputs)
     write_json(folder / "done.json", {"fingerprint": fingerprint, "digest": digest, "seconds": round(seconds, 1), "results": results})
     print(f"{title}: finished in {seconds:.1f} s  {_summary(results)}", flush=True)
@@ -90,14 +93,18 @@ def _fingerprint(step: Step, run: Run) -> str:
     return _hash_json({"config": to_dict(step.config(run.config)), "inputs": _inputs(step, run)})
 
 
-def _forget_outdated(folder: Path, inputs: dict[str, Any], title: str) -> None:
-    """Empties the folder of a step that was begun with other inputs: its checkpoints belong to other tokens or other clips."""
-    begun = folder / "inputs.json"
-    if begun.exists() and read_json(begun) != inputs:
+def _begin(folder: Path, inputs: dict[str, Any], title: str) -> float:
+    """Seconds that earlier, interrupted runs of the step have taken. Where they read other inputs the folder is emptied first: its checkpoints
+    belong to other tokens or other clips.
+    """
+    begun = read_json(folder / "begun.json") if (folder / "begun.json").exists() else {"inputs": inputs, "seconds": 0.0}
+    if begun["inputs"] != inputs:
         print(f"{title}: what it reads has changed; starting anew", flush=True)
         shutil.rmtree(folder)
+        begun = {"inputs": inputs, "seconds": 0.0}
     (folder / "done.json").unlink(missing_ok=True)
-    write_json(begun, inputs)
+    write_json(folder / "begun.json", begun)
+    return begun["seconds"]
 
 
 def _data_digest(data: Path) -> str:

@@ -47,13 +47,14 @@ def load_config(size: str, gin_files: Sequence[str] = (), bindings: Sequence[str
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(gin_folder() / "models" / f"{size}.gin"), *(str(_find(name)) for name in gin_files)]
     gin.clear_config()
-    gin.add_config_file_search_path(str(gin_folder()))
+    # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
+    gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
         with _without_log():
             gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
         config = gin.get_configurable(FitConfig)()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error).splitlines()[0]) from error  # Without gin's account of where it happened.
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
         raise UserError(_explain(error)) from error
     unused = _unused()
@@ -104,8 +105,11 @@ def _quoted(binding: str) -> str:
 def _explain(error: Exception) -> str:
     """One line for gin's many kinds of errors, with the names that the user may have meant."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    place = next((line for line in lines if line.startswith("In ")), "")
-    place = f" ({place.removeprefix('In ')})" if "file" in place else ""
+    place = next((line.removeprefix("In ") for line in lines if line.startswith("In ")), "")
+    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
+    if call:
+        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
+    place = f" ({place})" if place and "bindings string" not in place else ""
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]

@@ -85,7 +85,7 @@ class FitConfig:
         if not 0 <= self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
         for name in STAGES:
-            crop, longest = self.training(name).crop_sec, getattr(self.model.windows, f"{name}_sec")
+            crop, longest = self.training(name).crop_sec, getattr(self.model.windows, f"{name}_window_sec")
             if crop > longest:
                 raise UserError(f"crop_sec={crop} of the {name} stage exceeds its window of {longest} s: it would learn what it never writes")
 
@@ -253,7 +253,7 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
     texts = _in_batches(jax.jit(functools.partial(mulan.embed_text, config, params)), ids, mask, batch_size=64)
     window_at = np.concatenate([[0], np.cumsum(counts)])
     text_at = np.concatenate([[0], np.cumsum([len(clip.captions) for clip in clips.clips])])
-    means = np.stack([np.asarray(mulan.average_windows(jnp.asarray(windows[None, a:b])))[0] for a, b in zip(window_at, window_at[1:])])
+    means = np.stack([windows[a:b].mean(axis=0) for a, b in zip(window_at, window_at[1:])])
     training = np.array([clip.split == "train" for clip in clips.clips])
     text_training = np.repeat(training, np.diff(text_at))
     quantizer = mulan.fit_quantizer(jnp.asarray(means[training]), jnp.asarray(texts[text_training]), rng=jax.random.key(run.config.seed), config=config)
@@ -396,7 +396,7 @@ def model_card(run: Run, *, num_params: dict[str, int]) -> str:
     ]
     for name, count in num_params.items():
         lines.append(f"| {name} | {count / 1e6:.3g}M | {run.config.training(name).loop.num_steps} | {done[name]['seconds'] / 60:.1f} |")
-    lines += ["", f"Wall time of all steps, the last run of each: {sum(each['seconds'] for each in done.values()) / 60:.0f} minutes.", "", "## Quality", ""]
+    lines += ["", f"Wall time of all steps: {sum(each['seconds'] for each in done.values()) / 60:.1f} minutes.", "", "## Quality", ""]
     lines += ["Last values; `eval_` is on clips held out from training. `loss` of a stage is in nats per token.", "", "| step | metric | value |", "|---|---|---|"]
     for name, each in done.items():
         for metric, value in each["results"].items():

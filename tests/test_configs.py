@@ -5,20 +5,21 @@ import json
 
 import pytest
 
-from musiclm_jax.configs import MusicLMConfig, WindowConfig
+from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
-from musiclm_jax.records import differences, from_dict, to_dict
+from musiclm_jax.records import coerce, differences, from_dict, to_dict
+from musiclm_jax.windows import WindowConfig
 
 CONFIG = MusicLMConfig(
     soundstream=SoundStreamConfig(num_levels=5, num_codes=7),
     w2v_bert=W2vBertConfig(num_clusters=11),
     mulan=MuLanConfig(num_levels=3, num_codes=13),
     coarse_levels=2,
-    windows=WindowConfig(fine_sec=2),
+    windows=WindowConfig(fine_window_sec=2),
 )
 
 
@@ -50,8 +51,6 @@ def test_token_sizes_come_from_the_models():
 def test_models_that_do_not_fit_together_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         MusicLMConfig(**wrong)
-    with pytest.raises(UserError, match="semantic_hop_sec=0"):
-        WindowConfig(semantic_hop_sec=0.0)
 
 
 def test_missing_unknown_and_wrong_fields_are_named():
@@ -83,6 +82,13 @@ def test_from_dict_restores_types():
         from_dict(Leaf, to_dict(Leaf()) | {"flag": 1})
     with pytest.raises(TypeError, match="set"):
         to_dict({1})
+
+
+def test_coerce_brings_values_to_their_types():
+    coerced = coerce(Leaf(pair=[1, "a"], nested=[[5, 6]], maybe=3))
+    assert coerced == Leaf(nested=((5, 6),), maybe=3.0) and isinstance(coerced.maybe, float) and hash(coerced)
+    with pytest.raises(UserError, match=r"config\.flag is 1, expected bool"):
+        coerce(Leaf(flag=1))
 
 
 def test_differences_name_the_path():

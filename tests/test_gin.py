@@ -1,0 +1,117 @@
+"""gin files: each shipped one parses, everything it binds is read, mistakes name what was meant."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import musiclm_jax
+from musiclm_jax import main
+from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.errors import UserError
+from musiclm_jax.main import load_config
+from musiclm_jax.steps import FitConfig
+
+
+def test_the_sizes_ship():
+    assert {"base", "demo", "test"} <= set(main.sizes())
+
+
+@pytest.mark.parametrize("size", main.sizes())
+def test_every_size_parses_and_binds_nothing_in_vain(size):
+    config = load_config(size)  # Raises where a bound value is read by nothing.
+    assert isinstance(config, FitConfig) and hash(config)
+    assert MusicLMConfig.from_dict(config.model.to_dict()) == config.model
+
+
+@pytest.mark.parametrize("path", sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")))
+def test_every_run_parses_on_every_size(path):
+    for size in main.sizes():
+        load_config(size, [f"runs/{path}"])
+
+
+def test_base_is_the_paper():
+    config = load_config("base")
+    assert config.model == MusicLMConfig()
+    assert [config.training(stage).crop_sec for stage in ("semantic", "coarse", "fine")] == [30.0, 10.0, 3.0]
+    task = config.task("coarse")
+    assert (task.name, task.optimizer.name, task.tokens, task.model) == ("coarse", "adafactor", config.model.tokens, config.model.coarse)
+
+
+def test_later_values_win_and_strings_need_no_quotes(tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text("SEED = 3\nCOARSE_STEPS = 5\n")
+    bindings = ["SEED=4", "semantic/StageConfig.dim=20", "semantic/StageConfig.dtype=bfloat16"]
+    config = load_config("test", [str(file)], bindings)
+    assert config.seed == config.coarse.loop.seed == 4 and config.coarse.loop.num_steps == 5
+    assert (config.model.semantic.dim, config.model.semantic.dtype, config.model.coarse.dtype) == (20, "bfloat16", "float32")
+    assert load_config("test").seed == 0  # Nothing of one call is left in the next.
+    assert "StageConfig.dim" in main.operative_config()
+
+
+def test_a_cosine_schedule_ends_with_the_run():
+    assert load_config("test", bindings=["SOUNDSTREAM_STEPS=77"]).task("soundstream").optimizer.total_steps == 77
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("SEMANTC_STEPS=3", "SEMANTC_STEPS is set but nothing reads it: did you mean SEMANTIC_STEPS"),
+        ("semntic/StageConfig.dim=3", "semntic/StageConfig.dim is set but nothing reads it: did you mean semantic/StageConfig.dim"),
+        ("StageConfig.dimm=3", "StageConfig has no field 'dimm': did you mean dim"),
+        ("StageConf.dim=3", "there is no 'StageConf': did you mean StageConfig"),
+        ("optim.OptimizerConfig.name=sgd", "optimizer 'sgd': choose 'adamw' or 'adafactor'"),
+        ("semantic/Training.batch_size=0", "batch_size=0"),
+        ("SEED", "expected NAME=VALUE"),
+        ("coarse/Training.crop_sec=60.0", "crop_sec=60.0 of the coarse stage exceeds its window"),
+    ],
+)
+def test_mistakes_are_one_line(binding, message):
+    with pytest.raises(UserError) as error:
+        load_config("test", bindings=[binding])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+UNTYPED = """
+    from musiclm_jax.errors import UserError
+    from musiclm_jax.main import load_config
+
+    for binding in ("semantic/StageConfig.dim=wide", "TEXT_SHARE=half", "StageConfig.dropout=3", "MuLanConfig.loss=3", "MuLanConfig.dtype=3"):
+        try:
+            load_config("test", [], [binding])
+            print(binding, "was accepted")
+        except UserError as error:
+            print(error)
+    config = load_config("test", [], ["SoundStreamConfig.strides=[2, 240]", "coarse/Training.crop_sec=1", "StageConfig.dropout=0"])
+    print(repr((config.model.soundstream.strides, config.coarse.crop_sec, config.model.fine.dropout)))
+"""
+
+
+def test_values_of_another_type_are_named_or_brought_to_the_right_one():
+    # In a process of its own: the type checker of these tests would be faster.
+    env = {**os.environ, "PYTHONPATH": str(Path(musiclm_jax.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(UNTYPED)], capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    dim, share, dropout, loss, dtype, values = done.stdout.splitlines()
+    assert "(in semantic/StageConfig)" in dim and "FitConfig" in share and "dropout=3" in dropout
+    assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected str" in dtype
+    assert values == "((2, 240), 1.0, 0.0)"
+
+
+def test_unknown_sizes_and_files(tmp_path):
+    with pytest.raises(UserError, match="size 'huge': choose one of base"):
+        load_config("huge")
+    with pytest.raises(UserError, match=r"no such gin file; name a path, or one of .*runs/fit\.gin"):
+        load_config("test", ["runs/fitt.gin"])
+    file = tmp_path / "broken.gin"
+    file.write_text("SEED = = 3\n")
+    with pytest.raises(UserError, match="broken.gin"):
+        load_config("test", [str(file)])
+
+
+def test_gin_files_name_no_machine():
+    for path in Path(main.gin_folder()).rglob("*.gin"):
+        assert "/" + "work/" not in path.read_text() and "/home/" not in path.read_text()
