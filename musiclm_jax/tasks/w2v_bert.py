@@ -47,7 +47,7 @@ class W2vBertTask:
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
         """One update. If the gradient is not finite the update is skipped, and counted in the metric `skipped`."""
         grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, batch, rng, step=state.step, train=True)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = jax.tree.map(
