@@ -17,7 +17,7 @@ import numpy as np
 Split = Literal["train", "test"]
 
 # One fresh random stream per concern: better captions never change the music, nor a new style the captions' dice.
-STREAMS = ("attributes", "music", "captions")
+STREAMS = ("attributes", "music", "captions", "hiss")
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
 MODES = ("major", "minor")

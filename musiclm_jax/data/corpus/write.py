@@ -44,7 +44,7 @@ def render_clip(*, seed: int, index: int) -> Clip:
     """
     attributes, split, captions = _describe(seed, index)
     notes = compose(attributes, rng=clip_rng(seed, index, "music"))
-    wave = synthesis.render(notes, attributes=attributes)
+    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss"))
     return Clip(wave=wave, split=split, attributes=dataclasses.asdict(attributes), captions=captions)
 
 
