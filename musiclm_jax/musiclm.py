@@ -249,7 +249,7 @@ class MusicLM:
         Args: num_semantic: length in semantic tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
         """
         config = self.config
-        shared = {"keys": keys, "windows": _windows(config), "audio": config.audio}
+        shared = {"keys": keys, "windows": config.windows, "audio": config.audio}
 
         def run(name, generate, *inputs, **options):
             progress = _stage_progress(on_progress, name, tokens=len(mulan) * num_semantic * _tokens_per_semantic(config, name))
@@ -260,13 +260,6 @@ class MusicLM:
         semantic = run("semantic", windows.generate_semantic, mulan, num_tokens=num_semantic)
         coarse = run("coarse", windows.generate_coarse, mulan, semantic)
         return run("fine", windows.generate_fine, coarse, mulan=mulan if config.fine_sees_mulan else None)
-
-
-def _windows(config: MusicLMConfig) -> windows.WindowConfig:  # Until configs.WindowConfig and windows.WindowConfig are one class.
-    if isinstance(config.windows, windows.WindowConfig):
-        return config.windows
-    w = config.windows
-    return windows.WindowConfig(w.semantic_sec, w.semantic_hop_sec, w.coarse_sec, w.coarse_hop_sec, w.fine_sec)
 
 
 def clip_keys(prompts: Sequence[str], *, seed: int) -> jax.Array:
