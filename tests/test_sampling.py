@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -106,11 +107,12 @@ def test_guidance_mixes_with_and_without_text():
     np.testing.assert_array_equal(run(3.0), np.ones((3, 2, 2)))
 
 
-def build_stage(name="coarse"):
-    layout = stage_layout(name, TOKENS)
+@functools.cache
+def build_stage():
+    layout = stage_layout("coarse", TOKENS)
     config = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0)
     prefix_ids = layout.prefix_ids({"mulan": np.arange(9).reshape(3, 3) % 5, "semantic": np.arange(12).reshape(3, 4) % 7})
-    params = Stage(config, layout).init(jax.random.key(0), prefix_ids, jnp.zeros((3, 1, 2), jnp.int32))["params"]
+    params = jax.jit(Stage(config, layout).init)(jax.random.key(0), prefix_ids, jnp.zeros((3, 1, 2), jnp.int32))["params"]
     decoder = StageDecoder(config, layout)
     return decoder, params, decoder.prepare(params), prefix_ids
 
@@ -119,7 +121,7 @@ def test_a_stage_greedily_is_argmax_of_the_full_pass(monkeypatch):
     monkeypatch.setattr(sampling, "MIN_BUCKET", 9)
     decoder, params, prepared, prefix_ids = build_stage()
     codes = sample_codes(decoder, prepared, prefix_ids, num_steps=8, keys=jax.random.split(jax.random.key(0), 3), sampling=SamplingConfig(0.0))
-    logits = Stage(decoder.config, decoder.layout).apply({"params": params}, prefix_ids, codes)
+    logits = jax.jit(Stage(decoder.config, decoder.layout).apply)({"params": params}, prefix_ids, codes)
     np.testing.assert_array_equal(codes, logits.argmax(-1))
 
 

@@ -76,7 +76,7 @@ def test_semantic(total):
     np.testing.assert_array_equal(out, expected[:, :, 0])
 
 
-@pytest.mark.parametrize("total", [4, 6, 12, 13, 30])
+@pytest.mark.parametrize("total", [4, 6, 13, 30])
 def test_coarse(total):
     stage = Hash(stage_layout("coarse", TOKENS))
     semantic = jax.random.randint(jax.random.key(5), (2, total), 0, 97)
@@ -87,8 +87,7 @@ def test_coarse(total):
     np.testing.assert_array_equal(out, reference(stage, conditions, 2 * total, window, 8, keys(), SamplingConfig(0.95)))
 
 
-@pytest.mark.parametrize("total", [2, 4, 8, 10, 20])
-@pytest.mark.parametrize("max_fine_batch", [3, 32])
+@pytest.mark.parametrize("total,max_fine_batch", [(2, 32), (4, 32), (8, 32), (10, 32), (20, 32), (20, 3)])
 def test_fine_windows_are_independent(total, max_fine_batch):
     stage = Hash(stage_layout("fine", TOKENS))
     coarse = jax.random.randint(jax.random.key(5), (2, total, 2), 0, 97)

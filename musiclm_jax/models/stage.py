@@ -71,8 +71,9 @@ class StageDecoder:
     layout: StageLayout
 
     def prepare(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Parameters of `Stage` -> parameters for `__call__`, with the layers unstacked. A copy: do it once, not per step."""
-        return _unstack(nn.meta.unbox(params), self.config.num_layers)
+        """Parameters of `Stage` -> parameters for `__call__`, with the layers unstacked: a copy. Prepared ones come back as they are."""
+        params = nn.meta.unbox(params)
+        return _unstack(params, self.config.num_layers) if "layers" in params["body"] else params
 
     def init_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
         cfg = self.config

@@ -90,7 +90,7 @@ class CausalBias(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("table", partitioned(init, ("heads", None)), (self.num_heads, self.num_buckets), jnp.float32)
         by_distance = table[:, distance_buckets(self.num_buckets, self.max_distance)]
-        # Entry i is the distance from the last query to key i - (T - 1 ...): it falls by one from left to right; one spare entry on the right.
+        # Every distance that occurs, from the last query to key 0 down to the first query to key S - 1, and a spare entry.
         width = num_queries + num_keys
         distance = position + num_queries - 1 - jnp.arange(width)
         bias = jnp.take(by_distance, jnp.clip(distance, 0, self.max_distance), axis=1)

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dr
 TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
 
 
-def build(name, config=TINY, batch=2, steps=4):
+@functools.cache
+def build(name, batch=2, steps=4):
     layout = stage_layout(name, TOKENS)
     rng = np.random.default_rng(0)
     streams = {
@@ -21,8 +24,8 @@ def build(name, config=TINY, batch=2, steps=4):
         "acoustic": rng.integers(11, size=(batch, 2 * steps, 5)),
     }
     prefix_ids, codes = layout.prefix_ids(streams), layout.target_codes(streams)
-    stage = Stage(config, layout)
-    return stage, nn.meta.unbox(stage.init(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
+    stage = Stage(TINY, layout)
+    return stage, nn.meta.unbox(jax.jit(stage.init)(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
 
 
 @pytest.mark.parametrize("name,mulan,millions", [("semantic", False, 430.0), ("coarse", False, 438.4), ("fine", False, 427.9), ("fine", True, 453.0)])
@@ -37,7 +40,7 @@ def test_published_sizes(name, mulan, millions):
 def test_decoding_is_the_full_pass(name):
     stage, params, prefix_ids, codes = build(name)
     layout, levels = stage.layout, stage.layout.target.levels
-    logits = stage.apply({"params": params}, prefix_ids, codes)
+    logits = jax.jit(stage.apply)({"params": params}, prefix_ids, codes)
     assert logits.shape == (*codes.shape, layout.target.codes) and logits.dtype == jnp.float32
     logits = logits.reshape(2, -1, layout.target.codes)
     ids = layout.to_ids(len(layout.prefix), codes)
@@ -45,10 +48,10 @@ def test_decoding_is_the_full_pass(name):
     decoder = StageDecoder(TINY, layout)
     prepared = decoder.prepare(params)
     length = prefix_ids.shape[1]
-    step, cache = decoder(prepared, prefix_ids, decoder.init_cache(2, length), position=0, level=0)
+    step_fn = jax.jit(lambda *args, **kwargs: decoder(prepared, *args, **kwargs))
+    step, cache = step_fn(prefix_ids, decoder.init_cache(2, length), position=0, level=0)
     np.testing.assert_allclose(step, logits[:, 0], atol=1e-5)
     cache = decoder.grow_cache(cache, length + ids.shape[1])
-    step_fn = jax.jit(lambda *args, **kwargs: decoder(prepared, *args, **kwargs))
     for i in range(1, ids.shape[1]):
         step, cache = step_fn(ids[:, i - 1 : i], cache, position=length + i - 1, level=i % levels)
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
@@ -56,13 +59,14 @@ def test_decoding_is_the_full_pass(name):
 
 def test_logits_are_the_legal_rows_of_the_full_head():
     stage, params, prefix_ids, codes = build("coarse")
-    logits = stage.apply({"params": params}, prefix_ids, codes)
     ids = jnp.concatenate([prefix_ids, stage.layout.to_ids(2, codes)], axis=1)
 
-    def everything(stage, ids):
-        return stage.body(stage.embed(ids))[0] @ stage.head.T
+    @jax.jit
+    def run(params):
+        everything = lambda stage, ids: stage.body(stage.embed(ids))[0] @ stage.head.T  # noqa: E731
+        return stage.apply({"params": params}, prefix_ids, codes), stage.apply({"params": params}, ids, method=everything)
 
-    full = stage.apply({"params": params}, ids, method=everything)  # [B, T, V]
+    logits, full = run(params)  # [B, T, Q, C], [B, P + T * Q, V]
     for i in range(codes.shape[1] * 2):
         low = stage.layout.target_offset + (i % 2) * 11
         np.testing.assert_allclose(full[:, prefix_ids.shape[1] - 1 + i, low : low + 11], logits.reshape(2, -1, 11)[:, i], atol=1e-5)
@@ -71,7 +75,8 @@ def test_logits_are_the_legal_rows_of_the_full_head():
 def test_codes_do_not_see_themselves_or_later_ones():
     stage, params, prefix_ids, codes = build("coarse")
     changed = codes.at[:, 3, 1].set((codes[:, 3, 1] + 1) % 11)
-    before, after = (np.asarray(stage.apply({"params": params}, prefix_ids, c)).reshape(2, -1, 11) for c in (codes, changed))
+    run = jax.jit(stage.apply)
+    before, after = (np.asarray(run({"params": params}, prefix_ids, c)).reshape(2, -1, 11) for c in (codes, changed))
     same = (before == after).all(axis=(0, 2))
     np.testing.assert_array_equal(same, np.arange(codes.shape[1] * 2) <= 3 * 2 + 1)
 
@@ -80,6 +85,14 @@ def test_the_mask_row_is_input_only():
     stage, params, prefix_ids, codes = build("semantic")
     vocab_size = stage.layout.vocab_size
     assert params["embed"]["embedding"].shape == (vocab_size + 1, 13) and params["head"].shape == (vocab_size, 13)
-    with_text = stage.apply({"params": params}, prefix_ids, codes)
-    without = stage.apply({"params": params}, stage.layout.masked(prefix_ids), codes)
+    run = jax.jit(stage.apply)
+    with_text, without = (run({"params": params}, ids, codes) for ids in (prefix_ids, stage.layout.masked(prefix_ids)))
     assert np.abs(with_text - without).max() > 1e-3
+
+
+def test_prepared_parameters_are_left_alone():
+    stage, params, _, _ = build("semantic")
+    decoder = StageDecoder(TINY, stage.layout)
+    prepared = decoder.prepare(params)
+    jax.tree.map(np.testing.assert_array_equal, decoder.prepare(prepared), prepared)
+    assert prepared["body"]["layer_1"]["mlp"]["in_kernel"].shape == (13, 2, 17)

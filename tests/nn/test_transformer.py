@@ -1,3 +1,4 @@
+import functools
 import math
 
 import flax.linen as nn
@@ -12,10 +13,11 @@ from musiclm_jax.nn.transformer import CausalBias, Transformer, TransformerConfi
 TINY = TransformerConfig(dim=13, num_layers=3, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
 
 
+@functools.cache
 def build(config=TINY, length=19, batch=2):
     x = jax.random.normal(jax.random.key(0), (batch, length, config.dim))
     model = Transformer(config)
-    return model, nn.meta.unbox(model.init(jax.random.key(1), x)["params"]), x
+    return model, nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), x)["params"]), x
 
 
 def t5_bucket(distance, num_buckets, max_distance):
@@ -55,20 +57,20 @@ def test_prefill_and_steps_are_the_full_pass():
     np.testing.assert_allclose(model.apply({"params": params}, x)[0], full, atol=1e-5)  # unrolled == scanned
     cache = tuple(KVCache.zeros(batch=2, length=7, heads=2, head_dim=5) for _ in range(3))
     first, cache = model.apply({"params": params}, x[:, :7], cache=cache)
-    outs = [first]
+    outs, step = [first], jax.jit(model.apply)
     for t in range(7, 19):
         if t in (7, 11):  # bucket boundaries; new slots hold garbage
             grown = [layer.grow({7: 11, 11: 19}[t]) for layer in cache]
             empty = jnp.arange(grown[0].length)[:, None] >= t
             cache = tuple(jax.tree.map(lambda a: jnp.where(empty, 1e4, a), layer) for layer in grown)
-        out, cache = model.apply({"params": params}, x[:, t : t + 1], cache=cache, position=jnp.int32(t))
+        out, cache = step({"params": params}, x[:, t : t + 1], cache=cache, position=jnp.int32(t))
         outs.append(out)
     np.testing.assert_allclose(jnp.concatenate(outs, axis=1), full, atol=1e-5)
 
 
 def test_causal_by_gradient():
     model, params, x = build()
-    grads = jax.jacobian(lambda x: model.apply({"params": params}, x)[0][0].sum(-1))(x)[:, 0]  # [T, T, D]
+    grads = jax.jit(jax.jacrev(lambda x: model.apply({"params": params}, x)[0][0].sum(-1)))(x)[:, 0]  # [T, T, D]
     reach = np.abs(grads).max(-1) > 0
     np.testing.assert_array_equal(reach, np.tril(np.ones((19, 19), bool)))
 
@@ -90,7 +92,7 @@ def test_remat_changes_nothing():
         rngs = {"dropout": jax.random.key(3)}
         return Transformer(config).apply({"params": params}, x, train=True, rngs=rngs)[0].var()
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.grad(loss)(params, plain), jax.grad(loss)(params, config))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *(jax.jit(jax.grad(functools.partial(loss, config=c)))(params) for c in (plain, config)))
 
 
 def test_dropout_is_shared_by_positions():
