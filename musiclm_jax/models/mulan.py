@@ -56,7 +56,8 @@ class MuLanConfig:
     # Windows whose embeddings are averaged to that of a longer clip.
     window_sec: float = 10.0
     hop_sec: float = 1.0
-    # Residual quantizer of the embeddings.
+    # Residual quantizer of the embeddings. Clips and their captions can agree on a code only while its cell is wider than the distance between
+    # the two: a small model wants few codes and more levels (`quantizer_report` tells).
     num_levels: int = 12
     num_codes: int = 1024
     # "float32" or "bfloat16", of the towers' products.
@@ -178,9 +179,9 @@ def fit_quantizer(
 ) -> dict[str, Array]:
     """{"audio_mean" [D], "text_mean" [D], "codebooks" [Q, C, D]}: one residual quantizer for both modalities.
 
-    Contrastive training leaves audio and text in two separate cones (the modality gap, arXiv 2203.02053). A quantizer fitted to audio alone,
-    as in the paper, would spend its first level on text's distance from it. So each modality is centred on its own mean first,
-    and the codebooks are fitted to both together.
+    Contrastive training may leave audio and text in two separate cones (the modality gap, arXiv 2203.02053), and the distance between the
+    cones would then decide the nearest code of every text. So each modality is centred on its own mean first; and the codebooks are
+    fitted to both together, where the paper fits to audio alone.
     """
     if len(audio_embeddings) + len(text_embeddings) < config.num_codes:
         raise UserError(
