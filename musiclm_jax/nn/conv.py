@@ -20,9 +20,18 @@ from musiclm_jax.nn.layers import fan_in_init, partitioned
 Past = tuple | jax.Array | None
 
 
+@jax.custom_jvp
 def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0) + exp(min(x, 0)) - 1. Half the cost of `jax.nn.elu` on CPU (no expm1); the absolute error is below 1e-7."""
+    """x where positive, exp(x) - 1 elsewhere. Without expm1, which costs twice as much on CPU; the absolute error is below 1e-7."""
     return jnp.maximum(x, 0) + jnp.exp(jnp.minimum(x, 0)) - 1
+
+
+@elu.defjvp
+def _elu_jvp(primals, tangents):
+    # The slope follows from the output: no exponential in the backward pass, where XLA on CPU would compute it inside the sum that
+    # is the gradient of a bias, one number at a time.
+    y = elu(*primals)
+    return y, tangents[0] * (jnp.minimum(y, 0) + 1)
 
 
 def conv_2d(

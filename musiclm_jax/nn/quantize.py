@@ -7,6 +7,7 @@ are float32. All statistics are sums over the whole batch, so that under jit wit
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -104,7 +105,7 @@ def quantize_train(
     """Quantizes a training batch and updates the codebooks; the first batch initializes them.
 
     num_levels: example b uses its first num_levels[b] levels (quantizer dropout); the others neither add to its output nor see it
-    in their statistics, and their codes are those of the full quantizer.
+    in their statistics; their codes are filled in nevertheless.
     Returns: y, the quantized x, with the gradient passed straight through; codes; commitment loss, the mean squared distance to the
     codes over frames, widths and levels; the new state; metrics {"perplexity_<level>", "codebook_use_<level>"} of this batch.
     """
@@ -117,26 +118,33 @@ def quantize_train(
 
     def level(carry, inputs):
         residual, quantized = carry
-        index, rng, book = inputs
-        valid = jnp.repeat(index < num_levels, x.shape[1])
-        codes = nearest(jax.lax.stop_gradient(residual), book.codebooks)
-        chosen = book.codebooks[codes]
-        commitment = jnp.sum(jnp.where(valid, jnp.mean(jnp.square(residual - chosen), axis=-1), 0)) / jnp.maximum(jnp.sum(valid), 1)
-        book, usage = _update(book, jax.lax.stop_gradient(residual), codes, valid, config, rng)
-        quantized = quantized + jnp.where(valid[:, None], chosen, 0)
-        return (residual - chosen, quantized), (codes, commitment, book, usage)
+        used, rng, book = inputs
+        codes = nearest(jax.lax.stop_gradient(residual), book.codebook)
+        chosen = book.codebook[codes]
+        distance = jnp.mean(jnp.square(residual - chosen), axis=-1)
+        commitment = jnp.sum(jnp.where(used, distance, 0)) / jnp.maximum(jnp.sum(used), 1)
+        book, usage = _update(book, jax.lax.stop_gradient(residual), codes, used, config, rng)
+        # The gradient of what is left over is that of x at every level, so the commitment of each reaches the encoder.
+        return (residual - chosen, quantized + jnp.where(used[:, None], chosen, 0)), (codes, commitment, book, usage)
 
-    books = state.replace(initialized=jnp.broadcast_to(state.initialized, (count,)))
-    inputs = (jnp.arange(count), jax.random.split(rng_dead, count), jax.lax.stop_gradient(books))
-    (_, quantized), (codes, commitment, books, usage) = jax.lax.scan(level, (frames, jnp.zeros_like(frames)), inputs)
+    used = jnp.repeat(jnp.arange(count)[:, None] < num_levels, x.shape[1], axis=1)  # [Q, B * T]
+    books = _Book(state.codebooks, state.ema_sum, state.ema_count)
+    (_, quantized), (codes, commitment, books, usage) = jax.lax.scan(
+        level, (frames, jnp.zeros_like(frames)), (used, jax.random.split(rng_dead, count), books)
+    )
     y = frames + jax.lax.stop_gradient(quantized - frames)
-    levels = jnp.arange(count)
     metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(usage))}
     metrics |= {f"codebook_use_{q + 1}": value for q, value in enumerate(jnp.mean(usage > 0, axis=-1))}
-    del levels
-    new = books.replace(initialized=jnp.ones((), jnp.bool_))
     codes = jnp.moveaxis(codes, 0, -1).reshape(*x.shape[:2], count)
-    return y.reshape(x.shape).astype(x.dtype), codes, jnp.mean(commitment), new, metrics
+    return y.reshape(x.shape).astype(x.dtype), codes, jnp.mean(commitment), RVQState(*books, jnp.ones((), jnp.bool_)), metrics
+
+
+class _Book(NamedTuple):
+    """One level of an `RVQState`, or all of them with a leading axis Q."""
+
+    codebook: jax.Array  # [C, D]
+    ema_sum: jax.Array  # [C, D]
+    ema_count: jax.Array  # [C]
 
 
 def _initialize(rng: Key, frames: Float[Array, "n D"], state: RVQState, num_iters: int) -> RVQState:
@@ -150,31 +158,29 @@ def _initialize(rng: Key, frames: Float[Array, "n D"], state: RVQState, num_iter
 
 
 def _update(
-    book: RVQState, x: Float[Array, "n D"], codes: Int[Array, "n"], valid: Bool[Array, "n"], config: RVQConfig, rng: Key
-) -> tuple[RVQState, Float[Array, "C"]]:
-    """One EMA step of one level (the fields of `book` lack the axis Q). Returns it with the counts of this batch."""
-    num_codes = book.codebooks.shape[0]
-    one_hot = jax.nn.one_hot(jnp.where(valid, codes, -1), num_codes)  # An id of -1 is a row of zeros.
+    book: _Book, x: Float[Array, "n D"], codes: Int[Array, "n"], used: Bool[Array, "n"], config: RVQConfig, rng: Key
+) -> tuple[_Book, Float[Array, "C"]]:
+    """One EMA step of one level on the frames in `used`. Returns it with the counts of this batch."""
+    num_codes = book.codebook.shape[0]
+    one_hot = jax.nn.one_hot(jnp.where(used, codes, -1), num_codes)  # An id of -1 is a row of zeros.
     usage = jnp.sum(one_hot, axis=0)
     total = jnp.sum(usage)
-    new_sum = jnp.einsum("nc,nd->cd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
-    decay = config.ema_decay
-    ema_count = decay * book.ema_count + (1 - decay) * usage
-    ema_sum = decay * book.ema_sum + (1 - decay) * new_sum
+    sums = jnp.einsum("nc,nd->cd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
+    ema_count = config.ema_decay * book.ema_count + (1 - config.ema_decay) * usage
+    ema_sum = config.ema_decay * book.ema_sum + (1 - config.ema_decay) * sums
     mass = jnp.sum(ema_count)
     smooth = (ema_count + config.epsilon) / (mass + num_codes * config.epsilon) * mass
     codebook = ema_sum / smooth[:, None]
 
-    # Dead codes restart at frames drawn from the valid ones. Sum and count restart with them, or the next step would undo it.
+    # Dead codes restart at frames drawn from the used ones. Sum and count restart with them, or the next step would undo it.
     threshold = config.dead_code_ratio * mass / num_codes
-    dead = (ema_count < threshold) & (total > 0)
+    dead = ema_count < threshold
     draws = jax.random.randint(rng, (num_codes,), 0, jnp.maximum(total, 1).astype(jnp.int32))
-    fresh = x[jnp.searchsorted(jnp.cumsum(valid.astype(jnp.int32)), draws, side="right").clip(0, x.shape[0] - 1)]
-    codebook = jnp.where(dead[:, None], fresh, codebook)
-    ema_count = jnp.where(dead, threshold, ema_count)
-    ema_sum = jnp.where(dead[:, None], fresh * threshold, ema_sum)
+    fresh = x[jnp.searchsorted(jnp.cumsum(used.astype(jnp.int32)), draws, side="right")]
+    restarted = _Book(
+        jnp.where(dead[:, None], fresh, codebook),
+        jnp.where(dead[:, None], fresh * threshold, ema_sum),
+        jnp.where(dead, threshold, ema_count),
+    )
     # A level that no example used learns nothing.
-    keep = lambda new, old: jnp.where(total > 0, new, old)  # noqa: E731
-    return book.replace(
-        codebooks=keep(codebook, book.codebooks), ema_sum=keep(ema_sum, book.ema_sum), ema_count=keep(ema_count, book.ema_count)
-    ), usage
+    return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), restarted, book), usage

@@ -41,6 +41,8 @@ class CodecTask:
     quantizer: RVQConfig = RVQConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     sample_rate_hz: int = 24_000
+    # Of the spectral loss, in samples. Over half of its cost is in the two shortest.
+    loss_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     # Before this step neither the discriminators nor their gradients are computed. A number beyond the last step: no GAN at all.
@@ -79,7 +81,7 @@ class CodecTask:
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
         generate = lambda params: self._generate(params, state.stats["quantizer"], wave, rng)  # noqa: E731
         (fake, commitment), pull_back, (quantizer, metrics) = jax.vjp(generate, state.params["generator"], has_aux=True)
-        reconstruction, slope = jax.value_and_grad(multi_scale_mel_loss)(fake, wave, sample_rate_hz=self.sample_rate_hz)
+        reconstruction, slope = jax.value_and_grad(self._reconstruction)(fake, wave)
         # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
         adversary = jax.lax.cond(
             state.step >= self.discriminator_start_step, self._adversary_step, self._adversary_rest,
@@ -112,7 +114,7 @@ class CodecTask:
         counts = jnp.sum(jax.nn.one_hot(codes.reshape(-1, self.model.num_levels), self.model.num_codes), axis=0)
         metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(counts))}
         return metrics | {
-            "loss": multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz),
+            "loss": self._reconstruction(fake, wave),
             "mel_distance": mel_distance(fake, wave, sample_rate_hz=self.sample_rate_hz),
         }
 
@@ -121,6 +123,9 @@ class CodecTask:
             "params": nn.meta.unbox(state.params["generator"]),
             "quantizer": {"codebooks": state.stats["quantizer"].codebooks},
         }
+
+    def _reconstruction(self, fake: jax.Array, wave: jax.Array) -> jax.Array:
+        return multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows)
 
     def _generate(self, params, quantizer: RVQState, wave: jax.Array, rng: Key):
         """((fake wave, commitment loss), (new quantizer, its metrics)) of a training batch."""
