@@ -22,6 +22,7 @@ from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import mulan, w2v_bert
+from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.progress import ProgressLine
@@ -70,6 +71,8 @@ class FitConfig:
     text_share: float = 0.0
     # Audio whose features k-means clusters, seconds.
     kmeans_sec: float = 10_000.0
+    # Seconds between the MuLan windows that condition the stages. 1 is the paper's; embedding them costs their number.
+    mulan_hop_sec: float = 1.0
     # Windows in which clips are tokenized, seconds, each with so much of the one before as context; windows per batch.
     encode_sec: float = 30.0
     encode_context_sec: float = 5.0
@@ -84,10 +87,17 @@ class FitConfig:
             raise UserError(f"text_share={self.text_share}: choose a share in [0, 1]")
         if not 0 <= self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
+        if self.mulan_hop_sec <= 0:
+            raise UserError(f"mulan_hop_sec={self.mulan_hop_sec}: choose a time above 0")
         for name in STAGES:
             crop, longest = self.training(name).crop_sec, getattr(self.model.windows, f"{name}_window_sec")
             if crop > longest:
                 raise UserError(f"crop_sec={crop} of the {name} stage exceeds its window of {longest} s: it would learn what it never writes")
+
+    @property
+    def mulan_windows(self) -> MuLanConfig:
+        """MuLan, with a window each `mulan_hop_sec`."""
+        return dataclasses.replace(self.model.mulan, hop_sec=self.mulan_hop_sec)
 
     def training(self, name: str) -> Training:
         return getattr(self, name)
@@ -267,7 +277,7 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
 
 def _embed_windows(run: Run, params: Any) -> tuple[np.ndarray, list[int]]:
     """Embeddings of all windows of all clips, float32 [sum W, D], and W of each clip."""
-    config, clips = run.config.model.mulan, run.clips
+    config, clips = run.config.mulan_windows, run.clips
     counts = [mulan.num_windows(config, clip.length) for clip in clips.clips]
     where = [(clip, i * config.hop_samples) for clip, count in enumerate(counts) for i in range(count)]
     embed = jax.jit(functools.partial(mulan.embed_audio, config))
@@ -337,7 +347,7 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         audio=config.model.audio,
         tokens=run.folder("tokens"),
         windows=run.folder("rvq"),
-        num_windows=functools.partial(mulan.num_windows, config.model.mulan),
+        num_windows=functools.partial(mulan.num_windows, config.mulan_windows),
     )
     layout, mulan_tokens = config.model.layout(name), run.mulan_tokens("audio")
 
@@ -350,7 +360,7 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
             batch_size=training.batch_size,
             seed=seed,
             window_sec=config.model.mulan.window_sec,
-            hop_sec=config.model.mulan.hop_sec,
+            hop_sec=config.mulan_hop_sec,
             mulan_tokens=mulan_tokens,
             text_share=config.text_share,
         )
@@ -414,7 +424,7 @@ def _steps() -> Iterator[Step]:
             # Not how often it logs or saves: that does not change what it learns.
             training = fit.training(name)
             parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
-            return [*parts, fit.text_share, fit.model.audio] if name in STAGES else parts
+            return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio] if name in STAGES else parts
 
         return config
 
@@ -438,7 +448,7 @@ def _steps() -> Iterator[Step]:
         _rvq,
         ("prepare", "mulan"),
         (_WEIGHTS, "windows.npy", "texts.npy"),
-        lambda fit: [fit.model.mulan, fit.seed],
+        lambda fit: [fit.mulan_windows, fit.seed],
     )
     yield Step(
         "tokens",
