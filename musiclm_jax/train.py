@@ -116,7 +116,8 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
         for step, batch in enumerate(batches, start=start + 1):  # `step` counts finished steps.
             state, metrics = train_step(state, sharding.put_batch(batch, mesh), step_key)
             pending.append(metrics)
-            last = step == config.num_steps or bool(stop_signal)
+            stopping = list(stop_signal)  # Once per step: it may arrive at any line.
+            last = step == config.num_steps or bool(stopping)
             report.first_step_done(step, metrics)
 
             # -------------------------------------------------------- Log.
@@ -135,16 +136,17 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
                 if not _all_finite(state):
                     raise UserError(f"{task.name}: weights are not finite after step {step}; nothing was saved. {_REMEDY}")
                 checkpoints.save(step, state)
-            if stop_signal:
+            if stopping:
                 print(f"{task.name}: stopped after step {step}, which is saved; the same command continues there", flush=True)
-                raise SystemExit(128 + stop_signal[0])
+                raise SystemExit(128 + stopping[0])
     return state
 
 
 # -------------------------------------------------------------------- Helpers of the loop, in its order.
 
 
-_REMEDY = "Lower the learning rate or raise warmup_steps; the last checkpoint is sound and the same command continues from it."
+# The same command would come to the same end, and a checkpoint continues only under its own config.
+_REMEDY = "Lower the learning rate or raise warmup_steps, and start this part anew in an empty folder"
 
 
 def _identity(task: Task) -> Any:
@@ -174,6 +176,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over steps."""
     metrics = jax.device_get(metrics)
     return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}
 
@@ -181,7 +184,7 @@ def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
 def _check_finite(metrics: list[dict[str, Any]], step: int, name: str) -> list[dict[str, Any]]:
     for index, each in enumerate(metrics):
         if not math.isfinite(each["loss"]):
-            raise UserError(f"{name}: the loss is {float(each['loss'])} at step {step - len(metrics) + index + 1}. {_REMEDY}")
+            raise UserError(f"{name}: the loss is {float(each['loss'])} at step {step - len(metrics) + index + 1}; nothing after the last checkpoint was saved. {_REMEDY}")
     return metrics
 
 
@@ -218,7 +221,7 @@ class _Log:
             self._clock_step, self._clock = step, time.perf_counter()
 
     def line(self, step: int, metrics: list[dict[str, Any]], batch: dict[str, np.ndarray]) -> None:
-        numbers = {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}
+        numbers = _mean(metrics)
         now = time.perf_counter()
         if step > self._clock_step:
             rate = (step - self._clock_step) / (now - self._clock)
