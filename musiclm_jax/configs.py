@@ -50,9 +50,7 @@ class MusicLMConfig:
                 f"audio has frames of {spec.frame_samples}: choose strides with that product"
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
-            raise UserError(
-                f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples"
-            )
+            raise UserError(f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples")
         for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")

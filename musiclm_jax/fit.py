@@ -9,7 +9,6 @@ redoes what depends on it and nothing else. What the steps do is in `steps.py`; 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil

@@ -49,9 +49,7 @@ def coerce(config: Any, *, where: str = "config") -> Any:
     hints = typing.get_type_hints(type(config))
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     changes = {
-        name: coerce(value, where=f"{where}.{name}")
-        if dataclasses.is_dataclass(value)
-        else _from_json(hints[name], to_dict(value), where=f"{where}.{name}")
+        name: coerce(value, where=f"{where}.{name}") if dataclasses.is_dataclass(value) else _from_json(hints[name], to_dict(value), where=f"{where}.{name}")
         for name, value in values.items()
     }
     return dataclasses.replace(config, **changes)

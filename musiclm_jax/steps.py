@@ -407,7 +407,12 @@ def model_card(run: Run, *, num_params: dict[str, int]) -> str:
     for name, count in num_params.items():
         lines.append(f"| {name} | {count / 1e6:.3g}M | {run.config.training(name).loop.num_steps} | {done[name]['seconds'] / 60:.1f} |")
     lines += ["", f"Wall time of all steps: {sum(each['seconds'] for each in done.values()) / 60:.1f} minutes.", "", "## Quality", ""]
-    lines += ["Last values; `eval_` is on clips held out from training. `loss` of a stage is in nats per token.", "", "| step | metric | value |", "|---|---|---|"]
+    lines += [
+        "Last values; `eval_` is on clips held out from training. `loss` of a stage is in nats per token.",
+        "",
+        "| step | metric | value |",
+        "|---|---|---|",
+    ]
     for name, each in done.items():
         for metric, value in each["results"].items():
             if name in ("prepare", "tokens", "rvq", "kmeans") or metric.startswith("eval_"):

@@ -77,9 +77,7 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     boxed_shapes = jax.eval_shape(task.init_state, init_key)
     shardings = sharding.state_shardings(boxed_shapes, mesh)
-    abstract_state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), sharding.unbox(boxed_shapes), shardings
-    )
+    abstract_state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), sharding.unbox(boxed_shapes), shardings)
 
     # ---------------------------------------------------------------- The three programs: init, train step, eval step.
     # Init runs once: on the CPU, where XLA compiles slowly, unoptimized code is there four times sooner.
@@ -182,9 +180,9 @@ def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _check_finite(metrics: list[dict[str, Any]], step: int, name: str) -> list[dict[str, Any]]:
-    for index, each in enumerate(metrics):
+    for at, each in enumerate(metrics, start=step - len(metrics) + 1):
         if not math.isfinite(each["loss"]):
-            raise UserError(f"{name}: the loss is {float(each['loss'])} at step {step - len(metrics) + index + 1}; nothing after the last checkpoint was saved. {_REMEDY}")
+            raise UserError(f"{name}: the loss is {float(each['loss'])} at step {at}; nothing after the last checkpoint was saved. {_REMEDY}")
     return metrics
 
 

@@ -142,9 +142,7 @@ def token_source(
 
     def embedding(clip: int, start: int) -> np.ndarray:
         first, last = store.windows_at[clip : clip + 2]
-        where = covering_windows(
-            start * token_sec, (start + length) * token_sec, num_windows=int(last - first), window_sec=window_sec, hop_sec=hop_sec
-        )
+        where = covering_windows(start * token_sec, (start + length) * token_sec, num_windows=int(last - first), window_sec=window_sec, hop_sec=hop_sec)
         return store.windows[first:last][where].astype(np.float32).mean(axis=0)
 
     def source(step: int) -> dict[str, np.ndarray]:
