@@ -53,6 +53,9 @@ class W2vBertConfig:
     # The quantizer: one codebook of vectors, in whose space the contrastive loss compares.
     num_codes: int = 1024
     code_dim: int = 1024
+    # False: the codes stay those of a random projection, as in BEST-RQ (arXiv 2202.01855). In small batches learned ones drift faster than
+    # the masked prediction can follow, which then learns nothing.
+    learn_codes: bool = True
     # Semantic tokens: k-means clusters.
     num_clusters: int = 1024
     # Recompute blocks in the backward pass, to save memory.
@@ -138,6 +141,7 @@ class GumbelQuantizer(nn.Module):
 
     num_codes: int
     code_dim: int
+    learn_codes: bool = True
 
     @nn.compact
     def __call__(
@@ -148,6 +152,8 @@ class GumbelQuantizer(nn.Module):
         x = (x - jnp.mean(x, axis=(0, 1))) * jax.lax.rsqrt(jnp.var(x, axis=(0, 1)) + 1e-5)
         dense = Dense(self.num_codes, ("embed", "vocab"), kernel_init=nn.initializers.normal(1.0), name="logits")
         logits = 3 * x.shape[-1] ** -0.5 * dense(x)
+        if not self.learn_codes:
+            logits = jax.lax.stop_gradient(logits)
         noisy = logits if rng is None else logits + jax.random.gumbel(rng, logits.shape)
         ids = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
         soft = jax.nn.softmax(noisy / temperature, axis=-1)
@@ -166,7 +172,7 @@ class W2vBert(nn.Module):
         dtype = jnp.dtype(c.dtype)
         block = dict(num_heads=c.num_heads, mlp_dim=c.mlp_dim, conv_kernel=c.conv_kernel, remat=c.remat, dtype=dtype)
         self.encoder = FeatureEncoder(c.conv_channels, c.dim, dtype=dtype)
-        self.quantizer = GumbelQuantizer(c.num_codes, c.code_dim)
+        self.quantizer = GumbelQuantizer(c.num_codes, c.code_dim, c.learn_codes)
         self.input = Dense(c.dim, ("embed", None), dtype=dtype)
         self.contrastive = ConformerStack(c.num_contrastive_layers, **block)
         self.context = Dense(c.code_dim, ("embed", None))
