@@ -11,7 +11,7 @@ import pytest
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import w2v_bert
-from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, features, fit_kmeans, sample_mask, semantic_ids
+from musiclm_jax.models.w2v_bert import GumbelQuantizer, W2vBert, W2vBertConfig, features, fit_kmeans, sample_mask, semantic_ids
 
 TINY = W2vBertConfig(
     mel=LogMelConfig(num_mels=13, num_fft=1024),
@@ -150,3 +150,15 @@ def test_nonsense_is_named(change):
 
 def test_subsampling_matches_the_semantic_rate():
     assert TINY.token_samples == 960 and w2v_bert.SUBSAMPLING == 4
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_codes_are_learned_or_a_fixed_random_projection(learn):
+    quantizer = GumbelQuantizer(num_codes=7, code_dim=5, learn_codes=learn)
+    x = jax.random.normal(jax.random.key(0), (2, 11, 3))
+    params = quantizer.init(jax.random.key(1), x, rng=jax.random.key(2), temperature=1.0)["params"]
+    weights = jax.random.normal(jax.random.key(3), (2, 11, 5))
+    loss = lambda params: jnp.sum(weights * quantizer.apply({"params": params}, x, rng=jax.random.key(2), temperature=1.0)[0])  # noqa: E731
+    gradient = nn.meta.unbox(jax.grad(loss)(params))
+    assert bool(jnp.any(gradient["logits"]["kernel"] != 0)) == learn
+    assert bool(jnp.any(gradient["codes"] != 0))  # The vectors that the contrastive loss compares are always learned.
