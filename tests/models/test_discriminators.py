@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
+
+TINY = DiscriminatorConfig(wave_scales=2, wave_channels=4, wave_max_channels=16, stft_channels=2, stft_window_samples=128, stft_hop_samples=32)
+
+
+def wave(samples=1024, batch=2):
+    return 0.3 * jax.random.normal(jax.random.key(1), (batch, samples))
+
+
+def test_shapes():
+    outputs, _ = Discriminators(TINY).init_with_output(jax.random.key(0), wave())
+    shapes = [[a.shape for a in one] for one in outputs]
+    assert shapes[0] == [(2, 1, 1024, 4), (2, 1, 256, 16), (2, 1, 64, 16), (2, 1, 16, 16), (2, 1, 4, 16), (2, 1, 4, 16), (2, 1, 4, 1)]
+    assert shapes[1][-1] == (2, 1, 2, 1)  # Half the rate.
+    assert shapes[2] == [
+        (2, 32, 64, 2), (2, 32, 32, 4), (2, 16, 16, 8), (2, 16, 8, 8), (2, 8, 4, 16), (2, 8, 2, 16), (2, 4, 1, 32), (2, 4, 1, 1),
+    ]  # fmt: skip
+
+
+def test_paper_shapes():
+    def logits(wave):
+        return [one[-1] for one in Discriminators(DiscriminatorConfig()).init_with_output(jax.random.key(0), wave)[0]]
+
+    shapes = [x.shape for x in jax.eval_shape(logits, jax.ShapeDtypeStruct((1, 24_576), jnp.float32))]
+    # Waves at 1, 1/2, 1/4 of the rate over 256; 24576 / 256 STFT frames over 8.
+    assert shapes == [(1, 1, 96, 1), (1, 1, 48, 1), (1, 1, 24, 1), (1, 12, 1, 1)]
+
+
+def test_gradient_reaches_every_parameter_and_the_wave():
+    params = Discriminators(TINY).init(jax.random.key(0), wave())
+    total = lambda params, x: sum(jnp.sum(jnp.square(one[-1])) for one in Discriminators(TINY).apply(params, x))  # noqa: E731
+    grads, slope = jax.grad(total, argnums=(0, 1))(params, wave())
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.any(grad != 0), jax.tree_util.keystr(path)
+    # Leave out the right edge, which the last strides do not reach.
+    assert np.all(np.asarray(slope)[:, :960] != 0)
+
+
+@pytest.mark.parametrize("config, count", [(DiscriminatorConfig(wave_scales=0, stft_channels=2), 1), (DiscriminatorConfig(wave_scales=1, stft_channels=0), 1)])
+def test_either_kind_may_be_left_out(config, count):
+    outputs = jax.eval_shape(lambda x: Discriminators(config).init_with_output(jax.random.key(0), x)[0], wave(4096))
+    assert len(outputs) == count
+
+
+def test_silence_has_finite_gradients():
+    params = Discriminators(TINY).init(jax.random.key(0), wave())
+    slope = jax.grad(lambda x: sum(jnp.sum(one[-1]) for one in Discriminators(TINY).apply(params, x)))(jnp.zeros((1, 512)))
+    assert jnp.all(jnp.isfinite(slope))
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="no discriminator"):
+        DiscriminatorConfig(wave_scales=0, stft_channels=0)
+    with pytest.raises(ValueError, match="multiple of 128"):
+        DiscriminatorConfig(stft_window_samples=1000)

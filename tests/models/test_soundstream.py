@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.models import soundstream
+from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
+
+TINY = SoundStreamConfig(channels=2, decoder_channels=4, strides=(2, 3), dim=5, num_levels=3, num_codes=7)
+
+
+def variables(config=TINY):
+    import flax.linen as nn
+
+    params = nn.meta.unbox(SoundStream(config).init(jax.random.key(0), jnp.zeros((1, 12)))["params"])
+    codebooks = jax.random.normal(jax.random.key(1), (config.num_levels, config.num_codes, config.dim))
+    return {"params": params, "quantizer": {"codebooks": codebooks}}
+
+
+def wave(samples=66, batch=2):
+    return 0.3 * jax.random.normal(jax.random.key(2), (batch, samples))
+
+
+@pytest.mark.parametrize(
+    "encoder, decoder, millions", [(32, 32, 8.4), (16, 16, 2.4), (16, 32, 5.5), (8, 32, 4.8), (32, 16, 5.3), (32, 8, 4.4)]
+)
+def test_parameter_counts_are_those_of_table_1(encoder, decoder, millions):
+    config = SoundStreamConfig(channels=encoder, decoder_channels=decoder, strides=(2, 4, 5, 8))
+    shapes = jax.eval_shape(SoundStream(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 640), jnp.float32))
+    # 5.548 M at (16, 32), where the table says 5.5.
+    assert abs(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 - millions) < 0.051
+
+
+def test_default_is_musiclms_codec():
+    config = SoundStreamConfig()
+    assert config.frame_samples == 480
+    shapes = jax.eval_shape(lambda w: SoundStream(config).init_with_output(jax.random.key(0), w, method="encode")[0], jnp.zeros((2, 72_001)))
+    assert shapes.shape == (2, 151, 256)
+
+
+def test_lengths():
+    v = variables()
+    for samples, frames in ((1, 1), (6, 1), (7, 2), (66, 11)):
+        codes = soundstream.encode(TINY, v, wave(samples))
+        assert codes.shape == (2, frames, 3) and codes.dtype == jnp.int32
+        assert soundstream.decode(TINY, v, codes).shape == (2, 6 * frames)
+
+
+def test_padding_to_whole_frames_is_zeros():
+    v = variables()
+    np.testing.assert_array_equal(soundstream.encode(TINY, v, wave(64)), soundstream.encode(TINY, v, jnp.pad(wave(64), ((0, 0), (0, 2)))))
+
+
+def test_encoder_and_decoder_are_causal():
+    v, x = variables(), wave(60, batch=1)
+    model = SoundStream(TINY).bind({"params": v["params"]})
+    latents = model.encode(x)
+    for t in (0, 4, 8):
+        slope = jax.grad(lambda x, t=t: jnp.sum(model.encode(x)[:, t]))(x)[0]
+        assert np.flatnonzero(np.asarray(slope)).max() == 6 * t + 5
+        slope = jax.grad(lambda z, t=t: jnp.sum(model.decode(z)[:, 6 * t : 6 * t + 6]))(latents)[0]
+        assert np.flatnonzero(np.any(np.asarray(slope) != 0, axis=-1)).max() == t
+
+
+def test_gradient_reaches_every_parameter():
+    v = variables()
+    grads = jax.grad(lambda p: jnp.sum(jnp.square(SoundStream(TINY).apply({"params": p}, wave()))))(v["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.any(grad != 0), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("chunks", [(11,), (1,) * 11, (2, 3, 5, 1)])
+def test_streaming_is_offline(chunks):
+    v = variables()
+    codes = soundstream.encode(TINY, v, wave())
+    offline = soundstream.decode(TINY, v, codes)
+    carry, parts, start = soundstream.init_stream(TINY, v, 2), [], 0
+    for size in chunks:
+        part, carry = soundstream.decode_stream(TINY, v, codes[:, start : start + size], carry)
+        assert part.shape == (2, 6 * size)
+        parts.append(part)
+        start += size
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), offline, atol=1e-5)
+
+
+def test_fewer_levels_decode_too():
+    v = variables()
+    codes = soundstream.encode(TINY, v, wave())
+    assert soundstream.decode(TINY, v, codes[..., :1]).shape == (2, 66)
+
+
+def test_bfloat16_computes_close_to_float32():
+    import dataclasses
+
+    v = variables()
+    exact = SoundStream(TINY).apply({"params": v["params"]}, wave())
+    coarse = SoundStream(dataclasses.replace(TINY, dtype="bfloat16")).apply({"params": v["params"]}, wave())
+    assert coarse.dtype == jnp.float32
+    np.testing.assert_allclose(coarse, exact, atol=0.05 * float(jnp.max(jnp.abs(exact))) + 1e-3)
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(UserError, match="channels=3"):
+        SoundStreamConfig(channels=3)
+    with pytest.raises(UserError, match="strides"):
+        SoundStreamConfig(strides=())
