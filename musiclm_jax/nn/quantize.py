@@ -7,7 +7,7 @@ are float32. All statistics are sums over the whole batch, so that under jit wit
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -44,10 +44,11 @@ class RVQState:
     initialized: bool scalar, False until the first batch has been seen.
     """
 
-    codebooks: jax.Array
-    ema_sum: jax.Array
-    ema_count: jax.Array
-    initialized: jax.Array
+    # Any: JAX rebuilds the class around shapes and shardings (eval_shape, tree.map), which the type checker would refuse.
+    codebooks: Any
+    ema_sum: Any
+    ema_count: Any
+    initialized: Any
 
     @classmethod
     def empty(cls, *, num_levels: int, num_codes: int, dim: int) -> RVQState:
