@@ -93,7 +93,7 @@ class CodecTask:
             "loss": self.reconstruction_weight * reconstruction + self.commitment_weight * commitment + adversary.loss,
             "reconstruction": reconstruction,
             "commitment": commitment,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         new = state.replace(
             params={"generator": optax.apply_updates(state.params["generator"], updates), "discriminator": adversary.params},

@@ -1,0 +1,109 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.models import soundstream
+from musiclm_jax.models.discriminators import DiscriminatorConfig
+from musiclm_jax.models.soundstream import SoundStreamConfig
+from musiclm_jax.nn.quantize import RVQConfig
+from musiclm_jax.optim import OptimizerConfig
+from musiclm_jax.tasks.codec import CodecTask
+
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=1, weight_decay=0.0)
+TASK = CodecTask(
+    model=SoundStreamConfig(channels=2, decoder_channels=4, strides=(3, 4), dim=5, num_levels=3, num_codes=7, dilations=(1,)),
+    quantizer=RVQConfig(kmeans_iters=3),
+    discriminator=DiscriminatorConfig(wave_scales=1, wave_channels=4, wave_max_channels=4, stft_channels=2, stft_window_samples=128, stft_hop_samples=32),
+    optimizer=OPTIMIZER,
+    discriminator_optimizer=OPTIMIZER,
+    discriminator_start_step=2,
+    loss_windows=(64, 512),
+)  # fmt: skip
+KEY = jax.random.key(0)
+
+
+def batch(samples=1300, batch=3):
+    t = jnp.arange(samples) / 24_000
+    return {"wave": 0.3 * jnp.sin(2 * jnp.pi * jnp.array([220.0, 440.0, 997.0])[:batch, None] * t)}
+
+
+@pytest.fixture(scope="module")
+def step():
+    return jax.jit(TASK.train_step)
+
+
+def same(a, b):
+    return jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, b)
+
+
+def unchanged_kernels(a, b):
+    # Not biases: that of the logits has no gradient while both margins are violated.
+    paths = [(jax.tree_util.keystr(path), equal) for path, equal in jax.tree_util.tree_leaves_with_path(same(a, b))]
+    return [path for path, equal in paths if equal and "kernel" in path]
+
+
+def test_warmup_trains_the_generator_alone_and_then_both(step):
+    states = [TASK.init_state(KEY)]
+    for i in range(3):
+        state, metrics = step(states[-1], batch(), jax.random.fold_in(KEY, i))
+        states.append(state)
+        assert metrics["skipped"] == 0 and (metrics["discriminator"] > 0) == (i >= 2)
+        assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    assert not unchanged_kernels(states[0].params["generator"], states[2].params["generator"])
+    assert jax.tree.all(same(states[0].params["discriminator"], states[2].params["discriminator"]))
+    assert not unchanged_kernels(states[2].params["discriminator"], states[3].params["discriminator"])
+    assert int(states[3].step) == 3
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_bad_batch_is_skipped(step, start):
+    state = TASK.init_state(KEY).replace(step=jnp.int32(start))
+    bad = {"wave": batch()["wave"].at[1, 7].set(jnp.nan)}
+    after, metrics = step(state, bad, KEY)
+    assert metrics["skipped"] == 1 and int(after.step) == start + 1
+    assert jax.tree.all(same(state, after.replace(step=state.step)))
+    assert not bool(after.stats["quantizer"].initialized)
+    _, metrics = step(after, batch(), KEY)
+    assert metrics["skipped"] == 0
+
+
+def test_training_lowers_the_loss_and_silence_is_finite(step):
+    state, data = TASK.init_state(KEY).replace(step=jnp.int32(-100)), batch()  # The discriminators stay out.
+    losses = []
+    for i in range(60):
+        state, metrics = step(state, data, jax.random.fold_in(KEY, i))
+        losses.append(float(metrics["reconstruction"]))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    state, metrics = step(state, {"wave": jnp.zeros((3, 1300))}, KEY)
+    assert metrics["skipped"] == 0
+
+
+def test_steps_are_a_function_of_state_batch_and_key(step):
+    state = TASK.init_state(KEY)
+    one, two = step(state, batch(), KEY), step(state, batch(), KEY)
+    assert jax.tree.all(same(one, two))
+
+
+def test_eval_measures_what_the_exported_variables_do(step):
+    state, _ = step(TASK.init_state(KEY), batch(), KEY)
+    metrics = jax.jit(TASK.eval_step)(state, batch(), KEY)
+    assert {"loss", "mel_distance", "perplexity_1", "perplexity_3"} <= set(metrics)
+    variables = TASK.variables(state)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables)) and variables["quantizer"]["codebooks"].shape == (3, 7, 5)
+    wave = jnp.pad(batch()["wave"], ((0, 0), (0, 8)))  # 1300 -> 109 frames of 12.
+    fake = soundstream.decode(TASK.model, variables, soundstream.encode(TASK.model, variables, wave))
+    np.testing.assert_allclose(TASK._reconstruction(fake, wave), metrics["loss"], rtol=1e-4)
+
+
+def test_paper_size_has_a_state():
+    state = jax.eval_shape(CodecTask().init_state, KEY)
+    assert state.stats["quantizer"].codebooks.shape == (12, 1024, 256)
+    assert 8.4e6 < sum(leaf.size for leaf in jax.tree.leaves(state.params["generator"])) < 8.7e6
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="quantizer_dropout=2"):
+        dataclasses.replace(TASK, quantizer_dropout=2.0)
