@@ -37,9 +37,7 @@ def multi_scale_mel_loss(
     """
     linear, logarithmic, total = 0.0, 0.0, sum((s / 2) ** 0.5 for s in windows)
     for s in windows:
-        mels = functools.partial(
-            _mels, window=s, hop=s // 4, num_fft=max(512, s), num_mels=num_mels, sample_rate_hz=sample_rate_hz
-        )
+        mels = functools.partial(_mels, window=s, hop=s // 4, num_fft=max(512, s), num_mels=num_mels, sample_rate_hz=sample_rate_hz)
         ours, theirs = mels(wave), mels(reference)
         linear += jnp.mean(jnp.abs(ours - theirs)) / len(windows)
         difference = jnp.log(ours + floor) - jnp.log(theirs + floor)

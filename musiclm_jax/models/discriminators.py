@@ -111,7 +111,5 @@ class Discriminators(nn.Module):
                 x = nn.avg_pool(x[..., None], (4,), strides=(2,), padding="SAME", count_include_pad=False)[..., 0]
             outputs.append(WaveDiscriminator(config.wave_channels, config.wave_max_channels, name=f"wave_{scale}")(x))
         if config.stft_channels:
-            outputs.append(
-                SpectrumDiscriminator(config.stft_channels, config.stft_window_samples, config.stft_hop_samples, name="spectrum")(wave)
-            )
+            outputs.append(SpectrumDiscriminator(config.stft_channels, config.stft_window_samples, config.stft_hop_samples, name="spectrum")(wave))
         return outputs

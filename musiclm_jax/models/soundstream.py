@@ -40,7 +40,7 @@ class SoundStreamConfig:
 
     def __post_init__(self):
         if self.channels % 2 or self.decoder_channels % 2:
-            raise UserError(f"channels={self.channels}, decoder_channels={self.decoder_channels}: both must be even (residual units halve them)")
+            raise UserError(f"channels={self.channels}, decoder_channels={self.decoder_channels}: choose even numbers, as residual units halve them")
         if not self.strides or min(self.strides) < 1:
             raise UserError(f"strides={self.strides}: give at least one, all of them positive")
 
@@ -136,9 +136,7 @@ def init_stream(config: SoundStreamConfig, variables: dict[str, Any], batch: int
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(apply, latents))
 
 
-def decode_stream(
-    config: SoundStreamConfig, variables: dict[str, Any], codes: Int[Array, "B T q"], carry: Past
-) -> tuple[Float[Array, "B N"], Past]:
+def decode_stream(config: SoundStreamConfig, variables: dict[str, Any], codes: Int[Array, "B T q"], carry: Past) -> tuple[Float[Array, "B N"], Past]:
     """The next chunk of a wave; over all chunks the same as `decode` of all codes. Any chunk length T >= 1."""
     latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
     return SoundStream(config).apply({"params": variables["params"]}, latents, carry, method="decode_chunk")

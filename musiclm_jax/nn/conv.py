@@ -94,9 +94,7 @@ class CausalConv(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
         if x.shape[1] % self.stride:
             raise ValueError(f"{x.shape[1]} positions are not a multiple of stride={self.stride}: pad the signal on the right")
-        kernel = self.param(
-            "kernel", partitioned(fan_in_init, (None, "embed", "conv")), (self.kernel_size, x.shape[-1], self.features), jnp.float32
-        )
+        kernel = self.param("kernel", partitioned(fan_in_init, (None, "embed", "conv")), (self.kernel_size, x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
         if self.activate:
             x = elu(x)
@@ -105,9 +103,7 @@ class CausalConv(nn.Module):
             padding, past = reach, jnp.zeros((x.shape[0], reach, x.shape[-1]), x.dtype)
         else:
             padding, x = 0, jnp.concatenate([past, x], axis=1)
-        y = conv_2d(
-            x[:, None], kernel[None], strides=(1, self.stride), padding=((0, 0), (padding, 0)), dilation=(1, self.dilation)
-        )[:, 0]
+        y = conv_2d(x[:, None], kernel[None], strides=(1, self.stride), padding=((0, 0), (padding, 0)), dilation=(1, self.dilation))[:, 0]
         if self.use_bias:
             y = y + self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32).astype(self.dtype)
         return y, jnp.concatenate([past, x], axis=1)[:, past.shape[1] + x.shape[1] - reach :]
@@ -126,9 +122,7 @@ class CausalConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
-        y, past = CausalConv(
-            self.stride * self.features, kernel_size=2, activate=self.activate, use_bias=False, dtype=self.dtype, name="conv"
-        )(x, past)
+        y, past = CausalConv(self.stride * self.features, kernel_size=2, activate=self.activate, use_bias=False, dtype=self.dtype, name="conv")(x, past)
         y = y.reshape(x.shape[0], x.shape[1] * self.stride, self.features)  # [B, T, stride * F] -> [B, T * stride, F]
         bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32)
         return y + bias.astype(self.dtype), past

@@ -81,9 +81,7 @@ def rvq_decode(codebooks: Float[Array, "Q C D"], codes: Int[Array, "*B q"]) -> F
     return jnp.sum(codebooks[jnp.arange(levels), codes], axis=-2)
 
 
-def rvq_fit(
-    rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int, num_iters: int = 20
-) -> Float[Array, "{num_levels} {num_codes} D"]:
+def rvq_fit(rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int, num_iters: int = 20) -> Float[Array, "{num_levels} {num_codes} D"]:
     """Codebooks by residual k-means: level q is fitted to what the fitted levels before it leave over."""
 
     def level(residual, rng):
@@ -113,9 +111,7 @@ def quantize_train(
     rng_init, rng_dead = jax.random.split(rng)
     count = state.codebooks.shape[0]
     frames = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-    state = jax.lax.cond(
-        state.initialized, lambda: state, lambda: _initialize(rng_init, jax.lax.stop_gradient(frames), state, config.kmeans_iters)
-    )
+    state = jax.lax.cond(state.initialized, lambda: state, lambda: _initialize(rng_init, jax.lax.stop_gradient(frames), state, config.kmeans_iters))
 
     def level(carry, inputs):
         residual, quantized = carry
@@ -130,9 +126,7 @@ def quantize_train(
 
     used = jnp.repeat(jnp.arange(count)[:, None] < num_levels, x.shape[1], axis=1)  # [Q, B * T]
     books = _Book(state.codebooks, state.ema_sum, state.ema_count)
-    (_, quantized), (codes, commitment, books, usage) = jax.lax.scan(
-        level, (frames, jnp.zeros_like(frames)), (used, jax.random.split(rng_dead, count), books)
-    )
+    (_, quantized), (codes, commitment, books, usage) = jax.lax.scan(level, (frames, jnp.zeros_like(frames)), (used, jax.random.split(rng_dead, count), books))
     y = frames + jax.lax.stop_gradient(quantized - frames)
     metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(usage))}
     metrics |= {f"codebook_use_{q + 1}": value for q, value in enumerate(jnp.mean(usage > 0, axis=-1))}

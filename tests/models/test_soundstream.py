@@ -22,9 +22,7 @@ def wave(samples=66, batch=2):
     return 0.3 * jax.random.normal(jax.random.key(2), (batch, samples))
 
 
-@pytest.mark.parametrize(
-    "encoder, decoder, millions", [(32, 32, 8.4), (16, 16, 2.4), (16, 32, 5.5), (8, 32, 4.8), (32, 16, 5.3), (32, 8, 4.4)]
-)
+@pytest.mark.parametrize("encoder, decoder, millions", [(32, 32, 8.4), (16, 16, 2.4), (16, 32, 5.5), (8, 32, 4.8), (32, 16, 5.3), (32, 8, 4.4)])
 def test_parameter_counts_are_those_of_table_1(encoder, decoder, millions):
     config = SoundStreamConfig(channels=encoder, decoder_channels=decoder, strides=(2, 4, 5, 8))
     shapes = jax.eval_shape(SoundStream(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 640), jnp.float32))
