@@ -95,6 +95,20 @@ class StageLayout:
         """Length of the whole sequence, prefix and target, for a crop of `seconds`."""
         return sum(segment.steps(seconds) * segment.levels for segment in self.segments)
 
+    def times(self, num_steps: int) -> np.ndarray:
+        """int32 [T]: when each token of a sequence of `num_steps` target steps sounds, prefix first.
+
+        In steps of the slowest stream, counted from 1, so that tokens of all streams that sound together have the same number; 0 for a
+        stream without a rate.
+        """
+        slowest = min(segment.rate_hz for segment in self.segments if segment.rate_hz)
+        parts = []
+        for segment in self.segments:
+            steps = np.arange(num_steps * segment.rate_hz // self.target.rate_hz)
+            when = 1 + steps * slowest // segment.rate_hz if segment.rate_hz else np.zeros(1)
+            parts.append(np.repeat(when, segment.levels))
+        return np.concatenate(parts).astype(np.int32)
+
     def to_ids(self, index: int, codes: Int[Array, "B T Q"]) -> Int[Array, "B TQ"]:
         """Codes of segment `index` as flat ids, time-major: [B, T, Q] -> [B, T * Q]."""
         segment = self.segments[index]

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.nn.attention import KVCache
@@ -25,6 +26,11 @@ from musiclm_jax.tokens import StageLayout
 @dataclasses.dataclass(frozen=True)
 class StageConfig(TransformerConfig):
     """Size of a stage; the vocabulary comes from its layout. The defaults make the semantic stage 430.0M parameters, as published."""
+
+    # Adds a sinusoid of the time at which a token sounds (`StageLayout.times`) to its embedding. The paper has T5's relative positions
+    # alone, which beyond max_distance cannot tell which semantic token belongs to a coarse frame: large models learn to count, small
+    # ones do not.
+    time_embedding: bool = False
 
 
 class Stage(nn.Module):
@@ -48,19 +54,29 @@ class Stage(nn.Module):
         """Float32 logits of every target code given all before it (teacher forcing). codes: the target's, in [0, C)."""
         target = self.layout.target
         ids = jnp.concatenate([prefix_ids, self.layout.to_ids(len(self.layout.prefix), codes)], axis=1)
-        hidden, _ = self.body(self.embed(ids[:, :-1]), train=train)
+        hidden, _ = self.body(self._embed(ids[:, :-1], self.layout.times(codes.shape[1])[:-1]), train=train)
         hidden = hidden[:, prefix_ids.shape[1] - 1 :].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
         head = self.head[self.layout.target_offset :].reshape(target.levels, target.codes, -1)  # [Q, C, D]
         return jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head)
 
     def decode(
-        self, ids: Int[Array, "B T"], cache: tuple[KVCache, ...], *, position: Int[Array, ""] | int, level: Int[Array, ""] | int
+        self,
+        ids: Int[Array, "B T"],
+        cache: tuple[KVCache, ...],
+        *,
+        times: Int[Array | np.ndarray, "T"],
+        position: Int[Array, ""] | int,
+        level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], tuple[KVCache, ...]]:
         """Ids at [position, position + T) into the cache; float32 logits of the code that follows, which has level `level`."""
         target = self.layout.target
-        hidden, cache = self.body(self.embed(ids), cache=cache, position=position)
+        hidden, cache = self.body(self._embed(ids, times), cache=cache, position=position)
         head = jax.lax.dynamic_slice_in_dim(self.head, self.layout.target_offset + level * target.codes, target.codes)
         return jnp.einsum("bd,cd->bc", hidden[:, -1].astype(jnp.float32), head), cache
+
+    def _embed(self, ids: Int[Array, "B T"], times: Int[Array | np.ndarray, "_"]) -> Float[Array, "B T D"]:
+        x = self.embed(ids)
+        return x + _sinusoid(times, self.config.dim).astype(x.dtype) if self.config.time_embedding else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +100,28 @@ class StageDecoder:
         return tuple(layer.grow(length) for layer in cache)
 
     def __call__(
-        self, params: dict[str, Any], ids: Int[Array, "B T"], cache: Any, *, position: Int[Array, ""] | int, level: Int[Array, ""] | int
+        self,
+        params: dict[str, Any],
+        ids: Int[Array, "B T"],
+        cache: Any,
+        *,
+        times: Int[Array | np.ndarray, "T"],
+        position: Int[Array, ""] | int,
+        level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], Any]:
         stage = Stage(self.config, self.layout, unrolled=True)
-        return stage.apply({"params": params}, ids, cache, position=position, level=level, method="decode")
+        return stage.apply({"params": params}, ids, cache, times=times, position=position, level=level, method="decode")
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _unstack(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     return {**params, "body": unstack_layers(params["body"], num_layers)}
+
+
+def _sinusoid(times: Int[Array | np.ndarray, "T"], dim: int) -> Float[Array, "T D"]:
+    """Sines, then cosines, of wavelengths from 2 pi to 10,000 * 2 pi steps (arXiv 1706.03762, section 3.5)."""
+    angles = jnp.asarray(times, jnp.float32)[:, None] * 10_000.0 ** (-jnp.arange((dim + 1) // 2) / ((dim + 1) // 2))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :dim]
 
 
 def _head_init(rng, shape, dtype=jnp.float32):

@@ -50,8 +50,8 @@ class StageTask:
         return Stage(self.model, self.layout)
 
     def init_state(self, rng: Key) -> TrainState:
-        prefix_ids = jnp.zeros((1, 1), jnp.int32)  # parameters do not depend on lengths
-        codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)
+        codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)  # one step: parameters do not depend on lengths
+        prefix_ids = jnp.zeros((1, len(self.layout.times(1)) - codes.size), jnp.int32)
         params = self.stage.init(rng, prefix_ids, codes)["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_lev
 
 
 @functools.cache
-def build(name, batch=2, steps=4):
+def build(name, config=TINY, batch=2, steps=4):
     layout = stage_layout(name, TOKENS)
     rng = np.random.default_rng(0)
     streams = {
@@ -24,7 +25,7 @@ def build(name, batch=2, steps=4):
         "acoustic": rng.integers(11, size=(batch, 2 * steps, 5)),
     }
     prefix_ids, codes = layout.prefix_ids(streams), layout.target_codes(streams)
-    stage = Stage(TINY, layout)
+    stage = Stage(config, layout)
     return stage, nn.meta.unbox(jax.jit(stage.init)(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
 
 
@@ -36,24 +37,27 @@ def test_published_sizes(name, mulan, millions):
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
+@pytest.mark.parametrize("time_embedding", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_decoding_is_the_full_pass(name):
-    stage, params, prefix_ids, codes = build(name)
+def test_decoding_is_the_full_pass(name, time_embedding):
+    config = dataclasses.replace(TINY, time_embedding=time_embedding)
+    stage, params, prefix_ids, codes = build(name, config)
     layout, levels = stage.layout, stage.layout.target.levels
     logits = jax.jit(stage.apply)({"params": params}, prefix_ids, codes)
     assert logits.shape == (*codes.shape, layout.target.codes) and logits.dtype == jnp.float32
     logits = logits.reshape(2, -1, layout.target.codes)
     ids = layout.to_ids(len(layout.prefix), codes)
 
-    decoder = StageDecoder(TINY, layout)
+    decoder = StageDecoder(config, layout)
     prepared = decoder.prepare(params)
-    length = prefix_ids.shape[1]
+    length, times = prefix_ids.shape[1], layout.times(codes.shape[1])
     step_fn = jax.jit(lambda *args, **kwargs: decoder(prepared, *args, **kwargs))
-    step, cache = step_fn(prefix_ids, decoder.init_cache(2, length), position=0, level=0)
+    step, cache = step_fn(prefix_ids, decoder.init_cache(2, length), times=times[:length], position=0, level=0)
     np.testing.assert_allclose(step, logits[:, 0], atol=1e-5)
     cache = decoder.grow_cache(cache, length + ids.shape[1])
     for i in range(1, ids.shape[1]):
-        step, cache = step_fn(ids[:, i - 1 : i], cache, position=length + i - 1, level=i % levels)
+        at = length + i - 1
+        step, cache = step_fn(ids[:, i - 1 : i], cache, times=times[at : at + 1], position=at, level=i % levels)
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
 
 
