@@ -29,6 +29,8 @@ from musiclm_jax.errors import UserError
 FORMAT = 1
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+# First lines of every model card.
+CARD_HEAD = ("---", "library_name: musiclm-jax", "tags: [music, text-to-music, jax, flax]", "---", "", "# A MusicLM bundle", "")
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 Variables = dict[str, Any]

@@ -156,13 +156,7 @@ class MusicLM:
         lines = [f"| {name} | {_millions(self.variables(name))} |" for name in MODELS]
         return "\n".join(
             [
-                "---",
-                "library_name: musiclm-jax",
-                "tags: [music, text-to-music, jax, flax]",
-                "---",
-                "",
-                "# A MusicLM bundle",
-                "",
+                *bundle.CARD_HEAD,
                 'Load it with `MusicLM.from_pretrained("this folder")`, or `musiclm generate "..." --model THIS_FOLDER`.',
                 "",
                 "| model | parameters |",

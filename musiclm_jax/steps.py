@@ -384,13 +384,7 @@ def model_card(run: Run, *, num_params: dict[str, int]) -> str:
     data = done["prepare"]["results"]
     device = jax.devices()[0]
     lines = [
-        "---",
-        "library_name: musiclm-jax",
-        "tags: [music, text-to-music, jax, flax]",
-        "---",
-        "",
-        "# A MusicLM bundle",
-        "",
+        *bundle.CARD_HEAD,
         "```python",
         "from musiclm_jax import MusicLM",
         'music = MusicLM.from_pretrained("this folder").generate(["a calm piano melody"], seconds=10, seed=0)',
