@@ -79,7 +79,7 @@ class MuLanTask:
         rngs = {"dropout": dropout_rng, "augment": augment_rng}
         (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rngs)
         updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads), "learning_rate": learning_rate(self.optimizer, state.step)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(self.optimizer, state.step)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.stats), metrics
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:

@@ -59,7 +59,7 @@ class StageTask:
         (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rng)
         updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
