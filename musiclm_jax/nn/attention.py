@@ -121,6 +121,8 @@ class SelfAttention(nn.Module):
     use_bias: bool = True
     # T5 does not divide the logits by sqrt(K): it draws smaller query weights instead. None: divide by sqrt(K).
     logit_scale: float | None = None
+    # Of the output kernel when it is drawn, relative to fan-in.
+    out_init_scale: float = 1.0
     # Of the attention weights when `train`, one draw for all queries of a head, as in T5.
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -157,7 +159,7 @@ class SelfAttention(nn.Module):
             position = jnp.asarray(position, jnp.int32)
             out = cached_attention(query, key, value, cache, position, bias=bias, mask=mask, scale=scale)
             cache = cache.write(key, value, _after(out, position))
-        kernel = self.param("out_kernel", partitioned(_out_init, ("heads", "kv", "embed")), (heads, head_dim, width), jnp.float32)
+        kernel = self.param("out_kernel", partitioned(_out_init(self.out_init_scale), ("heads", "kv", "embed")), (heads, head_dim, width), jnp.float32)
         out = jnp.einsum("bhtk,hkd->btd", out, kernel.astype(self.dtype))
         if self.use_bias:
             out = out + self.param("out_bias", partitioned(nn.initializers.zeros, ("embed",)), (width,), jnp.float32).astype(self.dtype)
@@ -174,6 +176,10 @@ def _qkv_init(query_shrink: int):
     return init
 
 
-def _out_init(rng, shape, dtype=jnp.float32):
-    """Fan-in init of [H, K, D]: the fan is H * K."""
-    return fan_in_init(rng, (shape[0] * shape[1], shape[2]), dtype).reshape(shape)
+def _out_init(scale: float):
+    """`scale` times the fan-in init of [H, K, D]: the fan is H * K."""
+
+    def init(rng, shape, dtype=jnp.float32):
+        return scale * fan_in_init(rng, (shape[0] * shape[1], shape[2]), dtype).reshape(shape)
+
+    return init

@@ -5,6 +5,9 @@ Two departures from the paper, both in the direction of w2v-BERT's successors:
     features do not depend on its batch mates.
   * Positions enter as T5's bidirectional bucketed bias (arXiv 1910.10683, section 2.1), one table per stack, instead of Transformer-XL's
     relative encoding. It only adds to the logits, so the attention is the one all our models share.
+
+Every branch starts at a tenth of its usual size, so that a fresh stack is close to the identity. At full size three fresh blocks drown
+what tells one frame from another in what all frames of a clip share, and a short training does not bring it back.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
 
+_BRANCH_SCALE = 0.1
+_branch_init = nn.initializers.variance_scaling(_BRANCH_SCALE**2, "fan_in", "truncated_normal")
+
 
 class FeedForward(nn.Module):
     """LayerNorm, expand, swish, contract (section 2.3). Without dropout: the masks of w2v-BERT are noise enough."""
@@ -29,7 +35,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
         y = nn.swish(Dense(self.mlp_dim, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
-        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="down")(y)
+        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, kernel_init=_branch_init, name="down")(y)
 
 
 class DepthwiseConv(nn.Module):
@@ -61,7 +67,7 @@ class ConvModule(nn.Module):
         y = nn.glu(Dense(2 * width, ("embed", "mlp"), dtype=self.dtype, name="expand")(y))
         y = DepthwiseConv(self.kernel_size, dtype=self.dtype, name="depthwise")(y)
         y = nn.swish(LayerNorm(dtype=self.dtype, name="depthwise_norm")(y))
-        return Dense(width, ("mlp", "embed"), dtype=self.dtype, name="project")(y)
+        return Dense(width, ("mlp", "embed"), dtype=self.dtype, kernel_init=_branch_init, name="project")(y)
 
 
 class ConformerBlock(nn.Module):
@@ -75,7 +81,8 @@ class ConformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], bias: Float[Array, "1 H T S"]) -> Float[Array, "B T D"]:
         x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_in")(x)
-        attention = SelfAttention(self.num_heads, x.shape[-1] // self.num_heads, dtype=self.dtype, name="attention")
+        head_dim = x.shape[-1] // self.num_heads
+        attention = SelfAttention(self.num_heads, head_dim, out_init_scale=_BRANCH_SCALE, dtype=self.dtype, name="attention")
         x = x + attention(LayerNorm(dtype=self.dtype, name="attention_norm")(x), bias=bias)[0]
         x = x + ConvModule(self.conv_kernel, dtype=self.dtype, name="conv")(x)
         x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_out")(x)

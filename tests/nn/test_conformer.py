@@ -55,6 +55,14 @@ def test_the_first_layers_of_a_stack_are_a_stack():
     np.testing.assert_allclose(ConformerStack(3, **SIZES).apply({"params": params}, x), y, atol=1e-5)
 
 
+def test_a_fresh_stack_is_close_to_the_identity():
+    x = inputs((2, 11, 16))
+    stack = ConformerStack(6, **SIZES)
+    y = stack.apply(init(stack, x), x)
+    normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    assert jnp.mean(jnp.square(y - normed)) < 0.1
+
+
 def test_remat_changes_no_gradient():
     x = inputs()
     params = init(ConformerStack(2, **SIZES), x)
