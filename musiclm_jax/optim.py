@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class OptimizerConfig:
     # Only "cosine" reads it.
     total_steps: int = 1000
     betas: tuple[float, float] = (0.9, 0.99)
-    # Applied to parameters of two or more dimensions.
+    # Applied to kernels and embeddings; not to scales, biases and position tables.
     weight_decay: float = 0.01
     # Largest global gradient norm. 0: no clipping.
     clip_norm: float = 1.0
@@ -54,8 +55,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             schedule, decay_rate=0.8, clipping_threshold=1.0, multiply_by_parameter_scale=True, weight_decay_rate=config.weight_decay or None
         )
     else:
-        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
-        update = optax.adamw(schedule, b1=config.betas[0], b2=config.betas[1], weight_decay=config.weight_decay, mask=matrices)
+        update = optax.adamw(schedule, b1=config.betas[0], b2=config.betas[1], weight_decay=config.weight_decay, mask=_decayed)
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update
+
+
+def _decayed(params: Any) -> Any:
+    """True at kernels and embeddings. By name: under `nn.scan` the scales of norms have two dimensions too."""
+    is_decayed = lambda path, leaf: any(str(getattr(key, "key", "")).endswith(("kernel", "embedding", "head")) for key in path)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
