@@ -225,7 +225,8 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
 def train(step, data, size, workdir, gin_files, bindings) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
-    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, tokens, semantic, coarse, fine, export.
+    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
+    export.
     """
     _use_compilation_cache(preallocate=True)
     config = _load_config(size, gin_files, bindings, workdir)

@@ -1,6 +1,6 @@
 """From a folder of captioned clips to a bundle: all the training of MusicLM, step by step, each done once.
 
-    prepare -> soundstream -> w2v_bert -> kmeans -> mulan -> rvq -> tokens -> semantic, coarse, fine -> export
+    prepare -> soundstream -> w2v_bert -> kmeans -> mulan -> rvq -> semantic_tokens, acoustic_tokens -> semantic, coarse, fine -> export
 
 Each step works in `workdir/<step>/` and ends by writing `done.json`: a fingerprint of its config and of what it read, a digest of what it made.
 A step runs again only where its fingerprint changed, so the same command continues after a kill, and a longer training of one part

@@ -217,7 +217,11 @@ def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         sizes = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
         return wave_source(run.clips, split=split, seed=seed, **sizes, **text)
 
-    return _train(run, folder, name, source)
+    results = _train(run, folder, name, source)
+    one, all_levels = (results.get(f"eval_mel_distance{suffix}", float("nan")) for suffix in ("_1_level", ""))
+    if one < 1.03 * all_levels:
+        print(f"{name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
+    return results
 
 
 def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
@@ -255,7 +259,7 @@ def _kmeans(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _rvq(run: Run, folder: Path) -> dict[str, Any]:
-    """Embeds all windows and captions with MuLan, and fits the quantizer that turns them into tokens."""
+    """Embeds all windows and captions with MuLan, fits the quantizer that turns them into tokens, and tokenizes the captions."""
     config, clips = run.config.model.mulan, run.clips
     params = run.variables("mulan")["params"]
     windows, counts = _embed_windows(run, params)
@@ -268,11 +272,13 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
     text_training = np.repeat(training, np.diff(text_at))
     quantizer = mulan.fit_quantizer(jnp.asarray(means[training]), jnp.asarray(texts[text_training]), rng=jax.random.key(run.config.seed), config=config)
     _save_array(folder / "windows.npy", windows.astype(np.float16))
-    _save_array(folder / "texts.npy", texts.astype(np.float16))
     _save_variables(folder, {"quantizer": quantizer})
+    tokens = _in_batches(run.mulan_tokens("text"), texts, batch_size=64).astype(np.int16)
+    _save_array(folder / "texts.npy", tokens)
     shown = np.flatnonzero(~training) if not training.all() else np.arange(len(training))
     report = mulan.quantizer_report(config, {"quantizer": quantizer}, jnp.asarray(means[shown]), jnp.asarray(texts[text_at[:-1][shown]]))
-    return {"windows": len(windows), "captions": len(texts)} | {name: float(value) for name, value in report.items()}
+    results = {"windows": len(windows), "captions": len(texts)} | {name: float(value) for name, value in report.items()}
+    return results | {f"text_perplexity_{level + 1}": _perplexity(tokens[:, level], config.num_codes) for level in range(config.num_levels)}
 
 
 def _embed_windows(run: Run, params: Any) -> tuple[np.ndarray, list[int]]:
@@ -298,12 +304,25 @@ def _in_batches(fn: Callable[..., jax.Array], *arrays: np.ndarray, batch_size: i
     return np.concatenate(done)[:total]
 
 
-def _tokens(run: Run, folder: Path) -> dict[str, Any]:
-    """Tokenizes every clip and every caption."""
-    config, model = run.config, run.config.model
-    acoustic = AcousticTokenizer(model.soundstream, run.whole_variables("soundstream"))
-    semantic = SemanticTokenizer(model.w2v_bert, run.whole_variables("w2v_bert"))
-    spec, ratio = model.audio, model.audio.frames_per_semantic
+def _semantic_tokens(run: Run, folder: Path) -> dict[str, Any]:
+    model = run.config.model
+    ids = _tokenize(run, SemanticTokenizer(model.w2v_bert, run.whole_variables("w2v_bert")).encode, per_step=1)
+    _save_array(folder / "semantic.npy", ids)
+    use = {"perplexity": _perplexity(ids, model.tokens.semantic_codes), "repeats": float(np.mean(ids[1:] == ids[:-1]))}
+    return {"seconds_of_audio": round(len(ids) / model.audio.semantic_rate_hz, 1)} | use
+
+
+def _acoustic_tokens(run: Run, folder: Path) -> dict[str, Any]:
+    model = run.config.model
+    codes = _tokenize(run, AcousticTokenizer(model.soundstream, run.variables("soundstream")).encode, per_step=model.audio.frames_per_semantic)
+    _save_array(folder / "acoustic.npy", codes)
+    sizes = {f"perplexity_{level + 1}": _perplexity(codes[:, level], model.tokens.acoustic_codes) for level in range(model.tokens.acoustic_levels)}
+    return {"seconds_of_audio": round(len(codes) / model.audio.frame_rate_hz, 1)} | sizes
+
+
+def _tokenize(run: Run, encode: Callable[[np.ndarray], jax.Array], *, per_step: int) -> np.ndarray:
+    """Tokens of all clips, end to end, int16; `per_step` of them for each 40 ms, so that all tokens of a clip cover the same time."""
+    config, spec = run.config, run.config.model.audio
     window, context = spec.semantic_tokens(config.encode_sec), spec.semantic_tokens(config.encode_context_sec)
     # No longer than the longest clip, or all would be padding.
     window = min(window, max(-(-clip.length // spec.semantic_samples) for clip in run.clips.clips))
@@ -312,23 +331,13 @@ def _tokens(run: Run, folder: Path) -> dict[str, Any]:
     batches = wave_batches(
         run.clips, [(piece.clip, piece.start) for piece in work], samples=window * spec.semantic_samples, batch_size=config.encode_batch_size
     )
-    progress, ids, codes = ProgressLine(unit="windows"), [], []
+    progress, found = ProgressLine(unit="windows"), []
     for number, wave in enumerate(batches):
         some = work[number * config.encode_batch_size :][: config.encode_batch_size]
-        found = jax.device_get((semantic.encode(wave), acoustic.encode(wave)))
-        for row, piece in enumerate(some):
-            ids.append(found[0][row, piece.skip : piece.skip + piece.keep].astype(np.int16))
-            codes.append(found[1][row, piece.skip * ratio : (piece.skip + piece.keep) * ratio].astype(np.int16))
-        progress("tokens", min((number + 1) * config.encode_batch_size, len(work)), len(work))
-    embeddings = np.load(run.folder("rvq") / "texts.npy").astype(np.float32)
-    texts = _in_batches(run.mulan_tokens("text"), embeddings, batch_size=64).astype(np.int16)
-    ids, codes = np.concatenate(ids), np.concatenate(codes)
-    for name, array in (("semantic", ids), ("acoustic", codes), ("texts", texts)):
-        _save_array(folder / f"{name}.npy", array)
-    tokens = model.tokens
-    results = {"seconds_of_audio": round(len(ids) / spec.semantic_rate_hz, 1), "semantic_perplexity": _perplexity(ids, tokens.semantic_codes)}
-    results |= {f"acoustic_perplexity_{level + 1}": _perplexity(codes[:, level], tokens.acoustic_codes) for level in range(tokens.acoustic_levels)}
-    return results | {f"text_perplexity_{level + 1}": _perplexity(texts[:, level], tokens.mulan_codes) for level in range(tokens.mulan_levels)}
+        tokens = np.asarray(encode(wave)).astype(np.int16)
+        found += [row[piece.skip * per_step : (piece.skip + piece.keep) * per_step] for row, piece in zip(tokens, some)]
+        progress("tokens", number * config.encode_batch_size + len(some), len(work))
+    return np.concatenate(found)
 
 
 def _perplexity(codes: np.ndarray, num_codes: int) -> float:
@@ -340,16 +349,17 @@ def _perplexity(codes: np.ndarray, num_codes: int) -> float:
 # ---------------------------------------------------------------------------------------------------------------------- Stages
 
 
+# What a stage learns from, beside MuLan's tokens.
+_STAGE_TOKENS = {"semantic": ("semantic",), "coarse": ("semantic", "acoustic"), "fine": ("acoustic",)}
+
+
 def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
     config, training = run.config, run.config.training(name)
-    store = TokenStore.open(
-        run.clips,
-        audio=config.model.audio,
-        tokens=run.folder("tokens"),
-        windows=run.folder("rvq"),
-        num_windows=functools.partial(mulan.num_windows, config.mulan_windows),
-    )
     layout, mulan_tokens = config.model.layout(name), run.mulan_tokens("audio")
+    files = {kind: run.folder(f"{kind}_tokens") / f"{kind}.npy" for kind in _STAGE_TOKENS[name]}
+    files |= {kind: run.folder("rvq") / f"{kind}.npy" for kind in ("windows", "texts")}
+    num_windows = functools.partial(mulan.num_windows, config.mulan_windows)
+    store = TokenStore.open(run.clips, audio=config.model.audio, files=files, num_windows=num_windows)
 
     def source(split: str, seed: int) -> Source:
         return token_source(
@@ -409,7 +419,7 @@ def model_card(run: Run, *, num_params: dict[str, int]) -> str:
     ]
     for name, each in done.items():
         for metric, value in each["results"].items():
-            if name in ("prepare", "tokens", "rvq", "kmeans") or metric.startswith("eval_"):
+            if name in ("prepare", "rvq", "kmeans") or name.endswith("_tokens") or metric.startswith("eval_"):
                 lines.append(f"| {name} | {metric} | {value:.4g} |")
     return "\n".join([*lines, ""])
 
@@ -449,18 +459,16 @@ def _steps() -> Iterator[Step]:
         (_WEIGHTS, "windows.npy", "texts.npy"),
         lambda fit: [fit.mulan_windows, fit.seed],
     )
-    yield Step(
-        "tokens",
-        "tokenizing the clips",
-        _tokens,
-        ("prepare", "soundstream", "w2v_bert", "kmeans", "rvq"),
-        ("semantic.npy", "acoustic.npy", "texts.npy"),
-        lambda fit: [fit.model.soundstream, fit.model.w2v_bert, fit.model.mulan, fit.encode_sec, fit.encode_context_sec],
-    )
+    for name, run, needs, model in (
+        ("semantic", _semantic_tokens, ("w2v_bert", "kmeans"), lambda fit: fit.model.w2v_bert),
+        ("acoustic", _acoustic_tokens, ("soundstream",), lambda fit: fit.model.soundstream),
+    ):
+        config = functools.partial(lambda model, fit: [model(fit), fit.encode_sec, fit.encode_context_sec], model)
+        yield Step(f"{name}_tokens", "tokenizing the clips", run, ("prepare", *needs), (f"{name}.npy",), config)
     for name in STAGES:
         run = functools.partial(_train_stage, name=name)
-        yield Step(name, "training", run, ("prepare", "rvq", "tokens"), (_WEIGHTS,), training_of(name))
-    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", "tokens", *STAGES)
+        yield Step(name, "training", run, ("prepare", "rvq", *(f"{kind}_tokens" for kind in _STAGE_TOKENS[name])), (_WEIGHTS,), training_of(name))
+    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", *STAGES)
     yield Step("export", "writing the bundle", _export, trained, ("bundle/config.json",), lambda fit: [fit.model, fit.bundle_dtype])
 
 

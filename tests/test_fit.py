@@ -159,10 +159,10 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     process = start(tmp_path, "", "FINE_STEPS=6")
     assert process.wait(timeout=1800) == 0, (tmp_path / "out").read_text()[-3000:]
     _, killed, resumed, longer = (tmp_path / "out").read_text().split("RUN\n")
-    assert "[2/11] soundstream: finished" in killed and "w2v_bert: finished" not in killed
-    assert "[2/11] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[11/11] export: finished" in resumed
-    assert longer.count(": done\n") == 9  # All but the two that changed.
-    assert "from step 4 to step 6" in longer and "[11/11] export: finished" in longer
+    assert "[2/12] soundstream: finished" in killed and "w2v_bert: finished" not in killed
+    assert "[2/12] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[12/12] export: finished" in resumed
+    assert longer.count(": done\n") == 10  # All but the two that changed.
+    assert "from step 4 to step 6" in longer and "[12/12] export: finished" in longer
 
     # The bundle works, and its card says how it came about.
     config = load_config("test", bindings=["FINE_STEPS=6"])
@@ -170,11 +170,12 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     model = MusicLM.from_pretrained(bundle)
     assert model.config == config.model
     card = (bundle / "README.md").read_text()
-    assert all(word in card for word in ("5 captioned clips", "| fine |", "| 6 |", "eval_mel_distance", "recall_chance", "semantic_perplexity"))
-    tokens = tmp_path / "work" / "tokens"
-    assert np.load(tokens / "acoustic.npy").shape == (2 * len(np.load(tokens / "semantic.npy")), 3)
+    assert all(word in card for word in ("5 captioned clips", "| fine |", "| 6 |", "eval_mel_distance", "recall_chance", "text_perplexity_1"))
+    load = lambda step, kind: np.load(tmp_path / "work" / step / f"{kind}.npy")  # noqa: E731
+    semantic, acoustic, texts = load("semantic_tokens", "semantic"), load("acoustic_tokens", "acoustic"), load("rvq", "texts")
+    assert acoustic.shape == (2 * len(semantic), 3)
     # Tokens of the store are what the bundle itself gives for the clip.
     wave = soundfile.read(tmp_path / "data" / "0.wav", dtype="float32")[0][None]
-    np.testing.assert_array_equal(np.load(tokens / "acoustic.npy")[:100], np.asarray(model.acoustic.encode(wave))[0])
-    np.testing.assert_array_equal(np.load(tokens / "semantic.npy")[:50], np.asarray(model.semantic.encode(wave))[0])
-    np.testing.assert_array_equal(np.load(tokens / "texts.npy")[:2], np.asarray(model.mulan.text_tokens(["a low tone", "noise"])))
+    np.testing.assert_array_equal(acoustic[:100], np.asarray(model.acoustic.encode(wave))[0])
+    np.testing.assert_array_equal(semantic[:50], np.asarray(model.semantic.encode(wave))[0])
+    np.testing.assert_array_equal(texts[:2], np.asarray(model.mulan.text_tokens(["a low tone", "noise"])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +63,13 @@ class TokenStore:
     """Tokens of all clips, end to end in the order of `clips`; `*_at` is where each clip begins, with the total last.
 
     semantic: int16 [sum T]. acoustic: int16 [sum 2T, Q]. windows: float16 [sum W, D], MuLan embeddings of 10 s each second.
-    texts: int16 [sum captions, Q], MuLan tokens of the captions.
+    texts: int16 [sum captions, Q], MuLan tokens of the captions. None: not opened, as a stage that does not learn from it needs no such file.
     """
 
     clips: tuple[Clip, ...]
     audio: AudioSpec
-    semantic: np.ndarray
-    acoustic: np.ndarray
+    semantic: np.ndarray | None
+    acoustic: np.ndarray | None
     windows: np.ndarray
     texts: np.ndarray
     semantic_at: np.ndarray
@@ -77,26 +77,21 @@ class TokenStore:
     texts_at: np.ndarray
 
     @classmethod
-    def open(cls, store: ClipStore, *, audio: AudioSpec, tokens: Path, windows: Path, num_windows: Callable[[int], int]) -> TokenStore:
-        """The folders `tokens` (semantic.npy, acoustic.npy, texts.npy) and `windows` (windows.npy). num_windows: of a clip of n samples."""
+    def open(cls, store: ClipStore, *, audio: AudioSpec, files: Mapping[str, Path], num_windows: Callable[[int], int]) -> TokenStore:
+        """files: those of "windows", "texts" and, where needed, "semantic" and "acoustic". num_windows: of a clip of n samples."""
         offsets = lambda counts: np.concatenate([[0], np.cumsum(list(counts))]).astype(np.int64)  # noqa: E731
-        load = lambda path: np.load(path, mmap_mode="r")  # noqa: E731
-        opened = cls(
-            clips=store.clips,
-            audio=audio,
-            semantic=load(tokens / "semantic.npy"),
-            acoustic=load(tokens / "acoustic.npy"),
-            windows=load(windows / "windows.npy"),
-            texts=load(tokens / "texts.npy"),
-            semantic_at=offsets(-(-clip.length // audio.semantic_samples) for clip in store.clips),
-            windows_at=offsets(num_windows(clip.length) for clip in store.clips),
-            texts_at=offsets(len(clip.captions) for clip in store.clips),
-        )
-        expected = (opened.semantic_at[-1], opened.semantic_at[-1] * audio.frames_per_semantic, opened.windows_at[-1], opened.texts_at[-1])
-        found = (len(opened.semantic), len(opened.acoustic), len(opened.windows), len(opened.texts))
-        if expected != found:
-            raise UserError(f"{tokens} holds {found} tokens, the clips have {expected}: they are of other clips; delete the folder and run again")
-        return opened
+        semantic_at = offsets(-(-clip.length // audio.semantic_samples) for clip in store.clips)
+        windows_at = offsets(num_windows(clip.length) for clip in store.clips)
+        texts_at = offsets(len(clip.captions) for clip in store.clips)
+        expected = {"semantic": semantic_at[-1], "acoustic": semantic_at[-1] * audio.frames_per_semantic, "windows": windows_at[-1], "texts": texts_at[-1]}
+        arrays = {kind: np.load(path, mmap_mode="r") for kind, path in files.items()}
+        for kind, array in arrays.items():
+            if len(array) != expected[kind]:
+                raise UserError(f"{files[kind]} has {len(array)} rows, the clips have {expected[kind]}: it is of other clips; delete its folder and run again")
+        return cls(
+            clips=store.clips, audio=audio, semantic=arrays.get("semantic"), acoustic=arrays.get("acoustic"), windows=arrays["windows"], texts=arrays["texts"],
+            semantic_at=semantic_at, windows_at=windows_at, texts_at=texts_at,
+        )  # fmt: skip
 
 
 def covering_windows(start_sec: float | int, end_sec: float | int, *, num_windows: int, window_sec: float, hop_sec: float) -> slice:

@@ -112,3 +112,17 @@ def test_clips_that_are_too_short_are_left_out_or_refused():
         source(store, crop_sec=5.0)
     with pytest.raises(UserError, match="no test clip"):
         source(store, split="test")
+
+
+def test_a_store_opens_what_a_stage_needs_and_refuses_files_of_other_clips(tmp_path):
+    clips = clip_store(24_000, 48_000)
+    arrays = {"semantic": np.zeros(75), "acoustic": np.zeros((150, 3)), "windows": np.zeros((2, 5)), "texts": np.zeros((4, 2))}
+    for kind, array in arrays.items():
+        np.save(tmp_path / f"{kind}.npy", array)
+    files = {kind: tmp_path / f"{kind}.npy" for kind in arrays}
+    opened = TokenStore.open(clips, audio=AUDIO, files=files, num_windows=lambda n: 1)
+    assert opened.acoustic.shape == (150, 3) and list(opened.semantic_at) == [0, 25, 75]
+    assert TokenStore.open(clips, audio=AUDIO, files={k: files[k] for k in ("windows", "texts")}, num_windows=lambda n: 1).semantic is None
+    np.save(files["acoustic"], np.zeros((149, 3)))
+    with pytest.raises(UserError, match="acoustic.npy has 149 rows, the clips have 150.*delete"):
+        TokenStore.open(clips, audio=AUDIO, files=files, num_windows=lambda n: 1)
