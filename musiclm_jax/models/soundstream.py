@@ -20,10 +20,12 @@ from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
 class SoundStreamConfig:
     """Sizes. The defaults are the codec of MusicLM (arXiv 2301.11325, section 3.1): 24 kHz, 50 Hz, 12 levels of 1024 codes."""
 
-    # Width C of the encoder's first layer; every strided block doubles it.
+    # Width C of the encoder's first layer.
     channels: int = 32
     # The decoder's. SoundStream, table I, trades it against the encoder's.
     decoder_channels: int = 32
+    # Every strided block multiplies the width by it. More puts the work into the layers at low rates, which are cheap.
+    growth: int = 2
     # Of the encoder, from the wave on; the decoder runs them backwards. Their product is the frame: 480 samples. Large strides first
     # are much cheaper, since most of the time goes into the layers at high rates.
     strides: tuple[int, ...] = (3, 4, 5, 8)
@@ -60,7 +62,7 @@ class Encoder(nn.Module):
         layers = [CausalConv(width, config.kernel_size, dtype=dtype)]
         for stride in config.strides:
             layers += [ResidualUnit(dilation, config.kernel_size, dtype=dtype) for dilation in config.dilations]
-            width *= 2
+            width *= config.growth
             layers.append(CausalConv(width, 2 * stride, stride=stride, activate=True, dtype=dtype))
         layers.append(CausalConv(config.dim, 3, activate=True, dtype=dtype))
         x, past = chain(layers, wave[..., None], past)
@@ -75,10 +77,10 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B N"], Past]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        width = config.decoder_channels * 2 ** len(config.strides)
+        width = config.decoder_channels * config.growth ** len(config.strides)
         layers = [CausalConv(width, config.kernel_size, dtype=dtype)]
         for stride in reversed(config.strides):
-            width //= 2
+            width //= config.growth
             layers.append(CausalConvTranspose(width, stride, activate=True, dtype=dtype))
             layers += [ResidualUnit(dilation, config.kernel_size, dtype=dtype) for dilation in config.dilations]
         layers.append(CausalConv(1, config.kernel_size, activate=True, dtype=dtype))

@@ -47,10 +47,16 @@ class CodecTask:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     # Before this step neither the discriminators nor their gradients are computed. A number beyond the last step: no GAN at all.
     discriminator_start_step: int = 0
+    # Before this step the decoder gets the latents as they are, while the codebooks already follow them. A decoder that starts on the codes
+    # of an untrained encoder learns to do without them.
+    quantizer_start_step: int = 0
     # Part of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
     # Weights of the generator's loss. The paper's are 1 (reconstruction), 1, 100 on sums where ours are means: see `losses`.
     reconstruction_weight: float = 1.0
+    # Of the mean |fake - wave|; the paper has none, EnCodec (arXiv 2210.13438, section 3.4) does. Spectra say nothing of phase, and a
+    # short run without it learns the timbre of noise: the decoder ignores its codes.
+    waveform_weight: float = 0.0
     adversarial_weight: float = 0.1
     feature_weight: float = 1.0
     commitment_weight: float = 0.25
@@ -79,7 +85,7 @@ class CodecTask:
         A step whose loss or gradient is not finite leaves everything but the step number as it was and reports `skipped` = 1.
         """
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
-        generate = lambda params: self._generate(params, state.stats["quantizer"], wave, rng)  # noqa: E731
+        generate = lambda params: self._generate(params, state, wave, rng)  # noqa: E731
         (fake, commitment), pull_back, (quantizer, metrics) = jax.vjp(generate, state.params["generator"], has_aux=True)
         reconstruction, slope = jax.value_and_grad(self._reconstruction)(fake, wave)
         # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
@@ -87,10 +93,10 @@ class CodecTask:
             state.step >= self.discriminator_start_step, self._adversary_step, self._adversary_rest,
             state.params["discriminator"], state.opt_state["discriminator"], fake, wave,
         )  # fmt: skip
-        (grads,) = pull_back((self.reconstruction_weight * slope + adversary.slope, jnp.float32(self.commitment_weight)))
+        (grads,) = pull_back((slope + adversary.slope, jnp.float32(self.commitment_weight)))
         updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state["generator"], state.params["generator"])
         metrics |= adversary.metrics | {
-            "loss": self.reconstruction_weight * reconstruction + self.commitment_weight * commitment + adversary.loss,
+            "loss": reconstruction + self.commitment_weight * commitment + adversary.loss,
             "reconstruction": reconstruction,
             "commitment": commitment,
             "grad_norm": optax.tree.norm(grads),
@@ -105,17 +111,21 @@ class CodecTask:
         return new.replace(step=state.step + 1), metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        """Reconstruction with all levels: `mel_distance`, `loss` (the spectral loss), perplexity of each level on this batch."""
+        """Reconstruction with all levels: `mel_distance`, `loss`, perplexity of each level on this batch; and with one level alone,
+        `mel_distance_1_level`: where the two are alike the decoder has not learned to use its codes."""
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
         params = {"params": state.params["generator"]}
         codebooks = state.stats["quantizer"].codebooks
         codes = rvq_encode(codebooks, SoundStream(self.model).apply(params, wave, method="encode"))
-        fake = SoundStream(self.model).apply(params, rvq_decode(codebooks, codes), method="decode")
+        decode = lambda codes: SoundStream(self.model).apply(params, rvq_decode(codebooks, codes), method="decode")  # noqa: E731
+        distance = lambda fake: mel_distance(fake, wave, sample_rate_hz=self.sample_rate_hz)  # noqa: E731
+        fake = decode(codes)
         counts = jnp.sum(jax.nn.one_hot(codes.reshape(-1, self.model.num_levels), self.model.num_codes), axis=0)
         metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(counts))}
         return metrics | {
             "loss": self._reconstruction(fake, wave),
-            "mel_distance": mel_distance(fake, wave, sample_rate_hz=self.sample_rate_hz),
+            "mel_distance": distance(fake),
+            "mel_distance_1_level": distance(decode(codes[..., :1])),
         }
 
     def variables(self, state: TrainState) -> dict[str, Any]:
@@ -125,17 +135,19 @@ class CodecTask:
         }
 
     def _reconstruction(self, fake: jax.Array, wave: jax.Array) -> jax.Array:
-        return multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows)
+        spectral = multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows)
+        return self.reconstruction_weight * spectral + self.waveform_weight * jnp.mean(jnp.abs(fake - wave))
 
-    def _generate(self, params, quantizer: RVQState, wave: jax.Array, rng: Key):
+    def _generate(self, params, state: TrainState, wave: jax.Array, rng: Key):
         """((fake wave, commitment loss), (new quantizer, its metrics)) of a training batch."""
         rng_levels, rng_partial, rng_quantizer = jax.random.split(rng, 3)
         latents = SoundStream(self.model).apply({"params": params}, wave, method="encode")
         levels = jax.random.randint(rng_levels, wave.shape[:1], 1, self.model.num_levels + 1)
         partial = jax.random.bernoulli(rng_partial, self.quantizer_dropout, wave.shape[:1])
         quantized, _, commitment, quantizer, metrics = quantize_train(
-            latents, quantizer, self.quantizer, num_levels=jnp.where(partial, levels, self.model.num_levels), rng=rng_quantizer
+            latents, state.stats["quantizer"], self.quantizer, num_levels=jnp.where(partial, levels, self.model.num_levels), rng=rng_quantizer
         )
+        quantized = jnp.where(state.step >= self.quantizer_start_step, quantized, latents)
         fake = SoundStream(self.model).apply({"params": params}, quantized, method="decode")
         return (fake, commitment), (quantizer, metrics)
 

@@ -30,6 +30,14 @@ def test_parameter_counts_are_those_of_table_1(encoder, decoder, millions):
     assert abs(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 - millions) < 0.051
 
 
+def test_growth_is_that_of_the_width_per_block():
+    config = SoundStreamConfig(channels=2, decoder_channels=4, growth=3, strides=(2, 3), dim=5)
+    params = variables(config)["params"]
+    widths = [params["encoder"][f"CausalConv_{i}"]["kernel"].shape[-1] for i in range(4)]
+    assert widths == [2, 6, 18, 5]
+    assert params["decoder"]["CausalConv_0"]["kernel"].shape[-1] == 36 and params["decoder"]["CausalConv_1"]["kernel"].shape[-2] == 4
+
+
 def test_default_is_musiclms_codec():
     config = SoundStreamConfig()
     assert config.frame_samples == 480

@@ -107,3 +107,20 @@ def test_paper_size_has_a_state():
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="quantizer_dropout=2"):
         dataclasses.replace(TASK, quantizer_dropout=2.0)
+
+
+def test_before_its_start_the_quantizer_follows_but_does_not_touch_the_wave():
+    waiting, started = (dataclasses.replace(TASK, quantizer_start_step=start, quantizer_dropout=0.0) for start in (1, 0))
+    state, _ = jax.jit(TASK.train_step)(TASK.init_state(KEY), batch(), KEY)  # Codebooks are there.
+    off = state.replace(stats={"quantizer": state.stats["quantizer"].replace(codebooks=state.stats["quantizer"].codebooks + 3.0)})
+    at = lambda task, state, step: jax.jit(task.train_step)(state.replace(step=jnp.int32(step)), batch(), KEY)  # noqa: E731
+    assert at(waiting, state, 0)[1]["reconstruction"] == at(waiting, off, 0)[1]["reconstruction"]
+    assert at(waiting, state, 1)[1]["reconstruction"] == at(started, state, 1)[1]["reconstruction"]
+    assert at(started, state, 0)[1]["reconstruction"] != at(started, off, 0)[1]["reconstruction"]
+    assert bool(at(waiting, TASK.init_state(KEY), 0)[0].stats["quantizer"].initialized)
+
+
+def test_the_waveform_term_is_the_mean_absolute_difference():
+    fake, wave = jax.random.normal(KEY, (2, 2, 1300))
+    plain, weighted = (dataclasses.replace(TASK, waveform_weight=weight)._reconstruction(fake, wave) for weight in (0.0, 2.5))
+    np.testing.assert_allclose(weighted - plain, 2.5 * np.mean(np.abs(np.asarray(fake - wave))), rtol=1e-4)
