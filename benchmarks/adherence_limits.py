@@ -3,23 +3,16 @@
 With all levels of codes, and with those of the coarse stage alone. What the codec loses no stage can bring back.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.adherence import choose_prompts, evaluate_adherence, format_report, read_metadata
+from musiclm_jax.musiclm import Music
 
 NUM_CAPTIONS, SECONDS, SEED = 100, 10.0, 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Coded:
-    wave: Any
-    sample_rate_hz: int = 24_000
 
 
 class PerfectStages:
@@ -28,11 +21,12 @@ class PerfectStages:
     def __init__(self, model: MusicLM, data: Path, num_levels: int):
         prompts = choose_prompts(read_metadata(data), num_captions=NUM_CAPTIONS, rng=np.random.default_rng([SEED, 0]))
         self.clips = {prompt.caption: data / prompt.file_name for prompt in prompts}
-        self.codec, self.num_levels = model.acoustic, num_levels
+        self.codec, self.sample_rate_hz, self.num_levels = model.acoustic, model.config.audio.sample_rate_hz, num_levels
 
-    def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Coded:
-        waves = np.stack([audio.read(self.clips[prompt])[: round(seconds * 24_000)] for prompt in prompts])
-        return Coded(self.codec.decode(self.codec.encode(waves)[..., : self.num_levels]))
+    def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Music:
+        waves = np.stack([audio.read(self.clips[prompt])[: round(seconds * self.sample_rate_hz)] for prompt in prompts])
+        decoded = self.codec.decode(self.codec.encode(waves)[..., : self.num_levels])
+        return Music(np.asarray(decoded), self.sample_rate_hz, tuple(prompts))
 
 
 def main(data: Path, bundle: str = "demo") -> None:
