@@ -218,8 +218,8 @@ def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         return wave_source(run.clips, split=split, seed=seed, **sizes, **text)
 
     results = _train(run, folder, name, source)
-    one, all_levels = (results.get(f"eval_mel_distance{suffix}", float("nan")) for suffix in ("_1_level", ""))
-    if one < 1.03 * all_levels:
+    one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
+    if one is not None and one < 1.03 * all_levels:
         print(f"{name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
     return results
 
@@ -459,12 +459,23 @@ def _steps() -> Iterator[Step]:
         (_WEIGHTS, "windows.npy", "texts.npy"),
         lambda fit: [fit.mulan_windows, fit.seed],
     )
-    for name, run, needs, model in (
-        ("semantic", _semantic_tokens, ("w2v_bert", "kmeans"), lambda fit: fit.model.w2v_bert),
-        ("acoustic", _acoustic_tokens, ("soundstream",), lambda fit: fit.model.soundstream),
-    ):
-        config = functools.partial(lambda model, fit: [model(fit), fit.encode_sec, fit.encode_context_sec], model)
-        yield Step(f"{name}_tokens", "tokenizing the clips", run, ("prepare", *needs), (f"{name}.npy",), config)
+    windows = lambda fit: [fit.encode_sec, fit.encode_context_sec]  # noqa: E731
+    yield Step(
+        "semantic_tokens",
+        "tokenizing the clips",
+        _semantic_tokens,
+        ("prepare", "w2v_bert", "kmeans"),
+        ("semantic.npy",),
+        lambda fit: [fit.model.w2v_bert, *windows(fit)],
+    )
+    yield Step(
+        "acoustic_tokens",
+        "tokenizing the clips",
+        _acoustic_tokens,
+        ("prepare", "soundstream"),
+        ("acoustic.npy",),
+        lambda fit: [fit.model.soundstream, *windows(fit)],
+    )
     for name in STAGES:
         run = functools.partial(_train_stage, name=name)
         yield Step(name, "training", run, ("prepare", "rvq", *(f"{kind}_tokens" for kind in _STAGE_TOKENS[name])), (_WEIGHTS,), training_of(name))

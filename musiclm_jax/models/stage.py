@@ -28,8 +28,8 @@ class StageConfig(TransformerConfig):
     """Size of a stage; the vocabulary comes from its layout. The defaults make the semantic stage 430.0M parameters, as published."""
 
     # Adds a sinusoid of the time at which a token sounds (`StageLayout.times`) to its embedding. The paper has T5's relative positions
-    # alone, which beyond max_distance cannot tell which semantic token belongs to a coarse frame: large models learn to count, small
-    # ones do not.
+    # alone, which beyond max_distance cannot tell which semantic token belongs to a coarse frame. The packaged bundle has it; in short
+    # runs since, a small coarse stage learned faster without (docs/demo.md).
     time_embedding: bool = False
 
 
