@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.models import embedders
 from musiclm_jax.models.resnet import ResNet, ResNetConfig
 from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
 from musiclm_jax.nn.layers import Dense, l2_normalize, partitioned
-from musiclm_jax.nn.quantize import rvq_decode, rvq_encode, rvq_fit
+from musiclm_jax.nn.quantize import rvq_decode, rvq_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,21 +154,13 @@ def embed_text(config: MuLanConfig, params: Any, ids: Int[Array, "B T"], mask: B
 
 def num_windows(config: MuLanConfig, num_samples: int) -> int:
     """Windows of a wave: 21 for 30 s, 1 for 10 s or less. Samples after the last whole window are not seen."""
-    return max(0, num_samples - config.window_samples) // config.hop_samples + 1
+    return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
 def embed_windows(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B W D"]:
-    """Unit embeddings of all 10 s windows, one each second. A wave shorter than a window is zero-padded on the right.
-
-    One window of the batch is computed at a time, so that memory does not grow with the length of the wave.
-    """
-    wave = jnp.pad(wave, ((0, 0), (0, max(0, config.window_samples - wave.shape[1]))))
-    starts = jnp.arange(num_windows(config, wave.shape[1])) * config.hop_samples
-
-    def embed(start):
-        return embed_audio(config, params, jax.lax.dynamic_slice_in_dim(wave, start, config.window_samples, axis=1))
-
-    return jnp.swapaxes(jax.lax.map(embed, starts), 0, 1)
+    """Unit embeddings of all 10 s windows, one each second. A wave shorter than a window is zero-padded on the right."""
+    embed = functools.partial(embed_audio, config, params)
+    return embedders.embed_windows(embed, wave, window=config.window_samples, hop=config.hop_samples)
 
 
 def average_windows(windows: Float[Array, "B W D"]) -> Float[Array, "B D"]:
@@ -236,8 +230,6 @@ def _centre(embeddings: Float[Array, "n D"], mean: Float[Array, "D"]) -> Float[A
     return l2_normalize(l2_normalize(embeddings) - mean)
 
 
-def _tokens(config: MuLanConfig, quantizer: Any, embedding: Float[Array, "B D"], mean: str) -> Int[Array, "B Q"]:
-    expected = (config.num_levels, config.num_codes, config.embedding_dim)
-    if quantizer["codebooks"].shape != expected:
-        raise ValueError(f"expected codebooks [Q, C, D] = {expected}, got {quantizer['codebooks'].shape}: the config is another model's")
-    return rvq_encode(quantizer["codebooks"], _centre(embedding, quantizer[mean]))
+def _tokens(config: MuLanConfig, quantizer: Any, embeddings: Float[Array, "B D"], mean: str) -> Int[Array, "B Q"]:
+    centred = _centre(embeddings, quantizer[mean])
+    return embedders.residual_codes(quantizer["codebooks"], centred, num_levels=config.num_levels, num_codes=config.num_codes)
