@@ -1,4 +1,4 @@
-"""Losses of the codec: arrays in, float32 scalars out."""
+"""Losses of the codec and of the melody embedder: arrays in, float32 scalars out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.arrays import Array, Float
+from musiclm_jax.arrays import Array, Bool, Float
 from musiclm_jax.features import magnitude, mel_filterbank, stft
 
 
@@ -89,3 +89,23 @@ def feature_loss(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[ja
         for r, f in zip(one_real[:-1], one_fake[:-1], strict=True)
     ]
     return sum(terms) / len(terms)
+
+
+def semi_hard_triplet_loss(distances: Float[Array, "B B"], same: Bool[Array, "B B"], *, margin: float) -> Float[Array, ""]:
+    """FaceNet's triplet loss (arXiv 1503.03832, section 3) with one negative per anchor, mined in the batch: mean max(0, positive - negative + margin).
+
+    distances: squared distances of anchors (rows) to candidates (columns); the positive of each anchor is on the diagonal. same: True where
+    anchor and candidate are one and the same thing, so that the candidate is no negative; it must hold on the diagonal.
+
+    The negative is the nearest of those that are farther than the positive: within the margin that is FaceNet's semi-hard one, beyond it
+    costs nothing. Where all are nearer it is the farthest, the easiest. The hardest ones would draw all embeddings to one point early on;
+    there the loss is the margin. An anchor without a negative adds 0.
+    """
+    distances = distances.astype(jnp.float32)
+    positive, negatives = jnp.diagonal(distances), jnp.logical_not(same)
+    farther = negatives & (distances > positive[:, None])
+    nearest = jnp.argmin(jnp.where(farther, distances, jnp.inf), axis=1)
+    farthest = jnp.argmax(jnp.where(negatives, distances, -jnp.inf), axis=1)
+    chosen = jnp.where(jnp.any(farther, axis=1), nearest, farthest)
+    negative = jnp.take_along_axis(distances, chosen[:, None], axis=1)[:, 0]
+    return jnp.mean(jnp.where(jnp.any(negatives, axis=1), jax.nn.relu(positive - negative + margin), 0.0))

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
+from musiclm_jax.losses import (
+    feature_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    mel_distance,
+    multi_scale_mel_loss,
+    semi_hard_triplet_loss,
+)
 
 RATE = 24_000
 LOSSES = {
@@ -78,3 +85,47 @@ def test_feature_loss_leaves_out_logits_and_does_not_move_the_target():
     np.testing.assert_allclose(feature_loss(real, fake), 2.0)
     slopes = jax.grad(feature_loss, argnums=(0, 1))(real, fake)
     assert not jnp.any(slopes[0][0][0]) and jnp.all(slopes[1][0][0] > 0) and not jnp.any(slopes[1][0][1])
+
+
+def triplets_by_loops(distances, same, margin):
+    """Loss, gradient and how often each kind of negative was chosen, one anchor at a time, as FaceNet puts it."""
+    size, loss, slope, kinds = len(distances), 0.0, np.zeros_like(distances), {"semi-hard": 0, "easiest": 0, "free": 0, "none": 0}
+    for a in range(size):
+        positive, negatives = distances[a, a], [n for n in range(size) if not same[a, n]]
+        if not negatives:
+            kinds["none"] += 1
+            continue
+        semi_hard = [n for n in negatives if positive < distances[a, n] < positive + margin]
+        chosen = min(semi_hard, key=lambda n: distances[a, n]) if semi_hard else max(negatives, key=lambda n: distances[a, n])  # noqa: B023
+        cost = positive - distances[a, chosen] + margin
+        kinds["semi-hard" if semi_hard else "easiest" if cost > 0 else "free"] += 1
+        if cost > 0:
+            loss += cost / size
+            slope[a, a] += 1 / size
+            slope[a, chosen] -= 1 / size
+    return loss, slope, kinds
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.2, 1.0])
+def test_semi_hard_triplets_are_the_loops(margin):
+    seen = dict.fromkeys(("semi-hard", "easiest", "free", "none"), 0)
+    ours = jax.jit(jax.value_and_grad(lambda distances, same: semi_hard_triplet_loss(distances, same, margin=margin)))
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        distances = rng.uniform(0, 4, (11, 11)).astype(np.float32)
+        # Positives of all kinds: nearer than all negatives, farther than all, and between.
+        np.fill_diagonal(distances, np.linspace(0, 4, 11))
+        same = (rng.random((11, 11)) < 0.3) | np.eye(11, dtype=bool)
+        same[4] = True
+        loss, slope, kinds = triplets_by_loops(distances, same, margin)
+        seen = {kind: seen[kind] + kinds[kind] for kind in seen}
+        value, gradient = ours(jnp.asarray(distances), jnp.asarray(same))
+        np.testing.assert_allclose(value, loss, rtol=1e-5)
+        np.testing.assert_allclose(gradient, slope, atol=1e-6)
+    assert all(seen.values()), seen
+
+
+def test_semi_hard_triplets_at_one_point_cost_the_margin():
+    value, slope = jax.value_and_grad(lambda d: semi_hard_triplet_loss(d, jnp.eye(3, dtype=bool), margin=0.2))(jnp.zeros((3, 3)))
+    np.testing.assert_allclose(value, 0.2)
+    assert jnp.all(jnp.isfinite(slope))
