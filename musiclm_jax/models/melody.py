@@ -1,0 +1,152 @@
+"""MusicLM's melody embedder (arXiv 2301.11325, section 6 and appendix C): windows of a recording to vectors that tell the tune and little else.
+
+    wave, 4 s -> log-mel frames -> linear -> Transformer encoder -> mean over frames -> linear -> unit vector [192] -> 24 residual codes of 512
+
+The paper gives the Transformer's 12 layers, 6 heads, width 512 and feed-forward 1024, one input per spectrogram frame, the 4 s, the 192 and
+the codes; for conditioning, 10 s of audio as three embeddings 3 s apart. 6 heads do not divide 512: ours are 64 wide each, as in ViT. It leaves
+the spectrogram, the positions and the pooling open; ours are stated where they are.
+
+`params` is the tree that `init` returns, `variables` is {"params": ..., "quantizer": {"codebooks"}}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float, Int, Key
+from musiclm_jax.errors import UserError
+from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.models import embedders
+from musiclm_jax.nn.encoder import encoder_layers
+from musiclm_jax.nn.layers import Dense, LayerNorm, l2_normalize, partitioned
+from musiclm_jax.nn.quantize import rvq_fit
+
+
+@dataclasses.dataclass(frozen=True)
+class MelodyConfig:
+    """The paper's sizes; 22.4M parameters."""
+
+    # 85 ms windows, 20 ms apart: shorter ones cannot tell the semitones of a tune's usual range. Below 1 kHz a band is 23 Hz wide,
+    # a semitone at 400 Hz.
+    mel: LogMelConfig = LogMelConfig(window_samples=2048, hop_samples=480, num_fft=2048, num_mels=128)
+    # Log-mels reach the network as (x - mel_mean) / mel_std: roughly their mean and deviation over our corpus.
+    mel_mean: float = -5.0
+    mel_std: float = 2.0
+    dim: int = 512
+    num_layers: int = 12
+    num_heads: int = 6
+    # num_heads * head_dim need not equal dim.
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    # Of embedded frames and sublayer outputs, in training. Not stated in the paper; ViT's.
+    dropout: float = 0.1
+    embedding_dim: int = 192
+    # What one embedding hears, and how far apart the embeddings of a longer clip are.
+    window_sec: float = 4.0
+    hop_sec: float = 3.0
+    # Residual quantizer of the embeddings.
+    num_levels: int = 24
+    num_codes: int = 512
+    # Of the matrix products: "float32" or "bfloat16".
+    dtype: str = "float32"
+    # Recompute layers in the backward pass: about a third more work for much less memory.
+    remat: bool = False
+
+    def __post_init__(self):
+        for field in ("dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "embedding_dim", "num_levels", "num_codes", "window_samples", "hop_samples"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: choose a rate in [0, 1)")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_sec * self.mel.sample_rate_hz)
+
+    @property
+    def hop_samples(self) -> int:
+        return round(self.hop_sec * self.mel.sample_rate_hz)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a window, the inputs of the Transformer: 200."""
+        return -(-self.window_samples // self.mel.hop_samples)
+
+
+class MelodyEmbedder(nn.Module):
+    """Waves of one window each -> unit vectors, float32. With `train=True` and dropout, `apply` wants the rng "dropout".
+
+    A pre-norm ViT (arXiv 2010.11929) over frames instead of patches, with learned positions. The mean over the frames takes the place of
+    a class token (arXiv 2205.01580 finds it no worse).
+    """
+
+    config: MelodyConfig
+
+    @nn.compact
+    def __call__(self, wave: Float[Array, "B N"], *, train: bool = False) -> Float[Array, "B D"]:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        if wave.shape[1] != config.window_samples:
+            raise ValueError(f"expected windows of {config.window_samples} samples, got {wave.shape[1]}: cut the wave, or use embed_windows")
+        mels = (log_mel(wave, config.mel) - config.mel_mean) / config.mel_std
+        positions = self.param("positions", partitioned(nn.initializers.normal(0.02), (None, "embed")), (config.num_frames, config.dim), jnp.float32)
+        x = Dense(config.dim, axes=(None, "embed"), dtype=dtype, name="frames")(mels) + positions.astype(dtype)
+        x = nn.Dropout(config.dropout, deterministic=not train)(x)
+        layers = encoder_layers(
+            config.num_layers,
+            remat=config.remat,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            mlp_dim=config.mlp_dim,
+            pre_norm=True,
+            dropout=config.dropout,
+            train=train,
+            epsilon=1e-6,
+            dtype=dtype,
+            name="layers",
+        )
+        x, _ = layers(x)
+        # float32 from here on: embeddings are compared closely.
+        x = jnp.mean(LayerNorm(epsilon=1e-6, name="final_norm")(x), axis=1)
+        return l2_normalize(Dense(config.embedding_dim, axes=("embed", None), name="head")(x))
+
+
+def init(config: MelodyConfig, rng: Key) -> Any:
+    """Fresh parameters, in their logical-partitioning boxes."""
+    return MelodyEmbedder(config).init(rng, jnp.zeros((1, config.window_samples)))["params"]
+
+
+def embed(config: MelodyConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
+    """Unit embeddings of waves that are one window each."""
+    return MelodyEmbedder(config).apply({"params": params}, wave)
+
+
+def num_windows(config: MelodyConfig, num_samples: int) -> int:
+    """Windows of a wave: 3 for 10 s, 1 for 4 s or less. Samples after the last whole window are not heard."""
+    return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
+
+
+def embed_windows(config: MelodyConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B W D"]:
+    """Unit embeddings of all windows; of 10 s these are 0-4, 3-7 and 6-10 s. A wave shorter than a window is zero-padded on the right."""
+    return embedders.embed_windows(functools.partial(embed, config, params), wave, window=config.window_samples, hop=config.hop_samples)
+
+
+def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyConfig, num_iters: int = 50) -> dict[str, Array]:
+    """{"codebooks" [Q, C, D]}: residual k-means of embeddings, one row per window. How the paper fits its quantizer it does not say."""
+    if len(embeddings) < config.num_codes:
+        raise UserError(
+            f"{len(embeddings)} windows cannot fill num_codes={config.num_codes} codes: lower num_codes of the melody config or give more audio"
+        )
+    return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
+
+
+def tokens(config: MelodyConfig, variables: Any, embeddings: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:
+    """Melody tokens in [0, num_codes), int32, of embeddings from `embed` or `embed_windows`: 3 x 24 for 10 s."""
+    codebooks = variables["quantizer"]["codebooks"]
+    return embedders.residual_codes(codebooks, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes)
