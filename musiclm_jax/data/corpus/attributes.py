@@ -17,7 +17,8 @@ import numpy as np
 Split = Literal["train", "test"]
 
 # One fresh random stream per concern: better captions never change the music, nor a new style the captions' dice.
-STREAMS = ("attributes", "music", "captions", "hiss")
+# Their numbers are part of every clip: add new ones at the end.
+STREAMS = ("attributes", "music", "captions", "hiss", "variant")
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
 MODES = ("major", "minor")
@@ -113,9 +114,10 @@ class Attributes:
         return not self.drums and not self.bass and self.accompaniment == self.instrument
 
 
-def clip_rng(seed: int, index: int, stream: str) -> np.random.Generator:
-    """Random numbers of one concern of one clip: a function of its arguments alone."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, STREAMS.index(stream)])))
+def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.random.Generator:
+    """Random numbers of one concern of one clip, or of a variant of it: a function of its arguments alone."""
+    name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
 
 
 def clip_split(index: int) -> Split:
