@@ -114,7 +114,7 @@ class MelodyEmbedder(nn.Module):
         x, _ = layers(x)
         # float32 from here on: embeddings are compared closely.
         x = jnp.mean(LayerNorm(epsilon=1e-6, name="final_norm")(x), axis=1)
-        return l2_normalize(Dense(config.embedding_dim, axes=("embed", None), name="head")(x))
+        return l2_normalize(Dense(config.embedding_dim, axes=("embed", None), name="out")(x))
 
 
 def init(config: MelodyConfig, rng: Key) -> Any:

@@ -56,7 +56,7 @@ def test_paper_sizes():
     layer = attention + (width * mlp + mlp) + (mlp * width + width) + 2 * 2 * width
     assert count(shapes["layers"]) == 12 * layer == 22_083_072
     assert shapes["positions"].shape == (frames, width) and count(shapes["frames"]) == mels * width + width
-    assert count(shapes["head"]) == width * 192 + 192
+    assert count(shapes["out"]) == width * 192 + 192
     assert count(shapes) == 12 * layer + frames * width + (mels * width + width) + 2 * width + (width * 192 + 192) == 22_351_040
 
 
@@ -106,7 +106,7 @@ def test_it_is_a_pre_norm_vit_in_numpy():
             x = x + attention(norm(x, w["attention_norm"]), w["attention"])
             wide = gelu(norm(x, w["mlp_norm"]) @ w["widen"]["kernel"] + w["widen"]["bias"])
             x = x + wide @ w["narrow"]["kernel"] + w["narrow"]["bias"]
-        y = norm(x, weights["final_norm"]).mean(0) @ weights["head"]["kernel"] + weights["head"]["bias"]
+        y = norm(x, weights["final_norm"]).mean(0) @ weights["out"]["kernel"] + weights["out"]["bias"]
         return y / np.linalg.norm(y)
 
     assert mels.shape == (2, 13, 11)

@@ -71,6 +71,6 @@ def test_melody_embedder_against_torch():
     with torch.no_grad():
         linear = lambda x, w: x @ torch.tensor(w["kernel"]) + torch.tensor(w["bias"])  # noqa: E731
         x = linear(torch.tensor(mels, dtype=torch.float32), params["frames"]) + torch.tensor(params["positions"])
-        expected = torch.nn.functional.normalize(linear(encoder_of(params)(x).mean(1), params["head"]), dim=-1).numpy()
+        expected = torch.nn.functional.normalize(linear(encoder_of(params)(x).mean(1), params["out"]), dim=-1).numpy()
     for config in (CONFIG, dataclasses.replace(CONFIG, remat=True)):
         np.testing.assert_allclose(melody.embed(config, params, wave), expected, atol=1e-4, rtol=0)
