@@ -39,7 +39,7 @@ def test_mean_of_the_two_tokens():
     mels = np.random.default_rng(0).normal(size=(2, TINY.max_frames, MELS)).astype(np.float32)
     expected = reference(input_values=torch.tensor(mels)).pooler_output.numpy()
     ours = jax.jit(AST(TINY, jnp.dtype("float32")).apply)({"params": params}, jnp.asarray(mels))
-    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
     assert np.abs(expected).mean() > 0.3
 
 

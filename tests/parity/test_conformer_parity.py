@@ -81,7 +81,7 @@ def test_block(kind):
     expected = reference(torch.tensor(inputs()), attention_mask=torch.tensor(bias)).numpy()
     block = ConformerBlock(HEADS, MLP, taps)
     ours = jax.jit(block.apply)({"params": weights.to_jax(tree)}, jnp.asarray(inputs()), jnp.asarray(bias))
-    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
     assert np.abs(expected).mean() > 0.3
 
 
@@ -96,7 +96,7 @@ def test_stack_with_relative_positions():
     blocks = [weights.conformer_block(layer, num_heads=HEADS, depthwise_norm="batch_norm") for layer in layers]
     tree = {"relative_bias": {"table": positions.relative_attention_bias.weight}, "blocks": {"block": weights.stack(blocks)}}
     ours = jax.jit(ConformerStack(2, HEADS, MLP, TAPS).apply)({"params": weights.to_jax(tree)}, jnp.asarray(inputs()))
-    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5, rtol=0)
 
 
 def test_the_papers_size():
