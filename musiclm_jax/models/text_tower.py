@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
-from musiclm_jax.nn.attention import SelfAttention
-from musiclm_jax.nn.layers import Dense, Embed, LayerNorm, partitioned
+from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
+from musiclm_jax.nn.layers import Embed, LayerNorm, partitioned
 
 _embedding_init = nn.initializers.normal(0.02)
 
@@ -57,40 +55,20 @@ class TextTower(nn.Module):
         positions = self.param("positions", partitioned(_embedding_init, (None, "embed")), (config.max_tokens, config.dim), jnp.float32)
         x = Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=_embedding_init, name="tokens")(ids)
         x = x + positions[:length].astype(self.dtype)
-        x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="embedding_norm")(x)
+        x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not train)(x)
-        layers = nn.scan(
-            nn.remat(EncoderLayer) if self.remat else EncoderLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+        layers = encoder_layers(
+            config.num_layers,
+            remat=self.remat,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            pre_norm=config.pre_norm,
+            dropout=config.dropout,
+            train=train,
+            dtype=self.dtype,
+            name="layers",
         )
-        x, _ = layers(config, train=train, dtype=self.dtype, name="layers")(x, mask)
+        x, _ = layers(x, mask)
         if config.pre_norm:
-            x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="final_norm")(x)
+            x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="final_norm")(x)
         return x[:, 0].astype(jnp.float32)
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each. For `nn.scan`."""
-
-    config: TextTowerConfig
-    train: bool
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], None]:
-        config = self.config
-        attention = SelfAttention(config.num_heads, config.dim // config.num_heads, dtype=self.dtype, name="attention")
-        x = self._residual(x, "attention_norm", lambda x: attention(x, mask=mask[:, None, None, :])[0])
-        widen = Dense(config.mlp_dim, axes=("embed", "mlp"), dtype=self.dtype, name="widen")
-        narrow = Dense(config.dim, axes=("mlp", "embed"), dtype=self.dtype, name="narrow")
-        x = self._residual(x, "mlp_norm", lambda x: narrow(jax.nn.gelu(widen(x), approximate=False)))
-        return x, None
-
-    def _residual(self, x: Float[Array, "B T D"], name: str, sublayer: Callable[[Array], Array]) -> Float[Array, "B T D"]:
-        norm = LayerNorm(epsilon=1e-12, dtype=self.dtype, name=name)
-        drop = nn.Dropout(self.config.dropout, deterministic=not self.train)
-        return x + drop(sublayer(norm(x))) if self.config.pre_norm else norm(x + drop(sublayer(x)))
