@@ -81,24 +81,25 @@ def test_commitment_of_every_level_reaches_the_encoder():
     v, x, levels = variables(), wave(), TINY.num_levels
     codebooks = v["quantizer"]["codebooks"]
     state = RVQState(codebooks, codebooks, jnp.ones(codebooks.shape[:2]), jnp.ones((), bool))
-    latents, pull_back = jax.vjp(lambda params: SoundStream(TINY).apply({"params": params}, x, method="encode"), v["params"])
-    codes = soundstream.encode(TINY, v, x)
 
-    def slope(used):
-        def commitment(params):
-            latents = SoundStream(TINY).apply({"params": params}, x, method="encode")
-            return quantize_train(latents, state, RVQConfig(), num_levels=jnp.full(len(x), used), rng=jax.random.key(3))[2]
+    def encode(params):
+        return SoundStream(TINY).apply({"params": params}, x, method="encode")
 
-        return jax.grad(commitment)(v["params"])["encoder"]
+    @jax.jit
+    @jax.grad
+    def slope(params, used):
+        return quantize_train(encode(params), state, RVQConfig(), num_levels=jnp.full(len(x), used), rng=jax.random.key(3))[2]
 
-    slopes = [jax.tree.map(jnp.zeros_like, v["params"]["encoder"]), *map(slope, range(1, levels + 1))]
+    pull_back = jax.jit(lambda params, slope: jax.vjp(encode, params)[1](slope)[0])
+    latents, codes = encode(v["params"]), soundstream.encode(TINY, v, x)
+    of_levels = [slope(v["params"], used)["encoder"] for used in range(levels + 1)]  # Of none, the first, the first two, ...
     for q in range(1, levels + 1):
-        of_level = jax.tree.map(jnp.subtract, slopes[q], slopes[q - 1])
         # The mean over frames, widths and levels of the squares of what level q leaves over: so much of it is due to each parameter.
         residual = latents - rvq_decode(codebooks, codes[..., :q])
-        expected = pull_back(2 * residual / (residual.size * levels))[0]["encoder"]
+        expected = pull_back(v["params"], 2 * residual / (residual.size * levels))["encoder"]
         for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
             assert jnp.any(leaf != 0), (q, jax.tree_util.keystr(path))
+        of_level = jax.tree.map(jnp.subtract, of_levels[q], of_levels[q - 1])
         jax.tree.map(lambda ours, leaf: np.testing.assert_allclose(ours, leaf, atol=1e-5), of_level, expected)
 
 
