@@ -24,7 +24,7 @@ def images(batch=3, height=71, width=40):
 
 
 def reference(config: ResNetConfig, x: np.ndarray, seed: int = 1):
-    """transformers' network of one input channel, every weight random; batch norms hold the statistics of `x`, moved at random."""
+    """transformers' network of one input channel, every weight and every batch norm's statistics random."""
     torch.manual_seed(seed)
     sizes = {
         "num_channels": 1,
@@ -34,17 +34,25 @@ def reference(config: ResNetConfig, x: np.ndarray, seed: int = 1):
         "layer_type": "bottleneck" if config.bottleneck else "basic",
     }
     model = transformers.ResNetModel(transformers.ResNetConfig(**sizes)).float()
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+    def statistics(norm, inputs):
+        # Random, in units of the root mean square that layer by layer goes in, so that activations stay of order 1. The deviation as
+        # the unit would blow up what the inputs differ by, and rounding with it: float32 torch is then 3e-4 from float64 torch.
+        rms = inputs[0].square().mean(dim=(0, 2, 3)).sqrt()
+        norm.running_mean.copy_(0.3 * rms * torch.randn_like(rms))
+        norm.running_var.copy_(rms**2 * torch.empty_like(rms).uniform_(0.5, 1.5))
+
     with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(std=0.3)
-            norm.momentum = 1.0
-        model.train()(torch.from_numpy(x)[:, None])
-        for norm in norms:
-            norm.running_mean.add_(0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
-            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.5, 1.5))
-    return model.eval()
+        hooks = []
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(std=0.3)
+                hooks.append(norm.register_forward_pre_hook(statistics))
+        model.eval()(torch.from_numpy(x)[:, None])
+    for hook in hooks:
+        hook.remove()
+    return model
 
 
 def group_norms(module, config: ResNetConfig) -> None:
