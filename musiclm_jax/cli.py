@@ -99,10 +99,11 @@ model_option = click.option("--model", default="demo", show_default=True, help="
 @click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed, prompt and model give the same clip.")
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
+@click.option("--candidates", type=int, show_default="the model's", help="Clips made for each, of which the nearest to the prompt is kept.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
 @click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Choose among the k likeliest tokens; 0: all. Or fine=64.")
 @model_option
-def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) -> None:
+def generate(prompts, seconds, out, seed, samples, candidates, temperatures, top_ks, model) -> None:
     """Writes music that fits each PROMPT to a 24 kHz WAV file.
 
     Several prompts are made together, in little more time than one.
@@ -118,7 +119,8 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
     from musiclm_jax.progress import ProgressLine
 
     sampling = overrides(temperature=temperatures, top_k=top_ks)
-    check_request(prompts, seconds=seconds, seed=seed, num_samples=samples, sampling=sampling)
+    request = {"seconds": seconds, "seed": seed, "num_samples": samples, "num_candidates": candidates, "sampling": sampling}
+    check_request(prompts, **request)
     paths = numbered(out, len(prompts) * samples)
     for path in paths:
         audio.check_writable(path)
@@ -128,7 +130,7 @@ def generate(prompts, seconds, out, seed, samples, temperatures, top_ks, model) 
         click.echo(f"musiclm: the prompt {_short(prompt)} is longer than the model reads; it reads {_short(kept)}", err=True)
     line = ProgressLine()
     try:
-        music = musiclm.generate(list(prompts), seconds=seconds, seed=seed, num_samples=samples, sampling=sampling, on_progress=line)
+        music = musiclm.generate(list(prompts), **request, on_progress=line)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it.
             raise

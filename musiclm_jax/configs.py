@@ -41,9 +41,13 @@ class MusicLMConfig:
     semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)
     coarse_sampling: SamplingConfig = SamplingConfig(temperature=0.95)
     fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
+    # Clips made for each one that is returned, of which MuLan chooses the nearest to the prompt. The paper's: 1.
+    num_candidates: int = 1
 
     def __post_init__(self):
         spec = self.audio
+        if self.num_candidates < 1:
+            raise UserError(f"num_candidates={self.num_candidates}: choose 1 (no choice) or more")
         if self.soundstream.frame_samples != spec.frame_samples:
             raise UserError(
                 f"soundstream strides {self.soundstream.strides} make frames of {self.soundstream.frame_samples} samples, "

@@ -25,7 +25,7 @@ def multi_scale_mel_loss(
     *,
     sample_rate_hz: int,
     windows: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
-    num_mels: int = 64,
+    num_mels: Sequence[int] = (64,) * 6,
     floor: float = 1e-5,
 ) -> Float[Array, ""]:
     """Spectral reconstruction loss (SoundStream, equations 4 and 5): L1 of mels plus alpha_s times L2 of log mels, alpha_s = sqrt(s / 2).
@@ -33,11 +33,11 @@ def multi_scale_mel_loss(
     Deviations. Sums over frames and bands are means and the L2 norm is a root mean square per frame, so that neither the length of
     the crop nor the number of bands changes the scale; the log terms of all scales are weighted by alpha_s over the sum of all alpha,
     so that their weighted mean, in nepers, adds to the mean L1. Windows shorter than 512 are zero-padded to 512: a 64-sample
-    spectrum has too few bins for 64 bands. Hop: a quarter of the window.
+    spectrum has too few bins for 64 bands. Hop: a quarter of the window. num_mels: bands of each window; the paper has 64 in all.
     """
     linear, logarithmic, total = 0.0, 0.0, sum((s / 2) ** 0.5 for s in windows)
-    for s in windows:
-        mels = functools.partial(_mels, window=s, hop=s // 4, num_fft=max(512, s), num_mels=num_mels, sample_rate_hz=sample_rate_hz)
+    for s, bands in zip(windows, num_mels, strict=True):
+        mels = functools.partial(_mels, window=s, hop=s // 4, num_fft=max(512, s), num_mels=bands, sample_rate_hz=sample_rate_hz)
         ours, theirs = mels(wave), mels(reference)
         linear += jnp.mean(jnp.abs(ours - theirs)) / len(windows)
         difference = jnp.log(ours + floor) - jnp.log(theirs + floor)

@@ -51,7 +51,13 @@ class Music:
 
 
 def check_request(
-    prompts: Sequence[str], *, seconds: float | int, seed: int = 0, num_samples: int = 1, sampling: Mapping[str, Any] | None = None
+    prompts: Sequence[str],
+    *,
+    seconds: float | int,
+    seed: int = 0,
+    num_samples: int = 1,
+    num_candidates: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises UserError for what no model can do. The arguments are those of `MusicLM.generate`."""
     if isinstance(prompts, str):
@@ -65,6 +71,8 @@ def check_request(
         raise UserError(f"seconds={seconds:g}: choose a number above 0 and up to {MAX_SECONDS}")
     if num_samples < 1:
         raise UserError(f"samples={num_samples}: choose 1 or more")
+    if num_candidates is not None and num_candidates < 1:
+        raise UserError(f"candidates={num_candidates}: choose 1 (no choice) or more")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
     resolve_sampling({name: SamplingConfig() for name in STAGES}, sampling)
@@ -195,6 +203,7 @@ class MusicLM:
         seconds: float | int = 10.0,
         seed: int = 0,
         num_samples: int = 1,
+        num_candidates: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
@@ -208,15 +217,18 @@ class MusicLM:
             seconds: length of each clip, up to 300.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
+            num_candidates: clips made for each of these, of which the one is kept whose MuLan embedding is nearest to its prompt's.
+                None: `config.num_candidates`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
             UserError: an empty prompt, or a number out of range.
         """
-        check_request(prompts, seconds=seconds, seed=seed, num_samples=num_samples, sampling=sampling)
-        rows = tuple(prompt for prompt in prompts for _ in range(num_samples))
-        mulan = jnp.repeat(self.mulan.text_tokens(list(prompts)), num_samples, axis=0)
+        check_request(prompts, seconds=seconds, seed=seed, num_samples=num_samples, num_candidates=num_candidates, sampling=sampling)
+        num_candidates = num_candidates or self.config.num_candidates
+        rows = tuple(prompt for prompt in prompts for _ in range(num_samples * num_candidates))
+        mulan = jnp.repeat(self.mulan.text_tokens(list(prompts)), num_samples * num_candidates, axis=0)
         codes = self.generate_codes(
             mulan,
             num_semantic=self.config.audio.semantic_tokens(seconds),
@@ -227,6 +239,10 @@ class MusicLM:
         sample_rate_hz = self.config.audio.sample_rate_hz
         wave = np.asarray(self.acoustic.decode(codes))[:, : max(1, round(seconds * sample_rate_hz))]
         wave = np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
+        if num_candidates > 1:
+            rows = rows[::num_candidates]
+            similarity = jnp.einsum("bcd,bd->bc", self.mulan.embed_audio(wave).reshape(len(rows), num_candidates, -1), self.mulan.embed_text(rows))
+            wave = wave.reshape(len(rows), num_candidates, -1)[np.arange(len(rows)), np.asarray(similarity.argmax(axis=1))]
         return Music(wave, sample_rate_hz, rows)
 
     def generate_codes(

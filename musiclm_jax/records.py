@@ -62,7 +62,9 @@ def _from_json(hint: Any, value: Any, *, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        hint = next(argument for argument in arguments if argument is not type(None))
+        # Files carry no class names: of several dataclasses it is the one that has most of the fields.
+        choices = [argument for argument in arguments if argument is not type(None)]
+        hint = max(choices, key=lambda choice: _num_shared(choice, value))
         return _from_json(hint, value, where=where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where=where)
@@ -76,6 +78,13 @@ def _from_json(hint: Any, value: Any, *, where: str) -> Any:
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise UserError(f"{where} is {value!r}, expected {hint.__name__}")
     return value
+
+
+def _num_shared(hint: Any, value: Any) -> int:
+    """How many keys of `value` are fields of `hint`; 0 if the one is no dict or the other no dataclass."""
+    if not (dataclasses.is_dataclass(hint) and isinstance(value, dict)):
+        return 0
+    return len({field.name for field in dataclasses.fields(hint)} & value.keys())
 
 
 def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:

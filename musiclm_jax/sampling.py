@@ -68,8 +68,9 @@ class Decoder(Protocol):
 
     def grow_cache(self, cache: Any, length: int) -> Any: ...
 
-    def __call__(self, params: Any, ids: Array, cache: Any, *, times: Array, position: Any, level: Any) -> tuple[Array, Any]:
-        """Ids [B, T] at [position, position + T), sounding at `times` [T] -> float32 logits [B, C] of the next code, of level `level`; new cache."""
+    def __call__(self, params: Any, ids: Array, cache: Any, *, num_steps: int, position: Any, level: Any) -> tuple[Array, Any]:
+        """Ids [B, T] at [position, position + T) of a sequence with `num_steps` target steps -> float32 logits [B, C] of the next code, of level
+        `level`; new cache."""
         ...
 
 
@@ -145,8 +146,7 @@ def sample_codes(
         ids = layout.to_ids(len(layout.prefix), prompt)
         prefix_ids = jnp.concatenate([prefix_ids, jnp.tile(ids, (prefix_ids.shape[0] // batch, 1))], axis=1)
 
-    times = jnp.asarray(layout.times(num_steps))
-    state = _prefill(decoder, params, prefix_ids, times, codes, keys, sampling, known)
+    state = _prefill(decoder, params, prefix_ids, codes, keys, sampling, num_steps, known)
     if on_progress:
         state.codes.block_until_ready()
         on_progress(1, total - known)
@@ -158,7 +158,7 @@ def sample_codes(
         state = _grow(decoder, state, length)
         while done < stop:
             pause = min(stop, done + PROGRESS_STEPS) if on_progress else stop
-            state = _decode(decoder, params, state, times, keys, sampling, prefix_length, done, pause)
+            state = _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, done, pause)
             done = pause
             if on_progress:
                 state.codes.block_until_ready()
@@ -173,11 +173,11 @@ def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, sampl
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "known"))
-def _prefill(decoder, params, ids, times, codes, keys, sampling, known) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps", "known"))
+def _prefill(decoder, params, ids, codes, keys, sampling, num_steps, known) -> DecodeState:
     """The prefix (and prompt) into a cache of exactly its length, and the first code."""
     cache = decoder.init_cache(*ids.shape)
-    logits, cache = decoder(params, ids, cache, times=times[: ids.shape[1]], position=0, level=0)
+    logits, cache = decoder(params, ids, cache, num_steps=num_steps, position=0, level=0)
     return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, sampling)), cache)
 
 
@@ -186,8 +186,8 @@ def _grow(decoder, state, length) -> DecodeState:
     return state.replace(cache=decoder.grow_cache(state.cache, length))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling"), donate_argnames="state")
-def _decode(decoder, params, state, times, keys, sampling, prefix_length, start, stop) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps"), donate_argnames="state")
+def _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, start, stop) -> DecodeState:
     """Codes [start, stop), one after the other. The bounds are traced: one compilation per cache length."""
     target = decoder.layout.target
 
@@ -198,8 +198,7 @@ def _decode(decoder, params, state, times, keys, sampling, prefix_length, start,
         if sampling.guidance != 1:
             ids = jnp.concatenate([ids, ids])
         position = prefix_length + index - 1
-        now = jax.lax.dynamic_slice_in_dim(times, position, 1)
-        logits, cache = decoder(params, ids, state.cache, times=now, position=position, level=index % target.levels)
+        logits, cache = decoder(params, ids, state.cache, num_steps=num_steps, position=position, level=index % target.levels)
         code = _draw_next(logits, keys, index, sampling)
         return DecodeState(jax.lax.dynamic_update_slice_in_dim(state.codes, code[:, None], index, axis=1), cache)
 

@@ -21,6 +21,7 @@ from musiclm_jax.data.clips import ClipStore, prepare, wave_source
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
 from musiclm_jax.errors import UserError
+from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.models import mulan, w2v_bert
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.musiclm import MusicLM
@@ -34,7 +35,7 @@ from musiclm_jax.tasks.task import Task
 from musiclm_jax.tasks.w2v_bert import W2vBertTask
 from musiclm_jax.text import TextTokenizer
 from musiclm_jax.tokenizers import AcousticTokenizer, SemanticTokenizer
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.tokens import STAGES, StageLayout
 from musiclm_jax.train import TrainConfig, read_metrics, train
 
 # ---------------------------------------------------------------------------------------------------------------------- Config
@@ -375,7 +376,20 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
             text_share=config.text_share,
         )
 
-    return _train(run, folder, name, source)
+    return _train(run, folder, name, source) | _beside_counting(run, folder, store, layout)
+
+
+def _beside_counting(run: Run, folder: Path, store: TokenStore, layout: StageLayout) -> dict[str, float]:
+    """Nats per token of the target under counts of single codes and of pairs; says so where a stage has not learned more than they."""
+    if not run.clips.split("test"):
+        return {}
+    codes = {split: layout.target_codes(store.whole(layout.target.stream, split))[0] for split in ("train", "test")}
+    unigram, bigram = ngram_nats(np.asarray(codes["train"]), np.asarray(codes["test"]), num_codes=layout.target.codes)
+    loss = read_metrics(folder)["eval_loss"]
+    if loss > bigram.mean():
+        print(f"{layout.name}: {loss:.3f} nats per token, where counts of pairs reach {bigram.mean():.3f}: it has hardly learned; train it longer", flush=True)
+    levels = {f"eval_bigram_level_{level}": float(value) for level, value in enumerate(bigram)} if len(bigram) > 1 else {}
+    return {"eval_unigram": float(unigram.mean()), "eval_bigram": float(bigram.mean())} | levels
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Bundle

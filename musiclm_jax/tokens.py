@@ -95,19 +95,18 @@ class StageLayout:
         """Length of the whole sequence, prefix and target, for a crop of `seconds`."""
         return sum(segment.steps(seconds) * segment.levels for segment in self.segments)
 
-    def times(self, num_steps: int) -> np.ndarray:
-        """int32 [T]: when each token of a sequence of `num_steps` target steps sounds, prefix first.
+    def positions(self, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each token of a sequence of `num_steps` target steps belongs to, prefix first: (index of its segment, its time), int32 [L] each.
 
-        In steps of the slowest stream, counted from 1, so that tokens of all streams that sound together have the same number; 0 for a
-        stream without a rate.
+        Times are in steps of the target, so that tokens of all streams that sound together have the same; -1 for a stream without a rate.
         """
-        slowest = min(segment.rate_hz for segment in self.segments if segment.rate_hz)
-        parts = []
-        for segment in self.segments:
-            steps = np.arange(num_steps * segment.rate_hz // self.target.rate_hz)
-            when = 1 + steps * slowest // segment.rate_hz if segment.rate_hz else np.zeros(1)
-            parts.append(np.repeat(when, segment.levels))
-        return np.concatenate(parts).astype(np.int32)
+        numbers, times = [], []
+        for number, segment in enumerate(self.segments):
+            steps = np.arange(num_steps * segment.rate_hz // self.target.rate_hz) if segment.rate_hz else np.zeros(1, np.int32)
+            when = steps * self.target.rate_hz // segment.rate_hz if segment.rate_hz else steps - 1
+            times.append(np.repeat(when, segment.levels))
+            numbers.append(np.full(len(times[-1]), number))
+        return np.concatenate(numbers).astype(np.int32), np.concatenate(times).astype(np.int32)
 
     def to_ids(self, index: int, codes: Int[Array, "B T Q"]) -> Int[Array, "B TQ"]:
         """Codes of segment `index` as flat ids, time-major: [B, T, Q] -> [B, T * Q]."""

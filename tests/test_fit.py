@@ -170,7 +170,7 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     model = MusicLM.from_pretrained(bundle)
     assert model.config == config.model
     card = (bundle / "README.md").read_text()
-    assert all(word in card for word in ("5 captioned clips", "| fine |", "| 6 |", "eval_mel_distance", "recall_chance", "text_perplexity_1"))
+    assert all(word in card for word in ("5 captioned clips", "| fine |", "| 6 |", "eval_mel_distance", "eval_bigram", "recall_chance", "text_perplexity_1"))
     load = lambda step, kind: np.load(tmp_path / "work" / step / f"{kind}.npy")  # noqa: E731
     semantic, acoustic, texts = load("semantic_tokens", "semantic"), load("acoustic_tokens", "acoustic"), load("rvq", "texts")
     assert acoustic.shape == (2 * len(semantic), 3)

@@ -14,7 +14,7 @@ from musiclm_jax.losses import (
 
 RATE = 24_000
 LOSSES = {
-    "multi_scale_mel": lambda x, y: multi_scale_mel_loss(x, y, sample_rate_hz=RATE, windows=(64, 512)),
+    "multi_scale_mel": lambda x, y: multi_scale_mel_loss(x, y, sample_rate_hz=RATE, windows=(64, 512), num_mels=(64, 64)),
     "mel_distance": lambda x, y: mel_distance(x, y, sample_rate_hz=RATE),
 }
 

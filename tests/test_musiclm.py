@@ -50,6 +50,15 @@ def test_a_clip_does_not_depend_on_its_batch_mates(model, music):
     np.testing.assert_allclose(twice.wave, music.wave[2:], atol=1e-5)
 
 
+def test_the_candidate_nearest_to_the_prompt_is_kept(model, music):
+    chosen = model.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
+    assert chosen.prompts == tuple(PROMPTS)
+    similarity = np.asarray(model.mulan.embed_audio(music.wave) @ model.mulan.embed_text(PROMPTS).T)
+    for row in range(2):
+        best = 2 * row + similarity[2 * row : 2 * row + 2, row].argmax()
+        np.testing.assert_allclose(chosen.wave[row], music.wave[best], atol=1e-5)
+
+
 def test_keys_differ_by_seed_prompt_and_number():
     prompts = ["a", "a", "b", "a"]
     data = jax.random.key_data(jnp.concatenate([clip_keys(prompts, seed=0), clip_keys(prompts, seed=1)]))
@@ -90,6 +99,7 @@ def test_requests_that_no_model_can_serve(model):
         (dict(seconds=float("nan")), "seconds"),
         (dict(seconds=301), "300"),
         (dict(num_samples=0), "samples"),
+        (dict(num_candidates=0), "candidates"),
         (dict(seed=-1), "seed"),
         (dict(sampling={"violin": {}}), "violin"),
         (dict(sampling={"fine": {"temperature": float("nan")}}), "temperature"),

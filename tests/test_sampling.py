@@ -31,7 +31,7 @@ class Scripted:
     def grow_cache(self, cache, length):
         return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])), constant_values=-1)
 
-    def __call__(self, params, ids, cache, *, times, position, level):
+    def __call__(self, params, ids, cache, *, num_steps, position, level):
         cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
         last = (ids[:, -1] - self.layout.target_offset) % self.layout.target.codes
         return params[level, last], cache
@@ -94,7 +94,7 @@ def test_cuts_and_batch_mates_do_not_matter(monkeypatch):
 
 def test_guidance_mixes_with_and_without_text():
     class Textual(Scripted):
-        def __call__(self, params, ids, cache, *, times, position, level):
+        def __call__(self, params, ids, cache, *, num_steps, position, level):
             cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
             masked = cache[:, 0] == self.layout.mask_id
             return jnp.where(masked[:, None], params["without"], params["with"]), cache

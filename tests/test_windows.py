@@ -32,7 +32,7 @@ class Hash:
     def grow_cache(self, cache, length):
         return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])))
 
-    def __call__(self, params, ids, cache, *, times, position, level):
+    def __call__(self, params, ids, cache, *, num_steps, position, level):
         cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
         weights = jnp.arange(cache.shape[1]) * 7919 % 83 + 1
         code = ((cache * weights).sum(-1) + 31 * level) % self.layout.target.codes

@@ -93,6 +93,12 @@ class TokenStore:
             semantic_at=semantic_at, windows_at=windows_at, texts_at=texts_at,
         )  # fmt: skip
 
+    def whole(self, stream: str, split: str) -> dict[str, np.ndarray]:
+        """All "semantic" or "acoustic" codes of a split's clips, end to end, as a batch of one."""
+        array, ratio = (self.semantic, 1) if stream == "semantic" else (self.acoustic, self.audio.frames_per_semantic)
+        at = self.semantic_at * ratio
+        return {stream: np.concatenate([array[at[i] : at[i + 1]] for i, clip in enumerate(self.clips) if clip.split == split])[None]}
+
 
 def covering_windows(start_sec: float | int, end_sec: float | int, *, num_windows: int, window_sec: float, hop_sec: float) -> slice:
     """The windows that share the most time with [start_sec, end_sec]: all that lie inside a long crop, all that contain a short one.

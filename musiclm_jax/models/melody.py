@@ -22,7 +22,7 @@ from musiclm_jax.arrays import Array, Float, Int, Key
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import embedders
-from musiclm_jax.nn.encoder import encoder_layers
+from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
 from musiclm_jax.nn.layers import Dense, LayerNorm, l2_normalize, partitioned
 from musiclm_jax.nn.quantize import rvq_fit
 
@@ -107,13 +107,12 @@ class MelodyEmbedder(nn.Module):
             pre_norm=True,
             dropout=config.dropout,
             train=train,
-            epsilon=1e-6,
             dtype=dtype,
             name="layers",
         )
         x, _ = layers(x)
         # float32 from here on: embeddings are compared closely.
-        x = jnp.mean(LayerNorm(epsilon=1e-6, name="final_norm")(x), axis=1)
+        x = jnp.mean(LayerNorm(epsilon=NORM_EPSILON, name="final_norm")(x), axis=1)
         return l2_normalize(Dense(config.embedding_dim, axes=("embed", None), name="out")(x))
 
 

@@ -18,6 +18,7 @@ from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import embedders
+from musiclm_jax.models.ast import AST, ASTConfig
 from musiclm_jax.models.resnet import ResNet, ResNetConfig
 from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
 from musiclm_jax.nn.layers import Dense, l2_normalize, partitioned
@@ -44,7 +45,8 @@ class MuLanConfig:
     # Log-mels reach the network as (x - mel_mean) / mel_std: two rough constants, since a norm follows the first convolution.
     mel_mean: float = -6.0
     mel_std: float = 3.0
-    audio: ResNetConfig = ResNetConfig()
+    # The paper's two audio towers: ResNet-50, which MusicLM takes, or the Audio Spectrogram Transformer, for which `mel` wants num_mels=128.
+    audio: ResNetConfig | ASTConfig = ResNetConfig()
     text: TextTowerConfig = TextTowerConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     # Of the shared space.
@@ -90,7 +92,8 @@ class MuLan(nn.Module):
     def setup(self):
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.audio_tower = ResNet(config.audio, dtype=dtype, remat=config.remat)
+        audio_tower = AST if isinstance(config.audio, ASTConfig) else ResNet
+        self.audio_tower = audio_tower(config.audio, dtype=dtype, remat=config.remat)
         self.text_tower = TextTower(config.text, dtype=dtype, remat=config.remat)
         # float32: the embeddings are compared at a fine temperature.
         self.audio_head = Dense(config.embedding_dim, axes=("conv", "embed"))

@@ -13,6 +13,8 @@ from musiclm_jax.nn.layers import partitioned
 
 # He's initialization, for convolutions before a ReLU.
 _kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (None, None, None, "conv"))
+_scale_init = partitioned(nn.initializers.ones, ("conv",))
+_bias_init = partitioned(nn.initializers.zeros, ("conv",))
 # A bottleneck's output is this many times its width.
 _EXPANSION = 4
 
@@ -59,19 +61,21 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     # Recompute each block in the backward pass, for memory.
     remat: bool = False
+    # "group". Or "affine", scale and shift alone: a batch norm of fixed statistics is one, so weights that others trained run here.
+    norm: str = "group"
 
     @nn.compact
     def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:
         config = self.config
         x = spectrogram.astype(self.dtype)[..., None]
         x = _conv(config.stem_width, config.stem_kernel, config.stem_stride, dtype=self.dtype, name="stem")(x)
-        x = nn.relu(_norm(config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
+        x = nn.relu(_norm(self.norm, config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
         if config.stem_pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         block = nn.remat(Block) if self.remat else Block
         for stage, (depth, width, stride) in enumerate(zip(config.depths, config.widths, config.strides, strict=True)):
             for i in range(depth):
-                x = block(config, width, stride if i == 0 else (1, 1), dtype=self.dtype, name=f"stage{stage}_block{i}")(x)
+                x = block(config, width, stride if i == 0 else (1, 1), dtype=self.dtype, norm=self.norm, name=f"stage{stage}_block{i}")(x)
         x = x.astype(jnp.float32)
         if config.pooling == "mean":
             return jnp.mean(x, axis=(1, 2))
@@ -88,11 +92,12 @@ class Block(nn.Module):
     width: int
     stride: tuple[int, int]
     dtype: jnp.dtype = jnp.float32
+    norm: str = "group"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T M D"]) -> Float[Array, "B T2 M2 D2"]:
         conv = functools.partial(_conv, dtype=self.dtype)
-        norm = functools.partial(_norm, self.config, dtype=self.dtype)
+        norm = functools.partial(_norm, self.norm, self.config, dtype=self.dtype)
         if self.config.bottleneck:
             layers = [(self.width, (1, 1), (1, 1)), (self.width, (3, 3), self.stride), (self.width * _EXPANSION, (1, 1), (1, 1))]
         else:
@@ -114,12 +119,22 @@ def _conv(width: int, kernel: tuple[int, int], stride: tuple[int, int], *, dtype
     return nn.Conv(width, kernel, stride, padding=padding, use_bias=False, dtype=dtype, kernel_init=_kernel_init, name=name)
 
 
-def _norm(config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(
-        num_groups=max(1, width // config.norm_group_size),
-        epsilon=1e-5,
-        dtype=dtype,
-        scale_init=partitioned(nn.initializers.ones, ("conv",)),
-        bias_init=partitioned(nn.initializers.zeros, ("conv",)),
-        name=name,
-    )
+class Affine(nn.Module):
+    """x * scale + bias, channel by channel."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T M D"]) -> Float[Array, "B T M D"]:
+        scale = self.param("scale", _scale_init, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", _bias_init, (x.shape[-1],), jnp.float32)
+        return x * scale.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def _norm(kind: str, config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Module:
+    if kind == "affine":
+        return Affine(dtype=dtype, name=name)
+    if kind != "group":
+        raise ValueError(f"norm={kind!r}: choose 'group' or 'affine'")
+    groups = max(1, width // config.norm_group_size)
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, scale_init=_scale_init, bias_init=_bias_init, name=name)

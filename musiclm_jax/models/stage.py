@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.arrays import Array, Bool, Float, Int
 from musiclm_jax.nn.attention import KVCache
 from musiclm_jax.nn.layers import Embed, partitioned
 from musiclm_jax.nn.transformer import Transformer, TransformerConfig, unstack_layers
@@ -27,10 +27,36 @@ from musiclm_jax.tokens import StageLayout
 class StageConfig(TransformerConfig):
     """Size of a stage; the vocabulary comes from its layout. The defaults make the semantic stage 430.0M parameters, as published."""
 
-    # Adds a sinusoid of the time at which a token sounds (`StageLayout.times`) to its embedding. The paper has T5's relative positions
-    # alone, which beyond max_distance cannot tell which semantic token belongs to a coarse frame. The packaged bundle has it; in short
-    # runs since, a small coarse stage learned faster without (docs/demo.md).
-    time_embedding: bool = False
+    # Whether attention also has a bias by what a key is and how far it is in time (`TimeBias`). The paper has T5's relative positions alone,
+    # which count tokens: how many lie between a coarse frame and the semantic token of the same 40 ms differs from frame to frame.
+    time_bias: bool = False
+
+
+# Steps of the target beyond which TimeBias tells distances no more apart, and how fast its first and last head forget at the start, per step.
+_FARTHEST = 16
+_SLOPES = (1.0, 0.05)
+
+
+class TimeBias(nn.Module):
+    """A learned bias of attention, [1, H, T, S], by the key's segment and the time between query and key; one table serves all layers.
+
+    It starts as a slope that falls off on both sides, from head to head less steep (ALiBi, arXiv 2108.12409, section 3): each head begins
+    by looking at what sounds near its own time, in every stream. Found by gradient from a flat start, that takes a small model thousands of
+    steps. Segments without time have one bias each, at first 0.
+    """
+
+    num_heads: int
+    num_segments: int
+
+    @nn.compact
+    def __call__(
+        self, query_times: Int[Array, "T"], key_times: Int[np.ndarray, "S"], key_segments: Int[np.ndarray, "S"]
+    ) -> Float[Array, "1 H T S"]:
+        slots = 2 * _FARTHEST + 2  # the last: query or key has no time
+        table = self.param("table", partitioned(_slopes, ("heads", None, None)), (self.num_heads, self.num_segments, slots), jnp.float32)
+        slot = jnp.clip(key_times - query_times[:, None], -_FARTHEST, _FARTHEST) + _FARTHEST
+        slot = jnp.where((key_times < 0) | (query_times[:, None] < 0), slots - 1, slot)
+        return jnp.take(table.reshape(self.num_heads, -1), key_segments * slots + slot, axis=1)[None]
 
 
 class Stage(nn.Module):
@@ -48,13 +74,23 @@ class Stage(nn.Module):
         cfg, vocab_size = self.config, self.layout.vocab_size
         self.embed = Embed(vocab_size + 1, cfg.dim, dtype=jnp.dtype(cfg.dtype))
         self.body = Transformer(cfg, self.unrolled)
+        if cfg.time_bias:
+            self.time_bias = TimeBias(cfg.num_heads, len(self.layout.segments))
         self.head = self.param("head", partitioned(_head_init, ("vocab", "embed")), (vocab_size, cfg.dim), jnp.float32)
 
-    def __call__(self, prefix_ids: Int[Array, "B P"], codes: Int[Array, "B T Q"], *, train: bool = False) -> Float[Array, "B T Q C"]:
-        """Float32 logits of every target code given all before it (teacher forcing). codes: the target's, in [0, C)."""
+    def __call__(
+        self, prefix_ids: Int[Array, "B P"], codes: Int[Array, "B T Q"], *, hidden_steps: Bool[Array, "B T"] | None = None, train: bool = False
+    ) -> Float[Array, "B T Q C"]:
+        """Float32 logits of every target code given all before it (teacher forcing). codes: the target's, in [0, C).
+
+        hidden_steps: True at time steps whose codes the stage is not shown: it reads `mask_id` in their place.
+        """
         target = self.layout.target
-        ids = jnp.concatenate([prefix_ids, self.layout.to_ids(len(self.layout.prefix), codes)], axis=1)
-        hidden, _ = self.body(self._embed(ids[:, :-1], self.layout.times(codes.shape[1])[:-1]), train=train)
+        target_ids = self.layout.to_ids(len(self.layout.prefix), codes)
+        if hidden_steps is not None:
+            target_ids = jnp.where(jnp.repeat(hidden_steps, target.levels, axis=1), self.layout.mask_id, target_ids)
+        ids = jnp.concatenate([prefix_ids, target_ids], axis=1)[:, :-1]
+        hidden, _ = self.body(self.embed(ids), bias=self._bias(codes.shape[1], 0, ids.shape[1], ids.shape[1]), train=train)
         hidden = hidden[:, prefix_ids.shape[1] - 1 :].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
         head = self.head[self.layout.target_offset :].reshape(target.levels, target.codes, -1)  # [Q, C, D]
         return jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head)
@@ -64,19 +100,25 @@ class Stage(nn.Module):
         ids: Int[Array, "B T"],
         cache: tuple[KVCache, ...],
         *,
-        times: Int[Array | np.ndarray, "T"],
+        num_steps: int,
         position: Int[Array, ""] | int,
         level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], tuple[KVCache, ...]]:
-        """Ids at [position, position + T) into the cache; float32 logits of the code that follows, which has level `level`."""
+        """Ids at [position, position + T), of a sequence with `num_steps` target steps, into the cache; float32 logits of the code that
+        follows, which has level `level`."""
         target = self.layout.target
-        hidden, cache = self.body(self._embed(ids, times), cache=cache, position=position)
+        bias = self._bias(num_steps, position, ids.shape[1], cache[0].length)
+        hidden, cache = self.body(self.embed(ids), bias=bias, cache=cache, position=position)
         head = jax.lax.dynamic_slice_in_dim(self.head, self.layout.target_offset + level * target.codes, target.codes)
         return jnp.einsum("bd,cd->bc", hidden[:, -1].astype(jnp.float32), head), cache
 
-    def _embed(self, ids: Int[Array, "B T"], times: Int[Array | np.ndarray, "_"]) -> Float[Array, "B T D"]:
-        x = self.embed(ids)
-        return x + _sinusoid(times, self.config.dim).astype(x.dtype) if self.config.time_embedding else x
+    def _bias(self, num_steps: int, position: Int[Array, ""] | int, num_queries: int, num_keys: int) -> Float[Array, "1 H T S"] | None:
+        """Of queries at [position, position + T) and keys at [0, S). A query's time is that of the token it predicts, the next one."""
+        if not self.config.time_bias:
+            return None
+        segments, times = self.layout.positions(num_steps)
+        queries = jax.lax.dynamic_slice_in_dim(jnp.asarray(times), position + 1, num_queries)
+        return self.time_bias(queries, times[:num_keys], segments[:num_keys])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +147,12 @@ class StageDecoder:
         ids: Int[Array, "B T"],
         cache: Any,
         *,
-        times: Int[Array | np.ndarray, "T"],
+        num_steps: int,
         position: Int[Array, ""] | int,
         level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], Any]:
         stage = Stage(self.config, self.layout, unrolled=True)
-        return stage.apply({"params": params}, ids, cache, times=times, position=position, level=level, method="decode")
+        return stage.apply({"params": params}, ids, cache, num_steps=num_steps, position=position, level=level, method="decode")
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -118,10 +160,11 @@ def _unstack(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     return {**params, "body": unstack_layers(params["body"], num_layers)}
 
 
-def _sinusoid(times: Int[Array | np.ndarray, "T"], dim: int) -> Float[Array, "T D"]:
-    """Sines, then cosines, of wavelengths from 2 pi to 10,000 * 2 pi steps (arXiv 1706.03762, section 3.5)."""
-    angles = jnp.asarray(times, jnp.float32)[:, None] * 10_000.0 ** (-jnp.arange((dim + 1) // 2) / ((dim + 1) // 2))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :dim]
+def _slopes(rng, shape, dtype=jnp.float32):
+    del rng
+    heads, segments, slots = shape
+    falloff = np.append(np.abs(np.arange(slots - 1) - _FARTHEST), 0)
+    return jnp.broadcast_to(-np.geomspace(*_SLOPES, heads)[:, None, None] * falloff, (heads, segments, slots)).astype(dtype)
 
 
 def _head_init(rng, shape, dtype=jnp.float32):

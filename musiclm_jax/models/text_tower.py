@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
-from musiclm_jax.nn.encoder import encoder_layers
+from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
 from musiclm_jax.nn.layers import Embed, LayerNorm, partitioned
 
 _embedding_init = nn.initializers.normal(0.02)
@@ -55,13 +55,12 @@ class TextTower(nn.Module):
         positions = self.param("positions", partitioned(_embedding_init, (None, "embed")), (config.max_tokens, config.dim), jnp.float32)
         x = Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=_embedding_init, name="tokens")(ids)
         x = x + positions[:length].astype(self.dtype)
-        x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="embedding_norm")(x)
+        x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not train)(x)
         layers = encoder_layers(
             config.num_layers,
             remat=self.remat,
             num_heads=config.num_heads,
-            head_dim=config.dim // config.num_heads,
             mlp_dim=config.mlp_dim,
             pre_norm=config.pre_norm,
             dropout=config.dropout,
@@ -71,5 +70,5 @@ class TextTower(nn.Module):
         )
         x, _ = layers(x, mask)
         if config.pre_norm:
-            x = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="final_norm")(x)
+            x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="final_norm")(x)
         return x[:, 0].astype(jnp.float32)

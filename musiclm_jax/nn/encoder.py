@@ -1,4 +1,4 @@
-"""A bidirectional Transformer layer: BERT's (arXiv 1810.04805) or, with its norms first, ViT's (arXiv 2010.11929). And a scanned stack of them."""
+"""Layers of a bidirectional Transformer encoder, BERT's (arXiv 1810.04805) or a vision Transformer's, which differ in where the norms stand."""
 
 from __future__ import annotations
 
@@ -12,45 +12,47 @@ from musiclm_jax.arrays import Array, Bool, Float
 from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm
 
+# Of every norm in such encoders.
+NORM_EPSILON = 1e-12
+
 
 class EncoderLayer(nn.Module):
     """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each. For `nn.scan`."""
 
     num_heads: int
-    # num_heads * head_dim need not equal the width.
-    head_dim: int
     mlp_dim: int
-    # False: norms after each sum, as in BERT. True: before each sublayer, as in ViT; the stack then wants one more norm at its end.
+    # False: norms after each sum, as in BERT. True: before each sublayer; the caller owes a norm at the end.
     pre_norm: bool
     # Of sublayer outputs, when `train`.
-    dropout: float
-    train: bool
-    # Of the norms. BERT: 1e-12.
-    epsilon: float = 1e-12
+    dropout: float = 0.0
+    train: bool = False
+    # None: the width over num_heads.
+    head_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None) -> tuple[Float[Array, "B T D"], None]:
-        attention = SelfAttention(self.num_heads, self.head_dim, dtype=self.dtype, name="attention")
+        dim = x.shape[-1]
+        attention = SelfAttention(self.num_heads, self.head_dim or dim // self.num_heads, dtype=self.dtype, name="attention")
         mask = None if mask is None else mask[:, None, None, :]
         x = self._residual(x, "attention_norm", lambda x: attention(x, mask=mask)[0])
         widen = Dense(self.mlp_dim, axes=("embed", "mlp"), dtype=self.dtype, name="widen")
-        narrow = Dense(x.shape[-1], axes=("mlp", "embed"), dtype=self.dtype, name="narrow")
+        narrow = Dense(dim, axes=("mlp", "embed"), dtype=self.dtype, name="narrow")
         x = self._residual(x, "mlp_norm", lambda x: narrow(jax.nn.gelu(widen(x), approximate=False)))
         return x, None
 
     def _residual(self, x: Float[Array, "B T D"], name: str, sublayer: Callable[[Array], Array]) -> Float[Array, "B T D"]:
-        norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
+        norm = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name=name)
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
 
 
-def encoder_layers(num_layers: int, *, remat: bool, name: str, **fields) -> nn.Module:
-    """`num_layers` of `EncoderLayer(**fields)` under one scan, for use in a compact method: called with x and the mask, it returns (x, None).
+def encoder_layers(num_layers: int, *, remat: bool = False, **fields) -> nn.Module:
+    """`num_layers` EncoderLayers under `nn.scan`, (x, mask) -> (x, None); their parameters have a leading axis L. `fields` are EncoderLayer's.
 
-    Their parameters are stacked along a first axis "layers". remat: recompute each layer in the backward pass, for memory.
+    A function, for use inside a compact module: it adds no level to the parameter tree. remat: recompute each layer in the backward pass.
     """
-    stack = nn.scan(
+    scan = nn.scan(
         nn.remat(EncoderLayer) if remat else EncoderLayer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
@@ -58,4 +60,4 @@ def encoder_layers(num_layers: int, *, remat: bool, name: str, **fields) -> nn.M
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return stack(**fields, name=name)
+    return scan(**fields)

@@ -148,6 +148,7 @@ class Transformer(nn.Module):
 
     Without `cache` the T inputs are the whole sequence. With `cache` (one KVCache per layer, length S) they are positions
     [position, position + T), and see what was written before them; prefill and decoding differ only in T. Returns (hidden, new cache).
+    `bias`: of the caller's, added in all layers to that of the relative positions (S = T without a cache).
     `unrolled`: parameters are those of `unstack_layers`; needed with a cache.
     """
 
@@ -159,6 +160,7 @@ class Transformer(nn.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        bias: Float[Array, "1 H T S"] | None = None,
         cache: tuple[KVCache, ...] | None = None,
         position: Int[Array, ""] | int = 0,
         train: bool = False,
@@ -168,7 +170,8 @@ class Transformer(nn.Module):
             raise ValueError("a cache needs unrolled=True and the parameters of unstack_layers(params)")
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not train)
         num_keys = x.shape[1] if cache is None else cache[0].length
-        bias = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
+        causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
+        bias = causal if bias is None else causal + bias
         x = dropout(x)
         if self.unrolled:
             caches = [None] * cfg.num_layers if cache is None else list(cache)

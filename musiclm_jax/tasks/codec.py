@@ -43,6 +43,8 @@ class CodecTask:
     sample_rate_hz: int = 24_000
     # Of the spectral loss, in samples. Over half of its cost is in the two shortest.
     loss_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    # Mel bands of each window. The paper's 64 in all; in 2048 samples that many bands are each wider than the gap between two partials.
+    loss_mels: tuple[int, ...] = (64,) * 6
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     # Before this step neither the discriminators nor their gradients are computed. A number beyond the last step: no GAN at all.
@@ -64,6 +66,8 @@ class CodecTask:
     def __post_init__(self):
         if not 0 <= self.quantizer_dropout <= 1:
             raise ValueError(f"quantizer_dropout={self.quantizer_dropout} is a part of the examples: choose it in [0, 1]")
+        if len(self.loss_windows) != len(self.loss_mels):
+            raise ValueError(f"loss_windows={self.loss_windows}, loss_mels={self.loss_mels}: choose a number of mel bands for each window")
 
     def init_state(self, rng: Key) -> TrainState:
         rng_generator, rng_discriminator = jax.random.split(rng)
@@ -135,7 +139,7 @@ class CodecTask:
         }
 
     def _reconstruction(self, fake: jax.Array, wave: jax.Array) -> jax.Array:
-        spectral = multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows)
+        spectral = multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows, num_mels=self.loss_mels)
         return self.reconstruction_weight * spectral + self.waveform_weight * jnp.mean(jnp.abs(fake - wave))
 
     def _generate(self, params, state: TrainState, wave: jax.Array, rng: Key):

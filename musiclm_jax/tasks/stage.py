@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm_jax.arrays import Array, Float, Int, Key
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.stage import Stage, StageConfig
 from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.specs import TokenSpec
@@ -34,12 +34,17 @@ class StageTask:
     z_loss: float = 1e-4
     # Share of training sequences without their MuLan tokens, for classifier-free guidance. 0: the model learns only with them.
     mulan_dropout: float = 0.0
+    # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
+    # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
+    past_dropout: float = 0.0
     # Whether the fine stage sees MuLan tokens; the paper leaves it open, AudioLM's does not.
     fine_sees_mulan: bool = False
 
     def __post_init__(self):
         if not 0 <= self.mulan_dropout < 1:
             raise ValueError(f"mulan_dropout={self.mulan_dropout}: choose a rate in [0, 1)")
+        if not 0 <= self.past_dropout <= 1:
+            raise ValueError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
 
     @property
     def layout(self) -> StageLayout:
@@ -51,7 +56,7 @@ class StageTask:
 
     def init_state(self, rng: Key) -> TrainState:
         codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)  # one step: parameters do not depend on lengths
-        prefix_ids = jnp.zeros((1, len(self.layout.times(1)) - codes.size), jnp.int32)
+        prefix_ids = jnp.zeros((1, len(self.layout.positions(1)[0]) - codes.size), jnp.int32)
         params = self.stage.init(rng, prefix_ids, codes)["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 
@@ -72,14 +77,23 @@ class StageTask:
     def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
         """rng: of dropout; None: evaluation."""
         prefix_ids, codes = self.layout.prefix_ids(batch), self.layout.target_codes(batch)
-        rngs = {}
+        hidden_steps, rngs = None, {}
         if rng is not None:
-            drop_rng, rngs["dropout"] = jax.random.split(rng)
+            mulan_rng, past_rng, rngs["dropout"] = jax.random.split(rng, 3)
             if self.mulan_dropout:
-                drop = jax.random.bernoulli(drop_rng, self.mulan_dropout, (codes.shape[0], 1))
+                drop = jax.random.bernoulli(mulan_rng, self.mulan_dropout, (codes.shape[0], 1))
                 prefix_ids = jnp.where(drop, self.layout.masked(prefix_ids), prefix_ids)
-        logits = self.stage.apply({"params": params}, prefix_ids, codes, train=rng is not None, rngs=rngs)
+            if self.past_dropout:
+                hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.past_dropout)
+        logits = self.stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
         return _cross_entropy(logits, codes, z_loss=self.z_loss)
+
+
+def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:
+    """Which time steps are hidden: none of most sequences, and of a `share` of them a part that differs from one to the next."""
+    which_rng, rate_rng, step_rng = jax.random.split(rng, 3)
+    rate = jax.random.uniform(rate_rng, (shape[0], 1)) * jax.random.bernoulli(which_rng, share, (shape[0], 1))
+    return jax.random.bernoulli(step_rng, jnp.broadcast_to(rate, shape))
 
 
 def _cross_entropy(logits: Float[Array, "B T Q C"], codes: Int[Array, "B T Q"], *, z_loss: float) -> tuple[jax.Array, Metrics]:

@@ -56,3 +56,37 @@ def test_nonsense_is_refused():
         DiscriminatorConfig(wave_scales=0, stft_channels=0)
     with pytest.raises(ValueError, match="multiple of 128"):
         DiscriminatorConfig(stft_window_samples=1000)
+
+
+def seen_by(layers, position):
+    """First and last input that output `position` of a stack of "SAME" convolutions, (kernel, stride) each, depends on."""
+    first = last = position
+    for kernel, stride in reversed(layers):
+        left = (kernel - stride) // 2  # Of the kernel - stride zeros of padding, the odd one goes to the right.
+        first, last = first * stride - left, last * stride - left + kernel - 1
+    return first, last
+
+
+def test_receptive_fields_are_those_of_their_kernels():
+    wave_layers = [(15, 1), *[(41, 4)] * 4, (5, 1), (3, 1)]
+    spectrum_layers = [(7, 1), *(layer for stride in (1, 2) * 3 for layer in ((3, 1), (stride + 2, stride)))]
+    model, x = Discriminators(TINY), wave(16_384, batch=1)
+    params = jax.jit(model.init)(jax.random.key(0), x)
+
+    @jax.jit
+    @jax.grad
+    def slope(x, weights):  # Of the middle logit of each discriminator, weighted.
+        logits = [one[-1].ravel() for one in model.apply(params, x)]
+        assert [len(one) for one in logits] == [64, 32, 64]
+        return sum(weight * one[len(one) // 2] for weight, one in zip(weights, logits))
+
+    first, last = seen_by(spectrum_layers, 32)
+    expected = [
+        seen_by(wave_layers, 32),
+        seen_by([(4, 2), *wave_layers], 16),  # Averages of four samples at half the rate.
+        # Frames of 128 samples, 32 apart; the Hann window's first sample is 0.
+        (32 * first + 1, 32 * last + 127),
+    ]
+    assert [last - first + 1 for first, last in expected[:2]] == [4951, 2 * 4950 + 4]
+    for (first, last), weights in zip(expected, jnp.eye(3)):
+        np.testing.assert_array_equal(np.flatnonzero(slope(x, weights)[0]), np.arange(first, last + 1))

@@ -88,7 +88,7 @@ def test_it_is_a_pre_norm_vit_in_numpy():
     gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
 
     def norm(x, w):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * w["scale"] + w["bias"]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * w["scale"] + w["bias"]
 
     def attention(x, w):
         out = np.tile(w["out_bias"], (len(x), 1))

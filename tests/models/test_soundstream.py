@@ -6,6 +6,7 @@ import pytest
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import soundstream
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
+from musiclm_jax.nn.quantize import RVQConfig, RVQState, quantize_train, rvq_decode
 
 TINY = SoundStreamConfig(channels=2, decoder_channels=4, strides=(2, 3), dim=5, num_levels=3, num_codes=7)
 
@@ -74,6 +75,32 @@ def test_gradient_reaches_every_parameter():
     grads = jax.grad(lambda p: jnp.sum(jnp.square(SoundStream(TINY).apply({"params": p}, wave()))))(v["params"])
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def test_commitment_of_every_level_reaches_the_encoder():
+    v, x, levels = variables(), wave(), TINY.num_levels
+    codebooks = v["quantizer"]["codebooks"]
+    state = RVQState(codebooks, codebooks, jnp.ones(codebooks.shape[:2]), jnp.ones((), bool))
+
+    def encode(params):
+        return SoundStream(TINY).apply({"params": params}, x, method="encode")
+
+    @jax.jit
+    @jax.grad
+    def slope(params, used):
+        return quantize_train(encode(params), state, RVQConfig(), num_levels=jnp.full(len(x), used), rng=jax.random.key(3))[2]
+
+    pull_back = jax.jit(lambda params, slope: jax.vjp(encode, params)[1](slope)[0])
+    latents, codes = encode(v["params"]), soundstream.encode(TINY, v, x)
+    of_levels = [slope(v["params"], used)["encoder"] for used in range(levels + 1)]  # Of none, the first, the first two, ...
+    for q in range(1, levels + 1):
+        # The mean over frames, widths and levels of the squares of what level q leaves over: so much of it is due to each parameter.
+        residual = latents - rvq_decode(codebooks, codes[..., :q])
+        expected = pull_back(v["params"], 2 * residual / (residual.size * levels))["encoder"]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+            assert jnp.any(leaf != 0), (q, jax.tree_util.keystr(path))
+        of_level = jax.tree.map(jnp.subtract, of_levels[q], of_levels[q - 1])
+        jax.tree.map(lambda ours, leaf: np.testing.assert_allclose(ours, leaf, atol=1e-5), of_level, expected)
 
 
 @pytest.mark.parametrize("chunks", [(11,), (1,) * 11, (2, 3, 5, 1)])

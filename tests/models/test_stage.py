@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder
+from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias
 from musiclm_jax.specs import TokenSpec
 from musiclm_jax.tokens import STAGES, stage_layout
 
@@ -37,10 +37,10 @@ def test_published_sizes(name, mulan, millions):
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("time_embedding", [False, True])
+@pytest.mark.parametrize("time_bias", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_decoding_is_the_full_pass(name, time_embedding):
-    config = dataclasses.replace(TINY, time_embedding=time_embedding)
+def test_decoding_is_the_full_pass(name, time_bias):
+    config = dataclasses.replace(TINY, time_bias=time_bias)
     stage, params, prefix_ids, codes = build(name, config)
     layout, levels = stage.layout, stage.layout.target.levels
     logits = jax.jit(stage.apply)({"params": params}, prefix_ids, codes)
@@ -50,15 +50,40 @@ def test_decoding_is_the_full_pass(name, time_embedding):
 
     decoder = StageDecoder(config, layout)
     prepared = decoder.prepare(params)
-    length, times = prefix_ids.shape[1], layout.times(codes.shape[1])
-    step_fn = jax.jit(lambda *args, **kwargs: decoder(prepared, *args, **kwargs))
-    step, cache = step_fn(prefix_ids, decoder.init_cache(2, length), times=times[:length], position=0, level=0)
+    length = prefix_ids.shape[1]
+    step_fn = jax.jit(functools.partial(decoder, prepared, num_steps=codes.shape[1]))
+    step, cache = step_fn(prefix_ids, decoder.init_cache(2, length), position=0, level=0)
     np.testing.assert_allclose(step, logits[:, 0], atol=1e-5)
     cache = decoder.grow_cache(cache, length + ids.shape[1])
     for i in range(1, ids.shape[1]):
         at = length + i - 1
-        step, cache = step_fn(ids[:, i - 1 : i], cache, times=times[at : at + 1], position=at, level=i % levels)
+        step, cache = step_fn(ids[:, i - 1 : i], cache, position=at, level=i % levels)
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
+
+
+def test_time_bias_starts_at_what_sounds_together():
+    bias, _ = TimeBias(2, 2).init_with_output(jax.random.key(0), jnp.array([-1, 3, 40]), np.array([-1, 3, 5, 0, 3]), np.array([0, 1, 1, 1, 0]))
+    steep, flat = np.asarray(bias[0])
+    np.testing.assert_allclose(steep, [[0, 0, 0, 0, 0], [0, 0, -2, -3, 0], [0, -16, -16, -16, -16]], atol=1e-6)
+    np.testing.assert_allclose(flat, steep / 20, atol=1e-6)
+
+
+def test_time_bias_tells_segments_and_times_apart():
+    params = {"table": jnp.arange(2 * 3 * 34.0).reshape(2, 3, 34)}
+    queries, keys, segments = jnp.array([0, 7, 30]), np.array([-1, 0, 7, 30, 7]), np.array([0, 1, 1, 1, 2])
+    bias = TimeBias(2, 3).apply({"params": params}, queries, keys, segments)
+    for head, t, s in np.ndindex(2, 3, 5):
+        slot = 33 if segments[s] == 0 else np.clip(keys[s] - queries[t], -16, 16) + 16
+        assert bias[0, head, t, s] == params["table"][head, segments[s], slot]
+
+
+def test_hidden_steps_are_not_seen():
+    stage, params, prefix_ids, codes = build("coarse")
+    hidden = jnp.zeros(codes.shape[:2], bool).at[:, 2].set(True)
+    run = jax.jit(lambda codes: stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden))
+    same = np.asarray(run(codes)) == np.asarray(run(codes.at[:, 2].set((codes[:, 2] + 1) % 11)))
+    assert same.all()
+    assert not np.allclose(run(codes)[:, 3], stage.apply({"params": params}, prefix_ids, codes)[:, 3])
 
 
 def test_logits_are_the_legal_rows_of_the_full_head():

@@ -34,7 +34,7 @@ def random_params():
 
 
 def encoder_of(params):
-    dim, epsilon = CONFIG.dim, 1e-6
+    dim, epsilon = CONFIG.dim, 1e-12
     layer = torch.nn.TransformerEncoderLayer(
         dim, CONFIG.num_heads, CONFIG.mlp_dim, dropout=0.0, activation="gelu", layer_norm_eps=epsilon, batch_first=True, norm_first=True
     )

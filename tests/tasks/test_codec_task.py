@@ -21,6 +21,7 @@ TASK = CodecTask(
     discriminator_optimizer=OPTIMIZER,
     discriminator_start_step=2,
     loss_windows=(64, 512),
+    loss_mels=(64, 32),
 )  # fmt: skip
 KEY = jax.random.key(0)
 

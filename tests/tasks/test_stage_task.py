@@ -6,7 +6,7 @@ import pytest
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tasks.stage import StageTask
+from musiclm_jax.tasks.stage import StageTask, _hidden_steps
 from musiclm_jax.tokens import STAGES
 
 TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
@@ -64,6 +64,19 @@ def test_dropped_text_reaches_the_mask_row(semantic_state, rate):
     task = StageTask(model=MODEL, tokens=TOKENS, mulan_dropout=rate)
     grads = jax.jit(jax.grad(lambda params: task._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (rate > 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_hidden_past_reaches_the_mask_row(semantic_state, share):
+    task = StageTask(model=MODEL, tokens=TOKENS, past_dropout=share)
+    grads = jax.jit(jax.grad(lambda params: task._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
+    assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (share > 0)
+
+
+def test_hidden_steps_differ_from_sequence_to_sequence():
+    hidden = np.asarray(_hidden_steps(jax.random.key(0), (2000, 50), 0.5)).mean(axis=1)
+    assert abs((hidden == 0).mean() - 0.5) < 0.05
+    assert abs(hidden[hidden > 0].mean() - 0.5) < 0.05 and hidden.std() > 0.25
 
 
 def test_z_loss_is_in_the_gradient_and_not_in_the_metric(semantic_state):

@@ -1,0 +1,85 @@
+"""The Audio Spectrogram Transformer (arXiv 2104.01778): MuLan's second audio tower (arXiv 2208.12415), a vision Transformer over mel patches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float
+from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
+from musiclm_jax.nn.layers import LayerNorm, fan_in_init, partitioned
+
+_embedding_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class ASTConfig:
+    """The paper's base size, 86M parameters (section 2.1). MuLan shows it 128 mel bins: give MuLanConfig a `mel` with num_mels=128."""
+
+    # The longest input, in mel frames. A shorter one uses the first positions; 1000 are MuLan's 10 s.
+    max_frames: int = 1000
+    # Side of the square patches, in frames and mel bins.
+    patch_size: int = 16
+    # From one patch to the next, likewise. Below patch_size they overlap.
+    patch_stride: int = 10
+    dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+
+    def __post_init__(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+        if self.patch_stride < 1 or not 1 <= self.patch_size <= self.max_frames:
+            raise ValueError(
+                f"patch_stride={self.patch_stride}, patch_size={self.patch_size}, max_frames={self.max_frames}: "
+                "choose a stride of at least 1 and patches of 1 to max_frames frames"
+            )
+
+    def num_patches(self, size: int) -> int:
+        """Whole patches along `size` frames or mel bins; what is left behind the last one is not seen."""
+        return (size - self.patch_size) // self.patch_stride + 1
+
+
+class AST(nn.Module):
+    """Spectrogram [B, T, M] -> the mean of two learned tokens after all layers, DeiT's class and distillation tokens: [B, D]. No dropout.
+
+    The tokens' position vectors are part of the tokens, since only the sums matter: add the two to load published weights.
+    """
+
+    config: ASTConfig
+    dtype: jnp.dtype = jnp.float32
+    # Recompute each layer in the backward pass, for memory.
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:
+        config = self.config
+        batch, frames, mels = spectrogram.shape
+        patch, dim = (config.patch_size, config.patch_size), config.dim
+        if not config.patch_size <= frames <= config.max_frames or mels < config.patch_size:
+            raise ValueError(f"expected {patch[0]} to max_frames={config.max_frames} frames and at least {patch[0]} mel bins, got {frames} and {mels}")
+        patches = nn.Conv(
+            dim,
+            patch,
+            strides=(config.patch_stride, config.patch_stride),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=partitioned(fan_in_init, (None, None, None, "embed")),
+            bias_init=partitioned(nn.initializers.zeros, ("embed",)),
+            name="patches",
+        )
+        x = patches(jnp.swapaxes(spectrogram, 1, 2)[..., None].astype(self.dtype))  # [B, T, M] -> [B, M', T', D]
+        grid = (config.num_patches(mels), config.num_patches(config.max_frames))
+        positions = self.param("positions", partitioned(_embedding_init, (None, None, "embed")), (*grid, dim), jnp.float32)
+        x = x + positions[:, : x.shape[2]].astype(self.dtype)
+        tokens = self.param("tokens", partitioned(_embedding_init, (None, "embed")), (2, dim), jnp.float32).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(tokens, (batch, 2, dim)), x.reshape(batch, -1, dim)], axis=1)
+        layers = encoder_layers(
+            config.num_layers, remat=self.remat, num_heads=config.num_heads, mlp_dim=config.mlp_dim, pre_norm=True, dtype=self.dtype, name="layers"
+        )
+        x, _ = layers(x)
+        x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="final_norm")(x[:, :2])
+        return jnp.mean(x.astype(jnp.float32), axis=1)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.optimize
+
+from musiclm_jax.evaluation.distances import frechet_distance, matching_cost, sinkhorn_distance
+
+
+def embeddings(n, dim=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim)) + rng.standard_normal(dim)
+
+
+def test_frechet_distance_is_its_formula_with_scipys_matrix_root():
+    a, b = embeddings(101), embeddings(53, seed=1)
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-9)
+
+
+def test_frechet_distance_of_gaussians_along_the_axes():
+    # Diagonal covariances: the squared differences of means and of deviations.
+    square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    a, b = 2 * square + [3, 5], square * [1, 4] + [2, 3]
+    unit = 4 / 3  # A variance over 3 degrees of freedom.
+    np.testing.assert_allclose(frechet_distance(a, b), 1 + 4 + unit * ((2 - 1) ** 2 + (2 - 4) ** 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 5, 101])  # Fewer rows than widths too.
+def test_frechet_distance_is_a_distance(n):
+    a, b = embeddings(n), embeddings(n + 6, seed=1)
+    assert frechet_distance(a, a) < 1e-10 * a.size
+    np.testing.assert_allclose(frechet_distance(a, a + 0.5), 0.25 * 7, rtol=1e-9)
+    np.testing.assert_allclose(frechet_distance(a, b), frechet_distance(b, a), rtol=1e-9)
+    turn = np.linalg.qr(embeddings(7, seed=2))[0]
+    np.testing.assert_allclose(frechet_distance(a @ turn, b @ turn), frechet_distance(a, b), rtol=1e-9)
+
+
+def test_frechet_distance_of_numbers_and_of_nonsense():
+    np.testing.assert_allclose(frechet_distance(np.array([[0.0], [2]]), np.array([[0.0], [6]])), 2**2 + 2 * (3 - 1) ** 2)
+    with pytest.raises(ValueError, match="1 and 5 embeddings"):
+        frechet_distance(embeddings(1), embeddings(5))
+
+
+def exact_transport(cost, a, b):
+    """Optimal transport as a linear program."""
+    n, m = cost.shape
+    sums = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    return scipy.optimize.linprog(cost.ravel(), A_eq=sums, b_eq=np.concatenate([a, b]), method="highs").fun
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.01])
+def test_sinkhorn_is_optimal_transport_up_to_its_blur(epsilon):
+    rng = np.random.default_rng(0)
+    cost, a, b = rng.uniform(size=(5, 7)), rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(7))
+    found, exact = sinkhorn_distance(cost, a, b, epsilon=epsilon, iterations=5000), exact_transport(cost, a, b)
+    assert -1e-6 < found - exact < epsilon * np.log(5)
+
+
+def test_sinkhorn_at_small_epsilon_is_optimal_transport():
+    rng = np.random.default_rng(0)
+    cost, a, b = rng.uniform(size=(5, 7)), rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(7))
+    np.testing.assert_allclose(sinkhorn_distance(cost, a, b, epsilon=1e-3, iterations=10_000), exact_transport(cost, a, b), atol=1e-4)
+    # The same mass everywhere is the default, mass is normalized, and an empty bin is none, whatever it would cost.
+    np.testing.assert_allclose(sinkhorn_distance(cost, epsilon=0.1), sinkhorn_distance(cost, np.full(5, 3.0), np.ones(7), epsilon=0.1))
+    wider = np.concatenate([cost, np.full((1, 7), np.nan)])
+    np.testing.assert_allclose(sinkhorn_distance(wider, np.append(a, 0), b, epsilon=0.1), sinkhorn_distance(cost, a, b, epsilon=0.1))
+
+
+def test_sinkhorn_refuses_nonsense():
+    cost = np.ones((2, 3))
+    with pytest.raises(ValueError, match="minima -1.0"):
+        sinkhorn_distance(cost, np.array([2.0, -1]), epsilon=0.1)
+    with pytest.raises(ValueError, match="sums 0.0"):
+        sinkhorn_distance(cost, np.zeros(2), epsilon=0.1)
+    with pytest.raises(ValueError, match="epsilon=0"):
+        sinkhorn_distance(cost, epsilon=0.0)
+
+
+def test_matching_cost_compares_histograms():
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal((31, 5))
+    ids, other = rng.integers(31, size=125), rng.integers(31, size=125)
+    settings = {"epsilon": 0.05, "iterations": 1000}
+    cost = matching_cost(ids, other, centroids, **settings)
+    assert matching_cost(ids, rng.permutation(ids), centroids, **settings) < 1e-3 < cost  # Order does not matter.
+    np.testing.assert_allclose(matching_cost(other, ids, centroids, **settings), cost, rtol=1e-3)
+    # The names of the tokens do not matter, only where their centroids are.
+    names = rng.permutation(31)
+    np.testing.assert_allclose(matching_cost(names[ids], names[other], centroids[np.argsort(names)], **settings), cost, rtol=1e-9)
+    # One mass for each token is the same as one for each bin.
+    table = np.linalg.norm(centroids[ids][:, None] - centroids[other], axis=-1)
+    np.testing.assert_allclose(sinkhorn_distance(table, **settings), cost, rtol=1e-6)
+    # One token of four is another one: what the linear program says, and no more than moving that one.
+    centres, others = centroids[[1, 2, 3, 4]], centroids[[1, 2, 3, 9]]
+    exact = exact_transport(np.linalg.norm(centres[:, None] - others, axis=-1), np.full(4, 0.25), np.full(4, 0.25))
+    assert exact <= np.linalg.norm(centroids[4] - centroids[9]) / 4
+    found = matching_cost(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 9]), centroids, **settings)
+    assert -1e-6 < found - exact < 0.05 * np.log(4)
