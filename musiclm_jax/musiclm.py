@@ -241,8 +241,9 @@ class MusicLM:
         wave = np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
         if num_candidates > 1:
             rows = rows[::num_candidates]
-            similarity = jnp.einsum("bcd,bd->bc", self.mulan.embed_audio(wave).reshape(len(rows), num_candidates, -1), self.mulan.embed_text(rows))
-            wave = wave.reshape(len(rows), num_candidates, -1)[np.arange(len(rows)), np.asarray(similarity.argmax(axis=1))]
+            heard = self.mulan.embed_audio(wave).reshape(len(prompts), num_samples, num_candidates, -1)
+            nearest = jnp.einsum("pscd,pd->psc", heard, self.mulan.embed_text(list(prompts))).argmax(axis=-1).ravel()
+            wave = wave.reshape(len(rows), num_candidates, -1)[np.arange(len(rows)), np.asarray(nearest)]
         return Music(wave, sample_rate_hz, rows)
 
     def generate_codes(

@@ -376,16 +376,14 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
             text_share=config.text_share,
         )
 
-    return _train(run, folder, name, source) | _beside_counting(run, folder, store, layout)
+    results = _train(run, folder, name, source)
+    return results | (_beside_counting(results["eval_loss"], store, layout) if run.clips.split("test") else {})
 
 
-def _beside_counting(run: Run, folder: Path, store: TokenStore, layout: StageLayout) -> dict[str, float]:
-    """Nats per token of the target under counts of single codes and of pairs; says so where a stage has not learned more than they."""
-    if not run.clips.split("test"):
-        return {}
+def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dict[str, float]:
+    """Held-out nats per token of the target under counts of single codes and of pairs; says so where a stage's `loss` is above the latter."""
     codes = {split: layout.target_codes(store.whole(layout.target.stream, split))[0] for split in ("train", "test")}
     unigram, bigram = ngram_nats(np.asarray(codes["train"]), np.asarray(codes["test"]), num_codes=layout.target.codes)
-    loss = read_metrics(folder)["eval_loss"]
     if loss > bigram.mean():
         print(f"{layout.name}: {loss:.3f} nats per token, where counts of pairs reach {bigram.mean():.3f}: it has hardly learned; train it longer", flush=True)
     levels = {f"eval_bigram_level_{level}": float(value) for level, value in enumerate(bigram)} if len(bigram) > 1 else {}

@@ -102,8 +102,9 @@ class StageLayout:
         """
         numbers, times = [], []
         for number, segment in enumerate(self.segments):
-            steps = np.arange(num_steps * segment.rate_hz // self.target.rate_hz) if segment.rate_hz else np.zeros(1, np.int32)
-            when = steps * self.target.rate_hz // segment.rate_hz if segment.rate_hz else steps - 1
+            when = np.array([-1])
+            if segment.rate_hz:
+                when = np.arange(num_steps * segment.rate_hz // self.target.rate_hz) * self.target.rate_hz // segment.rate_hz
             times.append(np.repeat(when, segment.levels))
             numbers.append(np.full(len(times[-1]), number))
         return np.concatenate(numbers).astype(np.int32), np.concatenate(times).astype(np.int32)
