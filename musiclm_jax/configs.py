@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.stage import StageConfig
@@ -25,7 +26,8 @@ class MusicLMConfig:
     """The defaults are the paper's sizes."""
 
     audio: AudioSpec = AudioSpec()
-    soundstream: SoundStreamConfig = SoundStreamConfig()
+    # The paper's, or the spectral codec in its place.
+    soundstream: CodecConfig = SoundStreamConfig()
     w2v_bert: W2vBertConfig = W2vBertConfig()
     mulan: MuLanConfig = MuLanConfig()
     # SoundStream levels that the coarse stage writes; the fine stage writes the rest.
@@ -50,8 +52,8 @@ class MusicLMConfig:
             raise UserError(f"num_candidates={self.num_candidates}: choose 1 (no choice) or more")
         if self.soundstream.frame_samples != spec.frame_samples:
             raise UserError(
-                f"soundstream strides {self.soundstream.strides} make frames of {self.soundstream.frame_samples} samples, "
-                f"audio has frames of {spec.frame_samples}: choose strides with that product"
+                f"soundstream has frames of {self.soundstream.frame_samples} samples, audio of {spec.frame_samples}: "
+                "choose strides with that product, or a spectral codec with such frames"
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
             raise UserError(f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples")

@@ -28,6 +28,9 @@ class LogMelConfig:
     num_mels: int = 80
     min_hz: float = 0.0
     max_hz: float = 8000.0
+    # How the bands are spaced: "mel" (Slaney's: linear below 1 kHz), or "octave": as many per octave everywhere, so that an interval is the
+    # same distance from every note and a convolution that knows a chord knows it in all keys.
+    scale: str = "mel"
     # Added inside the logarithm.
     floor: float = 1e-5
 
@@ -36,6 +39,10 @@ class LogMelConfig:
             raise ValueError(f"num_fft={self.num_fft} is shorter than window_samples={self.window_samples}: raise num_fft")
         if not 0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2:
             raise ValueError(f"0 <= min_hz={self.min_hz} < max_hz={self.max_hz} <= sample_rate_hz / 2={self.sample_rate_hz / 2} must hold")
+        if self.scale not in ("mel", "octave"):
+            raise ValueError(f"scale={self.scale!r}: choose 'mel' or 'octave'")
+        if self.scale == "octave" and not self.min_hz:
+            raise ValueError("scale='octave' with min_hz=0: octaves have no end there; choose a min_hz above 0")
 
 
 def frame(wave: Float[Array, "B N"], *, window: int, hop: int) -> Float[Array, "B T W"]:
@@ -72,6 +79,16 @@ def mel_filterbank(*, sample_rate_hz: int, num_fft: int, num_mels: int, min_hz: 
     return (triangles * (2.0 / (edges[2:] - edges[:-2]))).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=32)
+def octave_filterbank(*, sample_rate_hz: int, num_fft: int, num_bands: int, min_hz: float, max_hz: float) -> np.ndarray:
+    """Triangular filters of unit area around `num_bands` frequencies in geometric progression, min_hz the first and max_hz the last, float32
+    [num_fft // 2 + 1, num_bands]. Each reaches to its neighbours, or to the next bins of the spectrum where those are farther apart."""
+    hz = np.linspace(0, sample_rate_hz / 2, num_fft // 2 + 1)
+    centers = np.geomspace(min_hz, max_hz, num_bands)
+    reach = np.maximum(centers * ((max_hz / min_hz) ** (1 / max(1, num_bands - 1)) - 1), sample_rate_hz / num_fft)
+    return (np.maximum(0, 1 - np.abs(hz[:, None] - centers) / reach) / reach).astype(np.float32)
+
+
 def _hz_to_mel(hz):
     # Slaney's Auditory Toolbox: linear to 1 kHz, logarithmic above.
     hz = np.asarray(hz, np.float64)
@@ -84,11 +101,10 @@ def _mel_to_hz(mel):
 
 
 def mel_spectrogram(wave: Float[Array, "B N"], config: LogMelConfig) -> Float[Array, "B T M"]:
-    """Magnitudes summed into mel bands, float32."""
+    """Magnitudes summed into bands, float32."""
     spectrum = magnitude(stft(wave, window=config.window_samples, hop=config.hop_samples, num_fft=config.num_fft))
-    filters = mel_filterbank(
-        sample_rate_hz=config.sample_rate_hz, num_fft=config.num_fft, num_mels=config.num_mels, min_hz=config.min_hz, max_hz=config.max_hz
-    )
+    band = {"sample_rate_hz": config.sample_rate_hz, "num_fft": config.num_fft, "min_hz": config.min_hz, "max_hz": config.max_hz}
+    filters = mel_filterbank(num_mels=config.num_mels, **band) if config.scale == "mel" else octave_filterbank(num_bands=config.num_mels, **band)
     return jnp.einsum("btf,fm->btm", spectrum, filters, precision=jax.lax.Precision.HIGHEST)
 
 

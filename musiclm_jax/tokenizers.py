@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
-from musiclm_jax.models import mulan, soundstream, w2v_bert
+from musiclm_jax.models import codec, mulan, w2v_bert
+from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
-from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.text import TextTokenizer
 
@@ -32,9 +32,9 @@ _DECODE_FRAMES = 500
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AcousticTokenizer:
-    """SoundStream. variables: {"params", "quantizer": {"codebooks"}}."""
+    """The codec. variables: {"params", "quantizer": {"codebooks"}}."""
 
-    config: SoundStreamConfig
+    config: CodecConfig
     variables: dict[str, Any]
 
     def encode(self, wave: Wave) -> Int[Array, "B T Q"]:
@@ -47,7 +47,7 @@ class AcousticTokenizer:
         chunk = min(frames, _DECODE_FRAMES)
         # Padded to whole chunks, so that there is one program for all of them; what follows a frame does not change it.
         codes = jnp.pad(jnp.asarray(codes), ((0, 0), (0, -frames % chunk), (0, 0)))
-        carry = soundstream.init_stream(self.config, self.variables, batch)
+        carry = codec.init_stream(self.config, self.variables, batch)
         pieces = []
         for start in range(0, frames, chunk):
             piece, carry = _acoustic_decode(self.config, self.variables, codes[:, start : start + chunk], carry)
@@ -102,8 +102,8 @@ class MuLanTokenizer:
         return [(text, self.text.decode(row)) for text, row in zip(long, ids, strict=True)]
 
 
-_acoustic_encode = jax.jit(soundstream.encode, static_argnums=0)
-_acoustic_decode = jax.jit(soundstream.decode_stream, static_argnums=0)
+_acoustic_encode = jax.jit(codec.encode, static_argnums=0)
+_acoustic_decode = jax.jit(codec.decode_stream, static_argnums=0)
 _mulan_embed_text = jax.jit(mulan.embed_text, static_argnums=0)
 
 

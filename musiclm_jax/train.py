@@ -121,7 +121,7 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
             # -------------------------------------------------------- Log.
             save = last or (config.save_every and step % config.save_every == 0)
             if step % config.log_every == 0 or save:
-                report.line(step, _check_finite(jax.device_get(pending), step, task.name), batch)
+                report.line(step, _set_aside_skipped(jax.device_get(pending), step, task.name, source, workdir), batch)
                 pending = []
 
             # -------------------------------------------------------- Evaluate.
@@ -179,11 +179,22 @@ def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}
 
 
-def _check_finite(metrics: list[dict[str, Any]], step: int, name: str) -> list[dict[str, Any]]:
+def _set_aside_skipped(metrics: list[dict[str, Any]], step: int, name: str, source: Source, workdir: Path) -> list[dict[str, Any]]:
+    """The metrics of the steps up to `step` without those that were skipped, whose batches are written to `workdir`/skipped for a look at them."""
+    good = []
     for at, each in enumerate(metrics, start=step - len(metrics) + 1):
-        if not math.isfinite(each["loss"]):
-            raise UserError(f"{name}: the loss is {float(each['loss'])} at step {at}; nothing after the last checkpoint was saved. {_REMEDY}")
-    return metrics
+        if not each.get("skipped", 0.0):
+            if not math.isfinite(each["loss"]):
+                raise UserError(f"{name}: the loss is {float(each['loss'])} at step {at}; nothing after the last checkpoint was saved. {_REMEDY}")
+            good.append(each)
+            continue
+        path = workdir / "skipped" / f"{at}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **source(at - 1))
+        print(f"{name}: step {at} was skipped, its loss or gradient is not finite; its batch is in {path}", flush=True)
+    if not good or 2 * len(good) < len(metrics):
+        raise UserError(f"{name}: {len(metrics) - len(good)} of the last {len(metrics)} steps were skipped, as their loss or gradient is not finite. {_REMEDY}")
+    return good
 
 
 @jax.jit

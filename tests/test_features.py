@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.features import LogMelConfig, frame, log_mel, mel_filterbank, stft
+from musiclm_jax.features import LogMelConfig, frame, log_mel, mel_filterbank, octave_filterbank, stft
 
 
 def test_frame_covers_its_samples_and_pads_right():
@@ -20,6 +20,24 @@ def test_filterbank_is_librosas(num_fft, num_mels, max_hz):
     ours = mel_filterbank(sample_rate_hz=24_000, num_fft=num_fft, num_mels=num_mels, min_hz=0.0, max_hz=max_hz)
     theirs = librosa.filters.mel(sr=24_000, n_fft=num_fft, n_mels=num_mels, fmin=0.0, fmax=max_hz)
     np.testing.assert_allclose(ours, theirs.T, atol=1e-7)
+
+
+def test_octave_bands_are_as_far_apart_everywhere():
+    config = LogMelConfig(window_samples=4096, num_fft=4096, num_mels=61, min_hz=220.0, max_hz=7040.0, scale="octave")  # 12 per octave
+    t = np.arange(24_000) / 24_000
+    for note in (0, 7, 12, 24):
+        tone = jnp.asarray(np.sin(2 * np.pi * 440 * 2 ** (note / 12) * t), jnp.float32)[None]
+        assert int(log_mel(tone, config)[0, 10].argmax()) == 12 + note
+    filters = octave_filterbank(sample_rate_hz=24_000, num_fft=512, num_bands=61, min_hz=220.0, max_hz=7040.0)
+    assert (filters.sum(axis=0) > 0).all()  # Also where bands lie closer than bins.
+    np.testing.assert_allclose(octave_filterbank(sample_rate_hz=24_000, num_fft=8192, num_bands=13, min_hz=440.0, max_hz=880.0).sum(0) * 24_000 / 8192, 1, rtol=0.05)
+
+
+def test_nonsense_scales_are_refused():
+    with pytest.raises(ValueError, match="scale='bark'"):
+        LogMelConfig(scale="bark")
+    with pytest.raises(ValueError, match="min_hz above 0"):
+        LogMelConfig(scale="octave")
 
 
 def test_stft_is_librosas_up_to_framing():

@@ -123,10 +123,10 @@ def test_long_prompts_are_reported_and_cut(model):
 
 
 def test_acoustic_decoding_in_chunks_is_decoding(model, monkeypatch):
-    from musiclm_jax.models import soundstream
+    from musiclm_jax.models import codec
 
     codes = jax.random.randint(jax.random.key(0), (2, 11, 3), 0, 7)
-    whole = soundstream.decode(model.config.soundstream, model.variables("soundstream"), codes)
+    whole = codec.decode(model.config.soundstream, model.variables("soundstream"), codes)
     monkeypatch.setattr("musiclm_jax.tokenizers._DECODE_FRAMES", 4)
     np.testing.assert_allclose(model.acoustic.decode(codes), whole, atol=1e-5)
 

@@ -12,6 +12,7 @@ from tiny_task import TinyTask, source
 
 from musiclm_jax.data.prefetch import prefetch
 from musiclm_jax.errors import UserError
+from musiclm_jax.tasks.task import gradient_step
 from musiclm_jax.train import TrainConfig, read_metrics, train
 
 CONFIG = TrainConfig(num_steps=11, log_every=3, eval_every=5, eval_batches=2, save_every=4)
@@ -88,6 +89,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(UserError, match=r"tiny: the loss is nan at step 7; .* Lower the learning rate"):
         train(TinyTask(break_at=6), source, workdir=tmp_path, config=CONFIG)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_a_bad_batch_is_skipped_and_set_aside(tmp_path, capsys):
+    def one_bad(step):
+        batch = source(step)
+        return {**batch, "x": np.full_like(batch["x"], np.nan)} if step == 5 else batch
+
+    class Guarded(TinyTask):
+        def train_step(self, state, batch, rng):
+            new, metrics = gradient_step(state, lambda params: (self._loss(params, batch, rng), {"loss": self._loss(params, batch, rng)}), self.optimizer)
+            return new, metrics
+
+    state = train(Guarded(), one_bad, workdir=tmp_path / "one", config=CONFIG)
+    assert int(state.step) == 11 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    (path,) = (tmp_path / "one" / "skipped").iterdir()
+    assert path.name == "6.npz" and np.isnan(np.load(path)["x"]).all() and np.load(path)["y"].shape == (8, 4)
+    assert "step 6 was skipped" in capsys.readouterr().out
+    assert np.isfinite(read_metrics(tmp_path / "one")["loss"])
+    with pytest.raises(UserError, match=r"of the last \d+ steps were skipped.* Lower the learning rate"):
+        train(Guarded(), lambda step: one_bad(5), workdir=tmp_path / "all", config=CONFIG)
 
 
 def test_metrics_and_rates_are_logged(tmp_path, capsys):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.arrays import Array, Float
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Past, ResidualUnit, chain
-from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,28 +114,3 @@ class SoundStream(nn.Module):
 def pad_to_frames(wave: Float[Array, "B N"], frame_samples: int) -> Float[Array, "B N_"]:
     """Zeros on the right, up to a multiple of `frame_samples`."""
     return jnp.pad(wave, ((0, 0), (0, -wave.shape[-1] % frame_samples)))
-
-
-def encode(config: SoundStreamConfig, variables: dict[str, Any], wave: Float[Array, "B N"]) -> Int[Array, "B T Q"]:
-    """Codes of a wave, T = ceil(N / frame_samples). variables: {"params": ..., "quantizer": {"codebooks": [Q, C, D]}}."""
-    latents = SoundStream(config).apply({"params": variables["params"]}, wave, method="encode")
-    return rvq_encode(variables["quantizer"]["codebooks"], latents)
-
-
-def decode(config: SoundStreamConfig, variables: dict[str, Any], codes: Int[Array, "B T q"]) -> Float[Array, "B N"]:
-    """The wave of codes, N = T * frame_samples. Fewer than Q levels give a coarser wave."""
-    latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
-    return SoundStream(config).apply({"params": variables["params"]}, latents, method="decode")
-
-
-def init_stream(config: SoundStreamConfig, variables: dict[str, Any], batch: int) -> Past:
-    """The carry of `decode_stream` before the first chunk."""
-    latents = jax.ShapeDtypeStruct((batch, 1, config.dim), jnp.float32)
-    apply = lambda x: SoundStream(config).apply({"params": variables["params"]}, x, None, method="decode_chunk")[1]  # noqa: E731
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(apply, latents))
-
-
-def decode_stream(config: SoundStreamConfig, variables: dict[str, Any], codes: Int[Array, "B T q"], carry: Past) -> tuple[Float[Array, "B N"], Past]:
-    """The next chunk of a wave; over all chunks the same as `decode` of all codes. Any chunk length T >= 1."""
-    latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
-    return SoundStream(config).apply({"params": variables["params"]}, latents, carry, method="decode_chunk")

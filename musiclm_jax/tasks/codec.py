@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm_jax.arrays import Key
+from musiclm_jax.arrays import Array, Int, Key
 from musiclm_jax.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig, pad_to_frames
@@ -144,12 +144,11 @@ class CodecTask:
 
     def _generate(self, params, state: TrainState, wave: jax.Array, rng: Key):
         """((fake wave, commitment loss), (new quantizer, its metrics)) of a training batch."""
-        rng_levels, rng_partial, rng_quantizer = jax.random.split(rng, 3)
+        rng_levels, rng_quantizer = jax.random.split(rng)
         latents = SoundStream(self.model).apply({"params": params}, wave, method="encode")
-        levels = jax.random.randint(rng_levels, wave.shape[:1], 1, self.model.num_levels + 1)
-        partial = jax.random.bernoulli(rng_partial, self.quantizer_dropout, wave.shape[:1])
+        num_levels = draw_levels(rng_levels, len(wave), num_levels=self.model.num_levels, dropout=self.quantizer_dropout)
         quantized, _, commitment, quantizer, metrics = quantize_train(
-            latents, state.stats["quantizer"], self.quantizer, num_levels=jnp.where(partial, levels, self.model.num_levels), rng=rng_quantizer
+            latents, state.stats["quantizer"], self.quantizer, num_levels=num_levels, rng=rng_quantizer
         )
         quantized = jnp.where(state.step >= self.quantizer_start_step, quantized, latents)
         fake = SoundStream(self.model).apply({"params": params}, quantized, method="decode")
@@ -178,3 +177,10 @@ class CodecTask:
         """What `_adversary_step` returns while there is no adversary."""
         zero = jnp.zeros((), jnp.float32)
         return _Adversary(zero, jnp.zeros_like(fake), params, opt_state, {"adversarial": zero, "feature": zero, "discriminator": zero})
+
+
+def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float) -> Int[Array, "B"]:
+    """Quantizer dropout (SoundStream, section III-C): how many levels each example uses; uniform on 1 .. Q for a part `dropout` of them, else Q."""
+    rng_levels, rng_partial = jax.random.split(rng)
+    levels = jax.random.randint(rng_levels, (batch,), 1, num_levels + 1)
+    return jnp.where(jax.random.bernoulli(rng_partial, dropout, (batch,)), levels, num_levels)

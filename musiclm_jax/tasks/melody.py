@@ -8,14 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from musiclm_jax.arrays import Key
 from musiclm_jax.losses import semi_hard_triplet_loss
 from musiclm_jax.models import melody
-from musiclm_jax.optim import OptimizerConfig, learning_rate, make_optimizer
+from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.tasks.mulan import recall_at_1
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,7 @@ class MelodyTask:
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rng)
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(self.optimizer, state.step)}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.stats), metrics
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.optimizer)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Nothing is drawn.

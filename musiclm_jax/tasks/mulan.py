@@ -8,12 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models import mulan
-from musiclm_jax.optim import OptimizerConfig, learning_rate, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 
 
 def contrastive_loss(
@@ -77,10 +76,7 @@ class MuLanTask:
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
         dropout_rng, augment_rng = jax.random.split(rng)
         rngs = {"dropout": dropout_rng, "augment": augment_rng}
-        (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rngs)
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(self.optimizer, state.step)}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.stats), metrics
+        return gradient_step(state, lambda params: self._loss(params, batch, rngs), self.optimizer)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Nothing is drawn.

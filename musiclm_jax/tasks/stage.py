@@ -11,13 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.stage import Stage, StageConfig
 from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 from musiclm_jax.tokens import StageLayout, stage_layout
 
 
@@ -61,11 +60,7 @@ class StageTask:
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, rng)
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.optimizer)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # no dropout

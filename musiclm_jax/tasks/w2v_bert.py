@@ -14,7 +14,7 @@ from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, sample_mask
 from musiclm_jax.nn.layers import l2_normalize
 from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +45,7 @@ class W2vBertTask:
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        """One update. If the gradient is not finite the update is skipped, and counted in the metric `skipped`."""
-        grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, batch, rng, step=state.step, train=True)
-        norm = optax.tree.norm(grads)
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(jnp.isfinite(norm), new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        metrics |= {"grad_norm": norm, "skipped": 1.0 - jnp.isfinite(norm)}
-        return TrainState(state.step + 1, params, opt_state, state.stats), metrics
+        return gradient_step(state, lambda params: self._loss(params, batch, rng, step=state.step, train=True), self.optimizer)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         """The losses with the most probable codes instead of sampled ones."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.models import soundstream
+from musiclm_jax.models import codec
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, quantize_train, rvq_decode
 
@@ -49,14 +49,14 @@ def test_default_is_musiclms_codec():
 def test_lengths():
     v = variables()
     for samples, frames in ((1, 1), (6, 1), (7, 2), (66, 11)):
-        codes = soundstream.encode(TINY, v, wave(samples))
+        codes = codec.encode(TINY, v, wave(samples))
         assert codes.shape == (2, frames, 3) and codes.dtype == jnp.int32
-        assert soundstream.decode(TINY, v, codes).shape == (2, 6 * frames)
+        assert codec.decode(TINY, v, codes).shape == (2, 6 * frames)
 
 
 def test_padding_to_whole_frames_is_zeros():
     v = variables()
-    np.testing.assert_array_equal(soundstream.encode(TINY, v, wave(64)), soundstream.encode(TINY, v, jnp.pad(wave(64), ((0, 0), (0, 2)))))
+    np.testing.assert_array_equal(codec.encode(TINY, v, wave(64)), codec.encode(TINY, v, jnp.pad(wave(64), ((0, 0), (0, 2)))))
 
 
 def test_encoder_and_decoder_are_causal():
@@ -91,7 +91,7 @@ def test_commitment_of_every_level_reaches_the_encoder():
         return quantize_train(encode(params), state, RVQConfig(), num_levels=jnp.full(len(x), used), rng=jax.random.key(3))[2]
 
     pull_back = jax.jit(lambda params, slope: jax.vjp(encode, params)[1](slope)[0])
-    latents, codes = encode(v["params"]), soundstream.encode(TINY, v, x)
+    latents, codes = encode(v["params"]), codec.encode(TINY, v, x)
     of_levels = [slope(v["params"], used)["encoder"] for used in range(levels + 1)]  # Of none, the first, the first two, ...
     for q in range(1, levels + 1):
         # The mean over frames, widths and levels of the squares of what level q leaves over: so much of it is due to each parameter.
@@ -106,11 +106,11 @@ def test_commitment_of_every_level_reaches_the_encoder():
 @pytest.mark.parametrize("chunks", [(11,), (1,) * 11, (2, 3, 5, 1)])
 def test_streaming_is_offline(chunks):
     v = variables()
-    codes = soundstream.encode(TINY, v, wave())
-    offline = soundstream.decode(TINY, v, codes)
-    carry, parts, start = soundstream.init_stream(TINY, v, 2), [], 0
+    codes = codec.encode(TINY, v, wave())
+    offline = codec.decode(TINY, v, codes)
+    carry, parts, start = codec.init_stream(TINY, v, 2), [], 0
     for size in chunks:
-        part, carry = soundstream.decode_stream(TINY, v, codes[:, start : start + size], carry)
+        part, carry = codec.decode_stream(TINY, v, codes[:, start : start + size], carry)
         assert part.shape == (2, 6 * size)
         parts.append(part)
         start += size
@@ -119,8 +119,8 @@ def test_streaming_is_offline(chunks):
 
 def test_fewer_levels_decode_too():
     v = variables()
-    codes = soundstream.encode(TINY, v, wave())
-    assert soundstream.decode(TINY, v, codes[..., :1]).shape == (2, 66)
+    codes = codec.encode(TINY, v, wave())
+    assert codec.decode(TINY, v, codes[..., :1]).shape == (2, 66)
 
 
 def test_bfloat16_computes_close_to_float32():

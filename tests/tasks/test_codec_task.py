@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.models import soundstream
+from musiclm_jax.models import codec
 from musiclm_jax.models.discriminators import DiscriminatorConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.nn.quantize import RVQConfig
@@ -95,7 +95,7 @@ def test_eval_measures_what_the_exported_variables_do(step):
     variables = TASK.variables(state)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables)) and variables["quantizer"]["codebooks"].shape == (3, 7, 5)
     wave = jnp.pad(batch()["wave"], ((0, 0), (0, 8)))  # 1300 -> 109 frames of 12.
-    fake = soundstream.decode(TASK.model, variables, soundstream.encode(TASK.model, variables, wave))
+    fake = codec.decode(TASK.model, variables, codec.encode(TASK.model, variables, wave))
     np.testing.assert_allclose(TASK._reconstruction(fake, wave), metrics["loss"], rtol=1e-4)
 
 

@@ -1,0 +1,49 @@
+"""What the rest of the package calls of a codec, whichever it is: waves to codes and back.
+
+`variables` is {"params": ..., "quantizer": {"codebooks": [Q, C, D]}}, the content of soundstream.safetensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
+from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig
+from musiclm_jax.nn.conv import Past
+from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
+
+CodecConfig = SoundStreamConfig | SpectralCodecConfig
+
+
+def module(config: CodecConfig) -> SoundStream | SpectralCodec:
+    """The codec of that config, with the methods encode, decode and decode_chunk between waves and latents."""
+    return SpectralCodec(config) if isinstance(config, SpectralCodecConfig) else SoundStream(config)
+
+
+def encode(config: CodecConfig, variables: dict[str, Any], wave: Float[Array, "B N"]) -> Int[Array, "B T Q"]:
+    """Codes of a wave, T = ceil(N / frame_samples)."""
+    latents = module(config).apply({"params": variables["params"]}, wave, method="encode")
+    return rvq_encode(variables["quantizer"]["codebooks"], latents)
+
+
+def decode(config: CodecConfig, variables: dict[str, Any], codes: Int[Array, "B T q"]) -> Float[Array, "B N"]:
+    """The wave of codes, N = T * frame_samples. Fewer than Q levels give a coarser wave."""
+    latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
+    return module(config).apply({"params": variables["params"]}, latents, method="decode")
+
+
+def init_stream(config: CodecConfig, variables: dict[str, Any], batch: int) -> Past:
+    """The carry of `decode_stream` before the first chunk."""
+    latents = jax.ShapeDtypeStruct((batch, 1, config.dim), jnp.float32)
+    apply = lambda x: module(config).apply({"params": variables["params"]}, x, None, method="decode_chunk")[1]  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(apply, latents))
+
+
+def decode_stream(config: CodecConfig, variables: dict[str, Any], codes: Int[Array, "B T q"], carry: Past) -> tuple[Float[Array, "B N"], Past]:
+    """The next chunk of a wave; over all chunks the same as `decode` of all codes. Any chunk length T >= 1."""
+    latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
+    return module(config).apply({"params": variables["params"]}, latents, carry, method="decode_chunk")
