@@ -95,19 +95,21 @@ class StageLayout:
         """Length of the whole sequence, prefix and target, for a crop of `seconds`."""
         return sum(segment.steps(seconds) * segment.levels for segment in self.segments)
 
-    def positions(self, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """What each token of a sequence of `num_steps` target steps belongs to, prefix first: (index of its segment, its time), int32 [L] each.
+    def positions(self, num_steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What each token of a sequence of `num_steps` target steps belongs to, prefix first: (index of its segment, its time, its level within the
+        segment), int32 [L] each.
 
         Times are in steps of the target, so that tokens of all streams that sound together have the same; -1 for a stream without a rate.
         """
-        numbers, times = [], []
+        numbers, times, levels = [], [], []
         for number, segment in enumerate(self.segments):
             when = np.array([-1])
             if segment.rate_hz:
                 when = np.arange(num_steps * segment.rate_hz // self.target.rate_hz) * self.target.rate_hz // segment.rate_hz
             times.append(np.repeat(when, segment.levels))
+            levels.append(np.tile(np.arange(segment.levels), len(when)))
             numbers.append(np.full(len(times[-1]), number))
-        return np.concatenate(numbers).astype(np.int32), np.concatenate(times).astype(np.int32)
+        return tuple(np.concatenate(each).astype(np.int32) for each in (numbers, times, levels))
 
     def to_ids(self, index: int, codes: Int[Array, "B T Q"]) -> Int[Array, "B TQ"]:
         """Codes of segment `index` as flat ids, time-major: [B, T, Q] -> [B, T * Q]."""

@@ -98,9 +98,11 @@ def test_a_layout_of_ones_own():
 
 def test_what_sounds_together_has_the_same_time():
     tokens = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
-    segments, times = stage_layout("coarse", tokens).positions(4)  # 3 MuLan, 2 semantic, 4 frames of 2 levels
+    segments, times, levels = stage_layout("coarse", tokens).positions(4)  # 3 MuLan, 2 semantic, 4 frames of 2 levels
     assert segments.tolist() == [0] * 3 + [1] * 2 + [2] * 8
     assert times.tolist() == [-1, -1, -1, 0, 2, 0, 0, 1, 1, 2, 2, 3, 3]
-    segments, times = stage_layout("fine", tokens).positions(2)  # 2 frames of 2 levels, then 2 of 3
+    assert levels.tolist() == [0, 1, 2, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1]
+    segments, times, levels = stage_layout("fine", tokens).positions(2)  # 2 frames of 2 levels, then 2 of 3
     assert segments.tolist() == [0] * 4 + [1] * 6
     assert times.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert levels.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]

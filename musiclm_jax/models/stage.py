@@ -35,28 +35,38 @@ class StageConfig(TransformerConfig):
 # Steps of the target beyond which TimeBias tells distances no more apart, and how fast its first and last head forget at the start, per step.
 _FARTHEST = 16
 _SLOPES = (1.0, 0.05)
+# What the first head adds at the start for codes of the level that is to be written.
+_SAME_LEVEL = 4.0
 
 
 class TimeBias(nn.Module):
     """A learned bias of attention, [1, H, T, S], by the key's segment and the time between query and key; one table serves all layers.
 
+    In a target of several levels, codes of the level that the query is to write are a segment of their own, the last.
+
     It starts as a slope that falls off on both sides, from head to head less steep (ALiBi, arXiv 2108.12409, section 3): each head begins
-    by looking at what sounds near its own time, in every stream. Found by gradient from a flat start, that takes a small model thousands of
-    steps. Segments without time have one bias each, at first 0.
+    by looking at what sounds near its own time, in every stream, and the first at what its level said just before. Found by gradient from a
+    flat start, that takes a small model thousands of steps. Segments without time have one bias each, at first 0.
     """
 
     num_heads: int
-    num_segments: int
+    layout: StageLayout
 
     @nn.compact
-    def __call__(
-        self, query_times: Int[Array, "T"], key_times: Int[np.ndarray, "S"], key_segments: Int[np.ndarray, "S"]
-    ) -> Float[Array, "1 H T S"]:
-        slots = 2 * _FARTHEST + 2  # the last: query or key has no time
-        table = self.param("table", partitioned(_slopes, ("heads", None, None)), (self.num_heads, self.num_segments, slots), jnp.float32)
-        slot = jnp.clip(key_times - query_times[:, None], -_FARTHEST, _FARTHEST) + _FARTHEST
-        slot = jnp.where((key_times < 0) | (query_times[:, None] < 0), slots - 1, slot)
-        return jnp.take(table.reshape(self.num_heads, -1), key_segments * slots + slot, axis=1)[None]
+    def __call__(self, num_steps: int, queries: Int[Array, "T"], num_keys: int) -> Float[Array, "1 H T S"]:
+        """queries: the positions that are predicted, in a sequence of `num_steps` target steps. Keys: the first `num_keys` positions."""
+        segments, times, levels = self.layout.positions(num_steps)
+        own_segment = self.layout.target.levels > 1
+        rows, slots = len(self.layout.segments) + own_segment, 2 * _FARTHEST + 2  # the last slot: query or key has no time
+        table = self.param("table", partitioned(_time_bias_init(own_segment), ("heads", None, None)), (self.num_heads, rows, slots), jnp.float32)
+        query_times, key_times = jnp.asarray(times)[queries][:, None], times[:num_keys]
+        slot = jnp.clip(key_times - query_times, -_FARTHEST, _FARTHEST) + _FARTHEST
+        slot = jnp.where((key_times < 0) | (query_times < 0), slots - 1, slot)
+        row = segments[:num_keys]
+        if own_segment:
+            of_target = row == len(self.layout.prefix)
+            row = row + (of_target & (levels[:num_keys] == jnp.asarray(levels)[queries][:, None]))
+        return jnp.take(table.reshape(self.num_heads, -1), row * slots + slot, axis=1)[None]
 
 
 class Stage(nn.Module):
@@ -75,7 +85,7 @@ class Stage(nn.Module):
         self.embed = Embed(vocab_size + 1, cfg.dim, dtype=jnp.dtype(cfg.dtype))
         self.body = Transformer(cfg, self.unrolled)
         if cfg.time_bias:
-            self.time_bias = TimeBias(cfg.num_heads, len(self.layout.segments))
+            self.time_bias = TimeBias(cfg.num_heads, self.layout)
         self.head = self.param("head", partitioned(_head_init, ("vocab", "embed")), (vocab_size, cfg.dim), jnp.float32)
 
     def __call__(
@@ -116,9 +126,7 @@ class Stage(nn.Module):
         """Of queries at [position, position + T) and keys at [0, S). A query's time is that of the token it predicts, the next one."""
         if not self.config.time_bias:
             return None
-        segments, times = self.layout.positions(num_steps)
-        queries = jax.lax.dynamic_slice_in_dim(jnp.asarray(times), position + 1, num_queries)
-        return self.time_bias(queries, times[:num_keys], segments[:num_keys])
+        return self.time_bias(num_steps, position + 1 + jnp.arange(num_queries), num_keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +168,17 @@ def _unstack(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     return {**params, "body": unstack_layers(params["body"], num_layers)}
 
 
-def _slopes(rng, shape, dtype=jnp.float32):
-    del rng
-    heads, segments, slots = shape
-    falloff = np.append(np.abs(np.arange(slots - 1) - _FARTHEST), 0)
-    return jnp.broadcast_to(-np.geomspace(*_SLOPES, heads)[:, None, None] * falloff, (heads, segments, slots)).astype(dtype)
+def _time_bias_init(own_segment: bool):
+    def init(rng, shape, dtype=jnp.float32):
+        del rng
+        heads, segments, slots = shape
+        falloff = np.append(np.abs(np.arange(slots - 1) - _FARTHEST), 0)
+        table = np.tile(-np.geomspace(*_SLOPES, heads)[:, None, None] * falloff, (1, segments, 1))
+        if own_segment:
+            table[0, -1] += _SAME_LEVEL
+        return jnp.asarray(table, dtype)
+
+    return init
 
 
 def _head_init(rng, shape, dtype=jnp.float32):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
 from musiclm_jax.nn.layers import fan_in_init, partitioned
@@ -86,6 +87,18 @@ def cached_attention(
     return out + jnp.einsum("bhts,bhsk->bhtk", new.astype(value.dtype), value)
 
 
+def rotate(x: Float[Array, "B H T K"], position: Int[Array, ""] | int, longest: float) -> Float[Array, "B H T K"]:
+    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.2) of queries or keys at [position, position + T): pairs of widths turn with the
+    position, so that the product of a query and a key depends on the distance between them, in a way that their content decides.
+
+    Periods: from 4 positions to `longest`, in geometric progression, where the paper's run from 6 to 60,000.
+    """
+    half = x.shape[-1] // 2
+    turns = (position + jnp.arange(x.shape[2]))[:, None] / np.geomspace(4.0, longest, half).astype(np.float32)
+    cos, sin = jnp.cos(2 * np.pi * turns).astype(x.dtype), jnp.sin(2 * np.pi * turns).astype(x.dtype)
+    return jnp.concatenate([x[..., :half] * cos - x[..., half:] * sin, x[..., :half] * sin + x[..., half:] * cos], axis=-1)
+
+
 def _after(x: jax.Array, position: jax.Array) -> jax.Array:
     """`position`, computed from `x`: what is written there is written after x was read.
 
@@ -125,6 +138,8 @@ class SelfAttention(nn.Module):
     out_init_scale: float = 1.0
     # Of the attention weights when `train`, one draw for all queries of a head, as in T5.
     dropout: float = 0.0
+    # Longest period of the rotary positions, in positions. 0: none.
+    rotary: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -152,6 +167,8 @@ class SelfAttention(nn.Module):
             qkv_bias = self.param("qkv_bias", partitioned(nn.initializers.zeros, (None, "heads", "kv")), (3, heads, head_dim), jnp.float32)
             qkv = qkv + qkv_bias.astype(self.dtype)
         query, key, value = jnp.einsum("btnhk->nbhtk", qkv)
+        if self.rotary:
+            query, key = rotate(query, position, self.rotary), rotate(key, position, self.rotary)
         dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
         if cache is None:
             out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)

@@ -37,10 +37,10 @@ def test_published_sizes(name, mulan, millions):
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("time_bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"time_bias": True}, {"rotary": 20.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"])
 @pytest.mark.parametrize("name", STAGES)
-def test_decoding_is_the_full_pass(name, time_bias):
-    config = dataclasses.replace(TINY, time_bias=time_bias)
+def test_decoding_is_the_full_pass(name, options):
+    config = dataclasses.replace(TINY, **options)
     stage, params, prefix_ids, codes = build(name, config)
     layout, levels = stage.layout, stage.layout.target.levels
     logits = jax.jit(stage.apply)({"params": params}, prefix_ids, codes)
@@ -61,20 +61,30 @@ def test_decoding_is_the_full_pass(name, time_bias):
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
 
 
-def test_time_bias_starts_at_what_sounds_together():
-    bias, _ = TimeBias(2, 2).init_with_output(jax.random.key(0), jnp.array([-1, 3, 40]), np.array([-1, 3, 5, 0, 3]), np.array([0, 1, 1, 1, 0]))
-    steep, flat = np.asarray(bias[0])
-    np.testing.assert_allclose(steep, [[0, 0, 0, 0, 0], [0, 0, -2, -3, 0], [0, -16, -16, -16, -16]], atol=1e-6)
-    np.testing.assert_allclose(flat, steep / 20, atol=1e-6)
+def test_time_bias_starts_at_what_sounds_together_and_at_the_same_level():
+    # 3 MuLan tokens, 2 semantic ones, 4 frames of 2 levels; the query writes level 1 of frame 1.
+    bias, _ = TimeBias(2, stage_layout("coarse", TOKENS)).init_with_output(jax.random.key(0), 4, jnp.array([8]), 13)
+    slopes = np.array([0, 0, 0, -1, -1, -1, -1, 0, 0, -1, -1, -2, -2])
+    own_level = np.array([0] * 5 + [0, 4] * 4)
+    np.testing.assert_allclose(bias[0, :, 0], [slopes + own_level, slopes / 20], atol=1e-6)
 
 
-def test_time_bias_tells_segments_and_times_apart():
-    params = {"table": jnp.arange(2 * 3 * 34.0).reshape(2, 3, 34)}
-    queries, keys, segments = jnp.array([0, 7, 30]), np.array([-1, 0, 7, 30, 7]), np.array([0, 1, 1, 1, 2])
-    bias = TimeBias(2, 3).apply({"params": params}, queries, keys, segments)
-    for head, t, s in np.ndindex(2, 3, 5):
-        slot = 33 if segments[s] == 0 else np.clip(keys[s] - queries[t], -16, 16) + 16
-        assert bias[0, head, t, s] == params["table"][head, segments[s], slot]
+def test_time_bias_tells_segments_levels_and_times_apart():
+    layout = stage_layout("coarse", TOKENS)
+    params = {"table": jnp.arange(2 * 4 * 34.0).reshape(2, 4, 34)}
+    segments, times, levels = layout.positions(40)
+    queries, num_keys = np.array([23, 40, 102]), 100
+    bias = TimeBias(2, layout).apply({"params": params}, 40, jnp.asarray(queries), num_keys)
+    for head, t, s in np.ndindex(2, 3, num_keys):
+        query = queries[t]
+        slot = 33 if times[s] < 0 else np.clip(times[s] - times[query], -16, 16) + 16
+        row = segments[s] + (segments[s] == 2 and levels[s] == levels[query])
+        assert bias[0, head, t, s] == params["table"][head, row, slot]
+
+
+def test_time_bias_of_one_level_has_a_row_per_segment():
+    params = TimeBias(2, stage_layout("semantic", TokenSpec())).init(jax.random.key(0), 4, jnp.array([12]), 16)["params"]
+    assert nn.meta.unbox(params)["table"].shape == (2, 2, 34)
 
 
 def test_hidden_steps_are_not_seen():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.nn.attention import KVCache, SelfAttention, cached_attention, dot_product_attention
+from musiclm_jax.nn.attention import KVCache, SelfAttention, cached_attention, dot_product_attention, rotate
 
 
 def random(seed, *shape):
@@ -49,6 +49,17 @@ def test_module_writes_what_it_attended_to(use_bias):
     second, cache = attention.apply(params, x[:, 4:], mask=mask[..., 4:, :], cache=cache, position=4)
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), full, atol=1e-5)
     assert cache.length == 7
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    query, key = random(0, 2, 3, 1, 8), random(1, 2, 3, 1, 8)
+    product = lambda p, q: jnp.sum(rotate(query, p, 50.0) * rotate(key, q, 50.0), axis=-1)  # noqa: E731
+    np.testing.assert_allclose(product(17, 9), product(8, 0), atol=1e-4)
+    assert jnp.abs(product(17, 9) - product(17, 10)).max() > 0.1
+    np.testing.assert_allclose(rotate(query, 0, 50.0), query)
+    np.testing.assert_allclose(rotate(query, 100, 50.0)[..., [3, 7]], query[..., [3, 7]], atol=1e-4)  # The slowest pair, two turns on.
+    pair = rotate(jnp.concatenate([key, query], axis=2), 6, 50.0)
+    np.testing.assert_allclose(pair[:, :, 1:], rotate(query, 7, 50.0), atol=1e-5)
 
 
 def test_dropout_only_in_training_and_shared_by_queries():
