@@ -3,29 +3,15 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from musiclm_jax import sharding
+from musiclm_jax.dry_run import abstract_batch
 from musiclm_jax.main import load_config
-
-PARTS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine")
-
-
-def batch_of(config, name):
-    """One example, a second long but for MuLan's window."""
-    tokens, samples = config.model.tokens, config.model.audio.sample_rate_hz
-    shape = lambda *dims, dtype=jnp.int32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
-    if name in ("soundstream", "w2v_bert"):
-        return {"wave": shape(1, samples, dtype=jnp.float32)}
-    if name == "mulan":
-        length = config.model.mulan.text.max_tokens
-        wave = shape(1, config.model.mulan.window_samples, dtype=jnp.float32)
-        return {"wave": wave, "text_ids": shape(1, length), "text_mask": shape(1, length, dtype=bool)}
-    return {"mulan": shape(1, tokens.mulan_levels), "semantic": shape(1, 25), "acoustic": shape(1, 50, tokens.acoustic_levels)}
+from musiclm_jax.steps import TRAINED
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_shapes_shardings_and_one_step(name):
     config = load_config("base")
     task = config.task(name)
@@ -34,7 +20,7 @@ def test_shapes_shardings_and_one_step(name):
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     shardings = sharding.state_shardings(boxed, mesh)
     jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), state, shardings)  # Raises where an axis does not divide.
-    after, metrics = jax.eval_shape(task.train_step, state, batch_of(config, name), jax.random.key(0))
+    after, metrics = jax.eval_shape(task.train_step, state, abstract_batch(config, name), jax.random.key(0))
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, state, after)) and metrics["loss"].shape == ()
     if name in ("semantic", "coarse", "fine", "w2v_bert"):
