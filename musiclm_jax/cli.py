@@ -172,21 +172,25 @@ def corpus(directory, clips, seed, workers) -> None:
     click.echo(f"{directory}: {clips} clips, {clips / 120:.1f} hours")
 
 
-def training_options(command):
+def training_options(*, workdir_required: bool):
     """The options of `fit` and `train`: what is trained, and where."""
-    command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-    gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
-    workdir = click.option("--workdir", type=Path, required=True, help="Folder for checkpoints, logs and the bundle.")
-    size = click.option("--size", default="demo", show_default=True, help="A file of gin_configs/models, such as test, demo or base.")
-    return size(workdir(gin_file(command)))
+
+    def decorate(command):
+        command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
+        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
+        workdir = click.option("--workdir", type=Path, required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
+        size = click.option("--size", default="demo", show_default=True, help="A file of gin_configs/models, such as test, demo or base.")
+        return size(workdir(gin_file(command)))
+
+    return decorate
 
 
 # Lets --gin.NAME=VALUE through to the arguments.
 _GIN = {"ignore_unknown_options": True}
 
 
-def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...], workdir: Path):
-    """The FitConfig, its gin form also written into the work folder."""
+def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...], workdir: Path | None):
+    """The FitConfig, its gin form also written into the work folder, if there is one."""
     for binding in bindings:
         if not binding.startswith("--gin."):
             raise click.UsageError(f"No such option or argument: {binding}", ctx=click.get_current_context())
@@ -198,7 +202,8 @@ def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...
 
     config = load_config(size, gin_files, [binding.removeprefix("--gin.") for binding in bindings])
     try:
-        write_text(workdir / "config.gin", operative_config())
+        if workdir:
+            write_text(workdir / "config.gin", operative_config())
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another work folder") from error
     return config
@@ -206,7 +211,7 @@ def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...
 
 @cli.command(context_settings=_GIN, short_help="Trains everything on your captioned clips.")
 @click.argument("data", metavar="DATA", type=Path)
-@training_options
+@training_options(workdir_required=True)
 def fit(data, size, workdir, gin_files, bindings) -> None:
     """Trains everything on the captioned clips in the folder DATA, and makes a bundle.
 
@@ -222,15 +227,27 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
 
 @cli.command(context_settings=_GIN, short_help="Runs one step of fit.")
 @click.argument("step")
-@click.argument("data", metavar="DATA", type=Path)
-@training_options
-def train(step, data, size, workdir, gin_files, bindings) -> None:
+@click.argument("data", metavar="[DATA]", required=False)
+@training_options(workdir_required=False)
+@click.option("--dry_run", is_flag=True, help="Print sizes, memory and arithmetic of a step, and train nothing. Needs no DATA and no --workdir.")
+def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
     Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
     export.
+
+    \b
+    musiclm train semantic --size base --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
     """
-    _use_compilation_cache(preallocate=True)
+    if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
+        data, bindings = None, (data, *bindings)
+    _use_compilation_cache(preallocate=not dry_run)
+    if dry_run:
+        from musiclm_jax.dry_run import dry_run as weigh
+
+        return click.echo(weigh(step, _load_config(size, gin_files, bindings, None)))
+    if not data or not workdir:
+        raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run does without.", ctx=click.get_current_context())
     config = _load_config(size, gin_files, bindings, workdir)
     from musiclm_jax.fit import run_step
 

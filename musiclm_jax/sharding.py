@@ -28,6 +28,7 @@ LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
     ("conv", None),
     ("layers", None),
 )
+MESH_AXES = ("data", "fsdp", "tensor")
 # Batches are split over all devices that do not split the same example's arithmetic.
 BATCH_AXES = ("data", "fsdp")
 
@@ -48,13 +49,31 @@ class MeshConfig:
 
 def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen)
     """The mesh over all devices of this process group."""
-    num_devices = len(jax.devices())
-    rest = config.fsdp * config.tensor
-    data = num_devices // rest if config.data == -1 else config.data
-    if data * rest != num_devices:
-        raise UserError(f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not tile the {num_devices} devices here")
+    sizes = _mesh_sizes(config)
+    if math.prod(sizes) != len(jax.devices()):
+        raise _does_not_tile(config)
     # Auto: XLA propagates shardings. (make_mesh's default, Explicit, refuses sharding constraints inside the models.)
-    return jax.make_mesh((data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without its devices, of which none need be here; only data=-1 asks how many there are."""
+    return AbstractMesh(_mesh_sizes(config), MESH_AXES)
+
+
+def _mesh_sizes(config: MeshConfig) -> tuple[int, int, int]:
+    """Of MESH_AXES."""
+    if config.data != -1:
+        return config.data, config.fsdp, config.tensor
+    data, left = divmod(len(jax.devices()), config.fsdp * config.tensor)
+    if left or not data:
+        raise _does_not_tile(config)
+    return data, config.fsdp, config.tensor
+
+
+def _does_not_tile(config: MeshConfig) -> UserError:
+    sizes = f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
+    return UserError(f"{sizes} does not tile the {len(jax.devices())} devices here: choose sizes with that product (a dry run takes any, if data is not -1)")
 
 
 def unbox(tree: Any) -> Any:
@@ -104,8 +123,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch on the devices, its leading axis split over them. Raises `UserError` where the batch does not split evenly."""
+    check_batch(batch, mesh)
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
+def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh) -> None:
+    """Raises `UserError` where the leading axis of an array, or of its shape, does not split evenly over the mesh."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for name, array in batch.items():
         if array.shape[0] % ways:
             raise UserError(f"a batch of {array.shape[0]} ({name}) does not split over {ways} devices: choose a multiple of {ways} as batch_size")
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))

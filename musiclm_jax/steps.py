@@ -165,6 +165,8 @@ class Step:
     reads_data: bool = False
 
 
+# Steps that train a model; `FitConfig.training` and `FitConfig.task` know them.
+TRAINED = ("soundstream", "w2v_bert", "mulan", *STAGES)
 _WEIGHTS = "variables.safetensors"
 
 
@@ -394,7 +396,7 @@ def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dic
 
 
 def _export(run: Run, folder: Path) -> dict[str, Any]:
-    variables = {name: run.whole_variables(name) for name in ("soundstream", "w2v_bert", "mulan", *STAGES)}
+    variables = {name: run.whole_variables(name) for name in TRAINED}
     card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(tree)) for name, tree in variables.items()})
     MusicLM(run.config.model, variables, run.text).save_pretrained(folder / "bundle", dtype=run.config.bundle_dtype, card=card)
     return {"bytes": sum(path.stat().st_size for path in (folder / "bundle").iterdir())}

@@ -1,31 +1,28 @@
-"""The paper's sizes, as shapes only: every part initializes, shards over eight devices and takes a step that keeps its state's shape."""
+"""The paper's sizes, as shapes only: every part initializes, shards over eight devices, takes a step that keeps its state's shape, and has the
+parameters that docs/sizes.md says."""
 
+import dataclasses
+import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from musiclm_jax import sharding
+from musiclm_jax.dry_run import abstract_batch
+from musiclm_jax.features import LogMelConfig
 from musiclm_jax.main import load_config
-
-PARTS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine")
-
-
-def batch_of(config, name):
-    """One example, a second long but for MuLan's window."""
-    tokens, samples = config.model.tokens, config.model.audio.sample_rate_hz
-    shape = lambda *dims, dtype=jnp.int32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
-    if name in ("soundstream", "w2v_bert"):
-        return {"wave": shape(1, samples, dtype=jnp.float32)}
-    if name == "mulan":
-        length = config.model.mulan.text.max_tokens
-        wave = shape(1, config.model.mulan.window_samples, dtype=jnp.float32)
-        return {"wave": wave, "text_ids": shape(1, length), "text_mask": shape(1, length, dtype=bool)}
-    return {"mulan": shape(1, tokens.mulan_levels), "semantic": shape(1, 25), "acoustic": shape(1, 50, tokens.acoustic_levels)}
+from musiclm_jax.models import melody, mulan
+from musiclm_jax.models.ast import ASTConfig
+from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
+from musiclm_jax.models.mulan import MuLanConfig
+from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
+from musiclm_jax.steps import TRAINED
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_shapes_shardings_and_one_step(name):
     config = load_config("base")
     task = config.task(name)
@@ -34,7 +31,7 @@ def test_shapes_shardings_and_one_step(name):
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     shardings = sharding.state_shardings(boxed, mesh)
     jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), state, shardings)  # Raises where an axis does not divide.
-    after, metrics = jax.eval_shape(task.train_step, state, batch_of(config, name), jax.random.key(0))
+    after, metrics = jax.eval_shape(task.train_step, state, abstract_batch(config, name), jax.random.key(0))
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, state, after)) and metrics["loss"].shape == ()
     if name in ("semantic", "coarse", "fine", "w2v_bert"):
@@ -43,6 +40,51 @@ def test_shapes_shardings_and_one_step(name):
         assert sharded < 0.3 * size(state.params)  # A quarter, and what is too small to split.
 
 
-def test_the_semantic_stage_has_the_published_size():
-    params = sharding.unbox(jax.eval_shape(load_config("base").task("semantic").init_state, jax.random.key(0))).params
-    assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(430e6, rel=1e-3)
+def task(name, **changes):
+    return lambda key: dataclasses.replace(load_config("base").task(name), **changes).init_state(key).params
+
+
+def discriminators(key):
+    return Discriminators(DiscriminatorConfig()).init(key, jnp.zeros((1, 4800)))
+
+
+def soundstream(**widths):
+    config = SoundStreamConfig(**widths)
+    return lambda key: SoundStream(config).init(key, jnp.zeros((1, config.frame_samples)))
+
+
+AST_MULAN = MuLanConfig(mel=LogMelConfig(num_mels=128), audio=ASTConfig())
+# The rows of docs/sizes.md -> what makes their parameters.
+ROWS = {
+    "semantic stage": task("semantic"),
+    "coarse stage": task("coarse"),
+    "fine stage": task("fine"),
+    "fine stage, with MuLan tokens": task("fine", fine_sees_mulan=True),
+    "SoundStream, MusicLM's": soundstream(),
+    "its discriminators": discriminators,
+    "w2v-BERT XL": task("w2v_bert"),
+    "MuLan, ResNet-50 tower": functools.partial(mulan.init, MuLanConfig()),
+    "MuLan, AST tower": functools.partial(mulan.init, AST_MULAN),
+    "melody embedder": functools.partial(melody.init, melody.MelodyConfig()),
+}
+DOCS = (Path(__file__).parent.parent / "docs" / "sizes.md").read_text(encoding="utf-8")
+
+
+def count(make):
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))
+
+
+def row(name):
+    return next(cells for line in DOCS.splitlines() if (cells := [cell.strip() for cell in line.strip("|").split("|")])[0] == name)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_counts_are_those_of_the_docs(name):
+    assert f"{count(ROWS[name]) / 1e6:.1f}M" == row(name)[3]
+
+
+def test_soundstreams_table_1_is_that_of_the_docs():
+    for widths, ours in zip(row("encoder, decoder width")[1:], row("ours")[1:], strict=True):
+        encoder, decoder = map(int, widths.split(","))
+        make = soundstream(channels=encoder, decoder_channels=decoder, strides=(2, 4, 5, 8))
+        assert f"{count(make) / 1e6:.2f}M" == ours

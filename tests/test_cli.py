@@ -201,6 +201,35 @@ def test_fit_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
     assert status == 2 and names in err and err.count("\n") == 1, err
 
 
+def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gin")
+    monkeypatch.chdir(tmp_path)
+    Path("mine.gin").write_text("train.TrainConfig.seed = 3\nsemantic/steps.Training.batch_size = 12\n")
+    options = ["--size", "test", "--gin_file", "mine.gin", "--dry_run", "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=3"]
+    status, out, err = run("train", "semantic", *options, capsys=capsys)
+    assert (status, err) == (0, "") and "data=2, fsdp=3, tensor=1: devices 6" in out and "12 x 2 s" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.gin"]
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (["semantic"], "DATA"),
+        (["semantic", "clips"], "--workdir"),
+        (["semantic", "--workdir", "run", "--gin.SEMANTIC_STEPS=3"], "DATA"),
+        (["rvq", "--dry_run"], "rvq"),
+        (["semantics", "--dry_run"], "semantics"),
+        (["semantic", "--dry_run", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
+        (["semantic", "--dry_run", "--speed", "3"], "--speed"),
+    ],
+)
+def test_train_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gin")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("train", *arguments, "--size", "test", capsys=capsys)
+    assert status == 2 and names in err and err.count("\n") == 1 and out == "" and not list(tmp_path.iterdir()), err
+
+
 def test_evaluate_mistakes(tmp_path, capsys):
     for arguments, names in [
         (["adherence", tmp_path, "--seconds", "nan"], "nan"),

@@ -20,7 +20,7 @@ LEVELS = [
     "models",
     "losses sampling windows sharding data",
     "tokenizers tasks checkpoint configs",
-    "train musiclm steps fit evaluation",
+    "train musiclm steps fit dry_run evaluation",
     "main cli",
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -251,6 +251,11 @@ def draw_start(rng: np.random.Generator, length: int, crop: int, *, align: int =
     return int(rng.integers(max(length - crop, 0) // align + 1)) * align
 
 
+def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
+    """The length of a crop of `crop_sec`, a multiple of ALIGN_SAMPLES."""
+    return round(crop_sec * sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
+
+
 def wave_source(
     store: ClipStore,
     *,
@@ -267,7 +272,7 @@ def wave_source(
     clips = store.split(split)
     if not clips:
         raise UserError(f"no clip of split {split!r}: give some clips that split in metadata.jsonl")
-    crop = round(crop_sec * store.sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
+    crop = crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([clip.length for clip in clips], np.float64)
 
     def source(step: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,93 @@
+"""A dry run: counts against hand arithmetic, memory that falls with the mesh, and no array anywhere."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from musiclm_jax.dry_run import abstract_batch, count_flops, dry_run
+from musiclm_jax.errors import UserError
+from musiclm_jax.main import load_config
+from musiclm_jax.steps import TRAINED
+from musiclm_jax.tasks.stage import StageTask
+
+
+def on_mesh(name, data, fsdp, tensor, size="base"):
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return dry_run(name, load_config(size, bindings=[f"MeshConfig.{axis}={count}" for axis, count in sizes.items()]))
+
+
+def flops(fn, *shapes):
+    return count_flops(jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr)
+
+
+@pytest.mark.parametrize("size", ["test", "demo"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_trained_step(name, size):
+    config = load_config(size)
+    report = dry_run(name, config)
+    assert report.trained > 0 and report.flops > 6 * report.trained and report.bytes_per_device["parameters"] == 4 * report.trained
+    assert str(report).startswith(f"{name}: ") and ("tokens to predict" in str(report)) == (name in ("semantic", "coarse", "fine"))
+
+
+def test_the_semantic_stage_of_the_paper():
+    report = on_mesh("semantic", 1, 1, 1)
+    assert f"{report.trained / 1e6:.1f}" == "430.0" and report.total == report.exported == report.trained
+    assert (report.target_tokens, report.tokens, report.seconds) == (256 * 750, 256 * 762, 256 * 30)
+    assert report.flops == pytest.approx(6 * report.trained * report.tokens, rel=0.05)  # Attention on top, the input table less.
+
+
+def test_memory_falls_with_the_axes_that_split_it():
+    one, data, fsdp, both = (on_mesh("semantic", *mesh) for mesh in ((1, 1, 1), (2, 1, 1), (2, 4, 1), (1, 4, 2)))
+    assert one.bytes_per_device == data.bytes_per_device
+    for held in ("parameters", "optimizer", "gradients"):
+        assert fsdp.bytes_per_device[held] / one.bytes_per_device[held] == pytest.approx(1 / 4, rel=0.02)
+    # The input table, 3 % of all, is not split by `tensor`: with the row of mask_id its rows are odd in number.
+    assert both.bytes_per_device["parameters"] / one.bytes_per_device["parameters"] == pytest.approx(1 / 8, rel=0.04)
+    assert "data=2, fsdp=4, tensor=1: devices 8" in str(fsdp)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_work_of_a_stage_is_that_of_its_products(remat):
+    changes = {"dim": 6, "num_layers": 5, "num_heads": 3, "head_dim": 2, "mlp_dim": 7, "remat": remat}
+    config = load_config("test", bindings=[f"coarse/StageConfig.{name}={value}" for name, value in changes.items()])
+    task, batch = config.task("coarse"), abstract_batch(config, "coarse")
+    assert isinstance(task, StageTask)
+    length = task.layout.num_tokens(config.coarse.crop_sec) - 1
+    rows = config.coarse.batch_size * length
+    projections = rows * (4 * 6 * 3 * 2 + 3 * 6 * 7)
+    attention = 2 * rows * length * 3 * 2
+    head = batch["acoustic"].shape[0] * batch["acoustic"].shape[1] * task.layout.target.levels * task.layout.target.codes * 6
+    layers = 5 * (projections + attention)
+    report = dry_run("coarse", config)
+    # Two per multiplication; forward, and twice as much backward. Recomputation is once more forward, less each layer's last product.
+    once_more = 5 * (projections - rows * 6 * 7 + attention) if remat else 0
+    assert report.flops == 2 * (3 * (layers + head) + once_more)
+
+
+def test_loops_conditions_and_strided_convolutions():
+    product = flops(lambda x, y: x @ y, (2, 3), (3, 5))
+    assert product == 2 * 2 * 3 * 5
+    assert flops(lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0], (3, 3)) == 7 * 2 * 27
+    assert flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x, lambda: x @ x), (3, 3)) == 0
+    assert flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x), (3, 3)) == 2 * 27
+    convolve = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (3,), "VALID", feature_group_count=2)  # noqa: E731
+    forward = 2 * 11 * 10 * 4 * (6 // 2) * 3
+    shapes = (11, 6, 30), (4, 3, 3)
+    assert flops(convolve, *shapes) == forward
+    # By its inputs and by its kernel: as many products each as forward.
+    assert flops(lambda x, kernel: jax.grad(lambda *both: convolve(*both).sum() ** 2, argnums=(0, 1))(x, kernel), *shapes) == 3 * forward
+
+
+@pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])
+def test_steps_that_train_nothing(name):
+    with pytest.raises(UserError, match=f"{name}' trains nothing.*choose one of soundstream"):
+        dry_run(name, load_config("test"))
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="'semantics' does not exist: choose one of"):
+        dry_run("semantics", load_config("test"))
+    with pytest.raises(UserError, match="batch of 256 .* does not split over 3 devices"):
+        on_mesh("semantic", 3, 1, 1)
+    with pytest.raises(UserError, match="fsdp=64, .* does not tile the . devices here"):
+        on_mesh("semantic", -1, 64, 1)
