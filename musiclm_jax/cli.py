@@ -179,7 +179,7 @@ def training_options(*, workdir_required: bool):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
         gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
         workdir = click.option("--workdir", type=Path, required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
-        size = click.option("--size", default="demo", show_default=True, help="A file of gin_configs/models, such as test, demo or base.")
+        size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its own]")
         return size(workdir(gin_file(command)))
 
     return decorate
@@ -189,7 +189,7 @@ def training_options(*, workdir_required: bool):
 _GIN = {"ignore_unknown_options": True}
 
 
-def _load_config(size: str, gin_files: tuple[str, ...], bindings: tuple[str, ...], workdir: Path | None):
+def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[str, ...], workdir: Path | None):
     """The FitConfig, its gin form also written into the work folder, if there is one."""
     for binding in bindings:
         if not binding.startswith("--gin."):
@@ -237,7 +237,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     export.
 
     \b
-    musiclm train semantic --size base --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
+    musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
     """
     if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
         data, bindings = None, (data, *bindings)

@@ -19,7 +19,7 @@ import gin
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.records import coerce
-from musiclm_jax.steps import FitConfig
+from musiclm_jax.steps import TRAINED, FitConfig
 
 _PACKAGE = Path(__file__).parent
 
@@ -35,17 +35,21 @@ def sizes() -> list[str]:
     return sorted(path.stem for path in (gin_folder() / "models").glob("*.gin"))
 
 
-def load_config(size: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
+def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
     """The config of `size`, changed by the gin files, then by the bindings "NAME=VALUE"; the later one wins.
+
+    size: None is "demo", or where one of the files is a recipe, such as runs/semantic_base.gin, the size that it names, "base".
 
     A value that is not a gin value is taken as a string, so that quotes are not needed.
 
     Raises:
         UserError: an unknown size, file or name (with the names that are near), a value that does not fit, or a binding that nothing reads.
     """
+    paths = [_find(name) for name in gin_files]
+    size = size or _size_of_recipe(paths) or "demo"
     if size not in sizes():
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
-    files = [str(gin_folder() / "models" / f"{size}.gin"), *(str(_find(name)) for name in gin_files)]
+    files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
     gin.clear_config()
     # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
@@ -86,6 +90,12 @@ def _find(name: str) -> Path:
     raise UserError(f"{name}: no such gin file; name a path, or one of {', '.join(shipped)}")
 
 
+def _size_of_recipe(paths: Sequence[Path]) -> str | None:
+    """The size that the last recipe among the files has in its name, PART_SIZE.gin."""
+    named = {f"{part}_{size}.gin": size for part in TRAINED for size in sizes()}
+    return next((named[path.name] for path in reversed(paths) if path.name in named), None)
+
+
 def _quoted(binding: str) -> str:
     name, equals, value = binding.partition("=")
     if not equals or not name.strip():
@@ -122,13 +132,18 @@ def _explain(error: Exception) -> str:
 
 
 def _unused() -> list[str]:
-    """What is bound and no call has read: gin itself keeps silent about these. gin has no public view of its bindings."""
-    calls = gin.config._OPERATIVE_CONFIG
+    """What is bound and no call has got, since nothing reads it or a narrower scope has another value for each that does: gin itself keeps silent
+    about these. gin has no public view of its bindings."""
+    bound = gin.config._CONFIG
+    used = set()
+    for (where, selector), fields in gin.config._OPERATIVE_CONFIG.items():
+        scopes = [scope for scope, other in bound if other == selector and f"{where}/".startswith(f"{scope}/" if scope else "")]
+        for field in fields:
+            used.add((max((scope for scope in scopes if field in bound[scope, selector]), key=len, default=None), selector, field))
     unused = []
-    for (scope, selector), values in gin.config._CONFIG.items():
-        readers = [fields for (where, called), fields in calls.items() if called == selector and f"{where}/".startswith(f"{scope}/" if scope else "")]
+    for (scope, selector), values in bound.items():
         for field in values:
-            if not any(field in fields for fields in readers):
+            if (scope, selector, field) not in used:
                 short = selector.rpartition(".")[2]
                 unused.append(scope if selector == "gin.macro" else f"{scope}/{short}.{field}" if scope else f"{short}.{field}")
     return sorted(unused)

@@ -16,7 +16,8 @@ class OptimizerConfig:
     name: str = "adamw"
     # Peak of the schedule. Under "rsqrt" T5X's base is 1.0, multiplied by the parameter scale.
     learning_rate: float = 3e-4
-    # "constant", "cosine" (to 1 % at total_steps) or "rsqrt" (1/sqrt(max(step, warmup)), then times learning_rate).
+    # "constant", "cosine" (to 1 % at total_steps), "transformer" (arXiv 1706.03762, section 5.3: as sqrt(warmup/step)), all three after a linear
+    # warm-up; or "rsqrt" (1/sqrt(max(step, warmup)), then times learning_rate).
     schedule: str = "cosine"
     warmup_steps: int = 100
     # Only "cosine" reads it.
@@ -30,8 +31,8 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.name not in ("adamw", "adafactor"):
             raise ValueError(f"optimizer {self.name!r}: choose 'adamw' or 'adafactor'")
-        if self.schedule not in ("constant", "cosine", "rsqrt"):
-            raise ValueError(f"schedule {self.schedule!r}: choose 'constant', 'cosine' or 'rsqrt'")
+        if self.schedule not in ("constant", "cosine", "transformer", "rsqrt"):
+            raise ValueError(f"schedule {self.schedule!r}: choose 'constant', 'cosine', 'transformer' or 'rsqrt'")
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
@@ -44,6 +45,8 @@ def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
     if config.schedule == "cosine":
         progress = jnp.clip((step - warmup) / max(config.total_steps - warmup, 1), 0.0, 1.0)
         ramp = ramp * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+    if config.schedule == "transformer":
+        ramp = jnp.minimum(ramp, jax.lax.rsqrt((step + 1) / warmup))
     return config.learning_rate * ramp
 
 

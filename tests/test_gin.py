@@ -13,7 +13,8 @@ from musiclm_jax import main
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.main import load_config
-from musiclm_jax.steps import FitConfig
+from musiclm_jax.steps import TRAINED, FitConfig
+from musiclm_jax.tokens import STAGES
 
 
 def test_the_sizes_ship():
@@ -27,10 +28,20 @@ def test_every_size_parses_and_binds_nothing_in_vain(size):
     assert MusicLMConfig.from_dict(config.model.to_dict()) == config.model
 
 
-@pytest.mark.parametrize("path", sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")))
-def test_every_run_parses_on_every_size(path):
-    for size in main.sizes():
-        load_config(size, [f"runs/{path}"])
+@pytest.mark.parametrize("size", main.sizes())
+def test_the_run_of_fit_parses_on_every_size(size):
+    assert load_config(size, ["runs/fit.gin"]).semantic.loop.log_every == 20
+
+
+def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
+    assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(["fit.gin", *(f"{part}_base.gin" for part in TRAINED)])
+    base = load_config("base")
+    for part in TRAINED:
+        path = main.gin_folder() / "runs" / f"{part}_base.gin"
+        assert load_config(None, [f"runs/{path.name}"]) == load_config("base", [str(path)]) == base
+    copy = tmp_path / "fine_base.gin"  # One's own, changed.
+    copy.write_text(path.read_text().replace("batch_size = 256", "batch_size = 64"))
+    assert load_config(None, [str(copy)]).fine.batch_size == 64 and load_config(None).model == load_config("demo").model != base.model
 
 
 def test_base_is_the_paper():
@@ -38,7 +49,32 @@ def test_base_is_the_paper():
     assert config.model == MusicLMConfig()
     assert [config.training(stage).crop_sec for stage in ("semantic", "coarse", "fine")] == [30.0, 10.0, 3.0]
     task = config.task("coarse")
-    assert (task.name, task.optimizer.name, task.tokens, task.model) == ("coarse", "adafactor", config.model.tokens, config.model.coarse)
+    assert (task.name, task.tokens, task.model) == ("coarse", config.model.tokens, config.model.coarse)
+
+
+def test_recipes_hold_what_the_papers_state():
+    config = load_config("base")
+    for stage in STAGES:
+        optimizer = config.task(stage).optimizer
+        assert (optimizer.name, optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps) == ("adafactor", "rsqrt", 1.0, 10_000)
+        assert config.task(stage).model.dropout == 0.1 and (config.training(stage).batch_size, config.training(stage).loop.num_steps) == (256, 1_000_000)
+    codec = config.task("soundstream")
+    assert (codec.reconstruction_weight, codec.adversarial_weight, codec.feature_weight, codec.waveform_weight) == (1.0, 1.0, 100.0, 0.0)
+    assert (codec.loss_windows, codec.loss_mels) == (tuple(2**i for i in range(6, 12)), (64,) * 6)
+    assert (codec.quantizer.ema_decay, codec.discriminator_start_step, codec.quantizer_start_step) == (0.99, 0, 0)
+    w2v_bert = config.task("w2v_bert")
+    assert (w2v_bert.mask_start_rate, w2v_bert.mask_span, w2v_bert.num_distractors, w2v_bert.diversity_weight) == (0.065, 10, 100, 0.1)
+    optimizer = w2v_bert.optimizer
+    assert (optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == ("transformer", 2e-3, 25_000, 0.0)
+    assert (config.w2v_bert.batch_size, config.mulan.batch_size, config.mulan.crop_sec) == (2048, 6144, 10.0)
+    assert (config.model.mulan.loss, config.model.mulan.init_temperature) == ("decoupled", 0.1)
+
+
+def test_a_value_that_a_narrower_scope_overrules_is_not_lost_silently():
+    for name, meant in (("StageConfig.dropout", "fine/StageConfig.dropout"), ("stage/OptimizerConfig.clip_norm", "stage/fine/OptimizerConfig.clip_norm")):
+        with pytest.raises(UserError, match=f"^{name} is set but nothing reads it: did you mean .*{meant}"):
+            load_config("base", bindings=[f"{name}=0.5"])
+    assert load_config("demo", bindings=["StageConfig.dropout=0.2"]).model.fine.dropout == 0.2
 
 
 def test_later_values_win_and_strings_need_no_quotes(tmp_path):

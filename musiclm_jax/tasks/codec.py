@@ -54,7 +54,7 @@ class CodecTask:
     quantizer_start_step: int = 0
     # Part of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
-    # Weights of the generator's loss. The paper's are 1 (reconstruction), 1, 100 on sums where ours are means: see `losses`.
+    # Weights of the generator's loss. The paper's are 1 (reconstruction), 1, 100, of which ours is a mean where the first is a sum: see `losses`.
     reconstruction_weight: float = 1.0
     # Of the mean |fake - wave|; the paper has none, EnCodec (arXiv 2210.13438, section 3.4) does. Spectra say nothing of phase, and a
     # short run without it learns the timbre of noise: the decoder ignores its codes.
