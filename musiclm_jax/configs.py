@@ -37,6 +37,9 @@ class MusicLMConfig:
     fine: StageConfig = StageConfig()
     # Whether the fine stage sees the MuLan tokens. The paper leaves it open; AudioLM's sees coarse tokens only.
     fine_sees_mulan: bool = False
+    # Whether generation runs the fine stage. Without it the wave is that of the coarse levels: duller, but better than with a fine stage that has
+    # hardly learned, whose codes are noise.
+    use_fine: bool = True
     # How long generation slides over what the stages learned.
     windows: WindowConfig = WindowConfig()
     # How each stage draws by default: the paper's temperatures.

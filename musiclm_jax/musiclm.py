@@ -254,8 +254,8 @@ class MusicLM:
         keys: jax.Array,
         sampling: Mapping[str, SamplingConfig],
         on_progress: OnProgress | None = None,
-    ) -> Int[Array, "B T50 Q"]:
-        """Acoustic tokens for MuLan tokens, from text or from audio: the three stages, one after the other.
+    ) -> Int[Array, "B T50 q"]:
+        """Acoustic tokens for MuLan tokens, from text or from audio: the three stages, one after the other. Coarse levels alone without `use_fine`.
 
         Args: num_semantic: length in semantic tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
         """
@@ -270,6 +270,8 @@ class MusicLM:
 
         semantic = run("semantic", windows.generate_semantic, mulan, num_tokens=num_semantic)
         coarse = run("coarse", windows.generate_coarse, mulan, semantic)
+        if not config.use_fine:
+            return coarse
         return run("fine", windows.generate_fine, coarse, mulan=mulan if config.fine_sees_mulan else None)
 
 

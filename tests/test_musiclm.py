@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import jax
@@ -89,6 +90,12 @@ def test_progress_counts_every_token_of_every_stage(model):
         done = [call[1] for call in calls if call[0] == stage]
         assert {call[2] for call in calls if call[0] == stage} == {total}
         assert done[0] == 0 and done[-1] == total and done == sorted(done)
+
+
+def test_without_the_fine_stage_the_coarse_levels_are_heard(model):
+    seen, coarse = [], MusicLM(dataclasses.replace(model.config, use_fine=False), {name: model.variables(name) for name in MODELS}, model.text)
+    wave = coarse.generate(["a slow guitar tune"], seconds=0.2, on_progress=lambda stage, done, total: seen.append(stage)).wave
+    assert wave.shape == (1, 4800) and np.abs(wave).max() > 0 and set(seen) == {"semantic", "coarse"}
 
 
 def test_requests_that_no_model_can_serve(model):
