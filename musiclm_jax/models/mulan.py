@@ -19,6 +19,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import embedders
 from musiclm_jax.models.ast import AST, ASTConfig
+from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower
 from musiclm_jax.models.resnet import ResNet, ResNetConfig
 from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
 from musiclm_jax.nn.layers import Dense, l2_normalize, partitioned
@@ -46,7 +47,8 @@ class MuLanConfig:
     mel_mean: float = -6.0
     mel_std: float = 3.0
     # The paper's two audio towers: ResNet-50, which MusicLM takes, or the Audio Spectrogram Transformer, for which `mel` wants num_mels=128.
-    audio: ResNetConfig | ASTConfig = ResNetConfig()
+    # Or one of ours for little data and time, for which `mel` wants scale="octave".
+    audio: ResNetConfig | ASTConfig | PitchRhythmConfig = ResNetConfig()
     text: TextTowerConfig = TextTowerConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     # Of the shared space.
@@ -84,6 +86,9 @@ class MuLanConfig:
         return round(self.hop_sec * self.mel.sample_rate_hz)
 
 
+_AUDIO_TOWERS = {ResNetConfig: ResNet, ASTConfig: AST, PitchRhythmConfig: PitchRhythmTower}
+
+
 class MuLan(nn.Module):
     """The two towers, the temperature and, for the sigmoid loss, the bias. With `train=True`, `apply` wants the rngs "dropout" and "augment"."""
 
@@ -92,8 +97,7 @@ class MuLan(nn.Module):
     def setup(self):
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        audio_tower = AST if isinstance(config.audio, ASTConfig) else ResNet
-        self.audio_tower = audio_tower(config.audio, dtype=dtype, remat=config.remat)
+        self.audio_tower = _AUDIO_TOWERS[type(config.audio)](config.audio, dtype=dtype, remat=config.remat)
         self.text_tower = TextTower(config.text, dtype=dtype, remat=config.remat)
         # float32: the embeddings are compared at a fine temperature.
         self.audio_head = Dense(config.embedding_dim, axes=("conv", "embed"))

@@ -40,22 +40,17 @@ class ResNetConfig:
     # Channels per group of a norm; a layer of fewer channels is one group. Group norm (arXiv 1803.08494) has no state and mixes
     # no examples, so a clip's embedding never depends on its batch mates; ResNet-50's batch norm would do both.
     norm_group_size: int = 16
-    # "mean": over time and frequency, as ResNet-50 does. "stats": mean and standard deviation over time, for every channel and remaining
-    # frequency, side by side: the deviation tells steady from rhythmic, the frequency tells pitch.
-    pooling: str = "mean"
 
     def __post_init__(self):
         if not len(self.depths) == len(self.widths) == len(self.strides):
             raise ValueError(f"depths={self.depths}, widths={self.widths}, strides={self.strides}: give each the same number of stages")
-        if self.pooling not in ("mean", "stats"):
-            raise ValueError(f"pooling={self.pooling!r}: choose 'mean' or 'stats'")
         for width in (self.stem_width, *self.widths):
             if width > self.norm_group_size and width % self.norm_group_size:
                 raise ValueError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}")
 
 
 class ResNet(nn.Module):
-    """Spectrogram [B, T, M] -> features [B, D], D fixed by the config and, for "stats", by M. Any T will do."""
+    """Spectrogram [B, T, M] -> features [B, D], means over time and frequency. Any T and M will do."""
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
@@ -68,21 +63,15 @@ class ResNet(nn.Module):
     def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:
         config = self.config
         x = spectrogram.astype(self.dtype)[..., None]
-        x = _conv(config.stem_width, config.stem_kernel, config.stem_stride, dtype=self.dtype, name="stem")(x)
-        x = nn.relu(_norm(self.norm, config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
+        x = convolution(config.stem_width, config.stem_kernel, config.stem_stride, dtype=self.dtype, name="stem")(x)
+        x = nn.relu(make_norm(self.norm, config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
         if config.stem_pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         block = nn.remat(Block) if self.remat else Block
         for stage, (depth, width, stride) in enumerate(zip(config.depths, config.widths, config.strides, strict=True)):
             for i in range(depth):
                 x = block(config, width, stride if i == 0 else (1, 1), dtype=self.dtype, norm=self.norm, name=f"stage{stage}_block{i}")(x)
-        x = x.astype(jnp.float32)
-        if config.pooling == "mean":
-            return jnp.mean(x, axis=(1, 2))
-        x = x.reshape(*x.shape[:2], -1)  # [B, T, M, D] -> [B, T, M*D]
-        mean = jnp.mean(x, axis=1)
-        deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[:, None]), axis=1) + 1e-6)
-        return jnp.concatenate([mean, deviation], axis=-1)
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
 class Block(nn.Module):
@@ -96,8 +85,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T M D"]) -> Float[Array, "B T2 M2 D2"]:
-        conv = functools.partial(_conv, dtype=self.dtype)
-        norm = functools.partial(_norm, self.norm, self.config, dtype=self.dtype)
+        conv = functools.partial(convolution, dtype=self.dtype)
+        norm = functools.partial(make_norm, self.norm, self.config, dtype=self.dtype)
         if self.config.bottleneck:
             layers = [(self.width, (1, 1), (1, 1)), (self.width, (3, 3), self.stride), (self.width * _EXPANSION, (1, 1), (1, 1))]
         else:
@@ -113,7 +102,7 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-def _conv(width: int, kernel: tuple[int, int], stride: tuple[int, int], *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Conv:
+def convolution(width: int, kernel: tuple[int, int], stride: tuple[int, int], *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Conv:
     # Padded alike on both sides for odd kernels, so that n becomes ceil(n / stride) as in other frameworks.
     padding = tuple(((k - 1) // 2, k // 2) for k in kernel)
     return nn.Conv(width, kernel, stride, padding=padding, use_bias=False, dtype=dtype, kernel_init=_kernel_init, name=name)
@@ -131,7 +120,7 @@ class Affine(nn.Module):
         return x * scale.astype(self.dtype) + bias.astype(self.dtype)
 
 
-def _norm(kind: str, config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Module:
+def make_norm(kind: str, config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Module:
     if kind == "affine":
         return Affine(dtype=dtype, name=name)
     if kind != "group":

@@ -35,8 +35,8 @@ class StageConfig(TransformerConfig):
 # Steps of the target beyond which TimeBias tells distances no more apart, and how fast its first and last head forget at the start, per step.
 _FARTHEST = 16
 _SLOPES = (1.0, 0.05)
-# What the first head adds at the start for codes of the level that is to be written.
-_SAME_LEVEL = 4.0
+# What the first head adds at the start for codes of the level that is to be written, and the second for what the prefix says of their time.
+_FAVOUR = 4.0
 
 
 class TimeBias(nn.Module):
@@ -45,8 +45,9 @@ class TimeBias(nn.Module):
     In a target of several levels, codes of the level that the query is to write are a segment of their own, the last.
 
     It starts as a slope that falls off on both sides, from head to head less steep (ALiBi, arXiv 2108.12409, section 3): each head begins
-    by looking at what sounds near its own time, in every stream, and the first at what its level said just before. Found by gradient from a
-    flat start, that takes a small model thousands of steps. Segments without time have one bias each, at first 0.
+    by looking at what sounds near its own time, the first at what its level said just before, the second, as steep as the first, at what the
+    streams of the prefix say of this moment. Found by gradient from a flat start, the one takes a small model thousands of steps, and the other
+    never came. Segments without time have one bias each, at first 0.
     """
 
     num_heads: int
@@ -58,13 +59,15 @@ class TimeBias(nn.Module):
         segments, times, levels = self.layout.positions(num_steps)
         own_segment = self.layout.target.levels > 1
         rows, slots = len(self.layout.segments) + own_segment, 2 * _FARTHEST + 2  # the last slot: query or key has no time
-        table = self.param("table", partitioned(_time_bias_init(own_segment), ("heads", None, None)), (self.num_heads, rows, slots), jnp.float32)
+        num_prefix = len(self.layout.prefix)
+        init = _time_bias_init(num_prefix, timed=sorted(set(segments[(times >= 0) & (segments < num_prefix)].tolist())))
+        table = self.param("table", partitioned(init, ("heads", None, None)), (self.num_heads, rows, slots), jnp.float32)
         query_times, key_times = jnp.asarray(times)[queries][:, None], times[:num_keys]
         slot = jnp.clip(key_times - query_times, -_FARTHEST, _FARTHEST) + _FARTHEST
         slot = jnp.where((key_times < 0) | (query_times < 0), slots - 1, slot)
         row = segments[:num_keys]
         if own_segment:
-            of_target = row == len(self.layout.prefix)
+            of_target = row == num_prefix
             row = row + (of_target & (levels[:num_keys] == jnp.asarray(levels)[queries][:, None]))
         return jnp.take(table.reshape(self.num_heads, -1), row * slots + slot, axis=1)[None]
 
@@ -168,14 +171,19 @@ def _unstack(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     return {**params, "body": unstack_layers(params["body"], num_layers)}
 
 
-def _time_bias_init(own_segment: bool):
+def _time_bias_init(num_prefix: int, *, timed: list[int]):
+    """timed: the segments of the prefix that have time."""
+
     def init(rng, shape, dtype=jnp.float32):
         del rng
-        heads, segments, slots = shape
-        falloff = np.append(np.abs(np.arange(slots - 1) - _FARTHEST), 0)
-        table = np.tile(-np.geomspace(*_SLOPES, heads)[:, None, None] * falloff, (1, segments, 1))
-        if own_segment:
-            table[0, -1] += _SAME_LEVEL
+        heads, _, slots = shape
+        slopes = np.geomspace(*_SLOPES, heads)
+        if timed:
+            slopes[1:2] = slopes[0]
+        table = np.zeros(shape)
+        table[..., :-1] = -slopes[:, None, None] * np.abs(np.arange(slots - 1) - _FARTHEST)
+        table[:1, num_prefix + 1 :] += _FAVOUR
+        table[1:2, timed] += _FAVOUR
         return jnp.asarray(table, dtype)
 
     return init

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models import mulan
+from musiclm_jax.nn.layers import fan_in_init, partitioned
 from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 
@@ -56,6 +57,15 @@ def recall_at_1(cosines: Float[Array, "B B"], same: Bool[Array, "B B"]) -> Float
     return jnp.mean(jnp.take_along_axis(same, best[:, None], axis=1).astype(jnp.float32))
 
 
+def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    """Nats that it costs to tell, for each token of a text, in whose text of the batch it stands; summed over the text, mean over texts.
+
+    logits: of each clip and token of the vocabulary. A token that stands in every text costs log B, and nothing is learned from it.
+    """
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=0), ids, axis=1)
+    return jnp.mean(jnp.sum(nats * mask, axis=1))
+
+
 @dataclasses.dataclass(frozen=True)
 class MuLanTask:
     """Batch: "wave" float32 [B, N], "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
@@ -68,9 +78,16 @@ class MuLanTask:
     name: str = "mulan"
     model: mulan.MuLanConfig = mulan.MuLanConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    # Weight of a second loss, `word_loss` of a linear layer on the audio embedding. A contrast between two towers that both start from nothing is
+    # slow to find what few captions say and few features tell, such as the mode: neither tower moves before the other has it. Words are there
+    # from the start. The paper has none: 0.
+    word_weight: float = 0.0
 
     def init_state(self, rng: Key) -> TrainState:
-        params = mulan.init(self.model, rng)
+        params = {"mulan": mulan.init(self.model, rng)}
+        if self.word_weight:
+            shape = (self.model.embedding_dim, self.model.text.vocab_size)
+            params["words"] = partitioned(fan_in_init, (None, "vocab"))(jax.random.fold_in(rng, 1), shape)
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
@@ -84,21 +101,24 @@ class MuLanTask:
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """{"params"}; `mulan.fit_quantizer` adds "quantizer" when training is done."""
-        return {"params": nn.unbox(state.params)}
+        return {"params": nn.unbox(state.params["mulan"])}
 
     def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:
         ids, mask = batch["text_ids"], batch["text_mask"]
-        audio, text, temperature, bias = mulan.MuLan(self.model).apply({"params": params}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs)
+        audio, text, temperature, bias = mulan.MuLan(self.model).apply(
+            {"params": params["mulan"]}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
+        )
         cosines = jnp.einsum("bd,cd->bc", audio, text, precision=jax.lax.Precision.HIGHEST)
         same = same_text(ids, mask)
 
         def loss_of(cosines):
             return contrastive_loss(cosines, same, temperature=temperature, bias=bias, form=self.model.loss)
 
-        loss = loss_of(cosines)
+        contrast = loss_of(cosines)
+        words = word_loss(audio * audio.shape[-1] ** 0.5 @ nn.unbox(params["words"]), ids, mask) if self.word_weight else 0.0
         negatives = jnp.logical_not(same)
-        return loss, {
-            "loss": loss,
+        return contrast + self.word_weight * words, {
+            "loss": contrast,
             "loss_chance": loss_of(jnp.zeros_like(cosines)),
             "audio_to_text": recall_at_1(cosines, same),
             "text_to_audio": recall_at_1(cosines.T, same),
@@ -106,4 +126,4 @@ class MuLanTask:
             "temperature": temperature,
             "pair_cosine": jnp.mean(jnp.diagonal(cosines)),
             "negative_cosine": jnp.sum(cosines * negatives) / jnp.maximum(jnp.sum(negatives), 1),
-        }
+        } | ({"word_loss": words} if self.word_weight else {})

@@ -12,13 +12,13 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
-from musiclm_jax.models.resnet import ResNet, ResNetConfig
+from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.text_tower import TextTower, TextTowerConfig
 
 # 100 Hz "audio": windows of 10 s are 1000 samples, 50 frames.
 TINY = MuLanConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),
-    audio=ResNetConfig(depths=(1, 1), widths=(4, 8), strides=((1, 1), (2, 2)), bottleneck=False, stem_width=4, stem_pool=False, pooling="stats"),
+    audio=ResNetConfig(depths=(1, 1), widths=(4, 8), strides=((1, 1), (2, 2)), bottleneck=False, stem_width=4, stem_pool=False),
     text=TextTowerConfig(vocab_size=19, max_tokens=13, dim=10, num_layers=2, num_heads=2, mlp_dim=14, dropout=0.1),
     spec_augment=SpecAugmentConfig(num_time_masks=1, max_time_frames=9, num_mel_masks=1, max_mel_bins=3),
     embedding_dim=7,
@@ -101,20 +101,6 @@ def test_a_clip_does_not_depend_on_its_batch_mates():
     wave, (ids, mask) = waves(3, 1000), texts(3, 9)
     np.testing.assert_allclose(embed_audio(TINY, params(), wave)[1:2], embed_audio(TINY, params(), wave[1:2]), atol=1e-6)
     np.testing.assert_allclose(embed_text(TINY, params(), ids, mask)[1:2], embed_text(TINY, params(), ids[1:2], mask[1:2]), atol=1e-6)
-
-
-def test_stats_pooling_by_hand():
-    config = dataclasses.replace(TINY.audio, depths=(), widths=(), strides=())
-    mels = waves(2, 17 * 11).reshape(2, 17, 11)
-    dtype = jnp.dtype("float32")
-    model, means = ResNet(config, dtype), ResNet(dataclasses.replace(config, pooling="mean"), dtype)
-    variables = model.init(jax.random.key(1), mels)
-    stats, mean = model.apply(variables, mels), means.apply(variables, mels)
-    stats = stats.reshape(2, 2, 6, 4)  # mean and deviation, [M, D]
-    np.testing.assert_allclose(stats[:, 0].mean(1), mean, atol=1e-6)
-    # Twice the same clip in a row would have the same statistics, were it not for the edges of the convolution: a steady input has none.
-    steady = model.apply(variables, jnp.broadcast_to(mels[:, :1], mels.shape)).reshape(2, 2, 6, 4)
-    assert steady[:, 1].mean() < stats[:, 1].mean()
 
 
 def test_spec_augment_blanks_bands():
@@ -235,7 +221,7 @@ def test_too_little_data_for_the_codebook():
 
 
 @pytest.mark.parametrize(
-    "change", [dict(loss="triplet"), dict(init_temperature=0.0), dict(audio=dict(pooling="max")), dict(audio=dict(depths=(1,))), dict(text=dict(num_heads=3))]
+    "change", [dict(loss="triplet"), dict(init_temperature=0.0), dict(audio=dict(depths=(1,))), dict(text=dict(num_heads=3))]
 )
 def test_nonsense_is_refused(change):
     with pytest.raises(ValueError):

@@ -61,12 +61,20 @@ def test_decoding_is_the_full_pass(name, options):
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
 
 
-def test_time_bias_starts_at_what_sounds_together_and_at_the_same_level():
+def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():
     # 3 MuLan tokens, 2 semantic ones, 4 frames of 2 levels; the query writes level 1 of frame 1.
-    bias, _ = TimeBias(2, stage_layout("coarse", TOKENS)).init_with_output(jax.random.key(0), 4, jnp.array([8]), 13)
+    bias, _ = TimeBias(3, stage_layout("coarse", TOKENS)).init_with_output(jax.random.key(0), 4, jnp.array([8]), 13)
     slopes = np.array([0, 0, 0, -1, -1, -1, -1, 0, 0, -1, -1, -2, -2])
     own_level = np.array([0] * 5 + [0, 4] * 4)
-    np.testing.assert_allclose(bias[0, :, 0], [slopes + own_level, slopes / 20], atol=1e-6)
+    semantic = np.array([0] * 3 + [4] * 2 + [0] * 8)
+    np.testing.assert_allclose(bias[0, :, 0], [slopes + own_level, slopes + semantic, slopes / 20], atol=1e-6)
+
+
+def test_time_bias_without_a_timed_prefix_is_slopes_alone():
+    # 12 MuLan tokens and 4 semantic ones.
+    bias, _ = TimeBias(3, stage_layout("semantic", TokenSpec())).init_with_output(jax.random.key(0), 4, jnp.array([14]), 15)
+    slopes = np.array([0] * 12 + [-2, -1, 0])
+    np.testing.assert_allclose(bias[0, :, 0], [slopes, slopes * 0.05**0.5, slopes / 20], atol=1e-6)
 
 
 def test_time_bias_tells_segments_levels_and_times_apart():

@@ -13,11 +13,11 @@ from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.text_tower import TextTowerConfig
 from musiclm_jax.optim import OptimizerConfig
-from musiclm_jax.tasks.mulan import MuLanTask, contrastive_loss, recall_at_1, same_text
+from musiclm_jax.tasks.mulan import MuLanTask, contrastive_loss, recall_at_1, same_text, word_loss
 
 TINY = MuLanConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),
-    audio=ResNetConfig(depths=(1, 1), widths=(4, 8), strides=((1, 1), (2, 2)), bottleneck=False, stem_width=4, stem_pool=False, pooling="stats"),
+    audio=ResNetConfig(depths=(1, 1), widths=(4, 8), strides=((1, 1), (2, 2)), bottleneck=False, stem_width=4, stem_pool=False),
     text=TextTowerConfig(vocab_size=19, max_tokens=13, dim=10, num_layers=2, num_heads=2, mlp_dim=14, dropout=0.0, pre_norm=True),
     spec_augment=SpecAugmentConfig(num_time_masks=0, num_mel_masks=0),
     embedding_dim=7,
@@ -116,7 +116,7 @@ def test_every_parameter_gets_a_gradient(state, train_step):
 def test_sigmoid_adds_a_bias(state):
     sigmoid = MuLanTask(model=dataclasses.replace(TINY, loss="sigmoid"))
     shapes = jax.eval_shape(sigmoid.init_state, jax.random.key(0)).params
-    assert set(shapes) - set(state.params) == {"bias"}
+    assert set(shapes["mulan"]) - set(state.params["mulan"]) == {"bias"}
 
 
 def test_overfits_a_batch(state, train_step):
@@ -146,9 +146,30 @@ def test_augmentation_and_dropout_draw_from_the_steps_key(state):
 
 
 def test_temperature_has_a_floor(state):
-    cold = {**state.params, "log_temperature": jax.tree.map(lambda x: x - 100, state.params["log_temperature"])}
-    evaluated = jax.jit(TASK.eval_step)(state.replace(params=cold), batch(), jax.random.key(0))
+    towers = state.params["mulan"]
+    cold = {**towers, "log_temperature": jax.tree.map(lambda x: x - 100, towers["log_temperature"])}
+    evaluated = jax.jit(TASK.eval_step)(state.replace(params={"mulan": cold}), batch(), jax.random.key(0))
     assert evaluated["temperature"] == pytest.approx(TINY.min_temperature)
+
+
+def test_word_loss_by_hand():
+    logits, ids = np.random.default_rng(0).standard_normal((2, 5)), np.array([[1, 4, 0], [3, 3, 2]])
+    mask = np.array([[True, True, False], [True, True, True]])
+    nats = -np.log(np.exp(logits) / np.exp(logits).sum(axis=0))  # over clips
+    expected = (nats[0, 1] + nats[0, 4] + 2 * nats[1, 3] + nats[1, 2]) / 2
+    np.testing.assert_allclose(word_loss(jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(mask)), expected, rtol=1e-5)
+
+
+def test_words_are_read_off_the_audio_embedding():
+    task = dataclasses.replace(TASK, word_weight=0.5)
+    state = jax.jit(task.init_state)(jax.random.key(0, impl="rbg"))
+    step = jax.jit(task.train_step)
+    first = step(state, batch(), jax.random.key(0))[1]
+    for i in range(30):
+        state, metrics = step(state, batch(), jax.random.key(i))
+    assert metrics["word_loss"] < 0.9 * first["word_loss"]
+    # The layer that reads them is of no use after training, and stays behind.
+    assert jax.tree.structure(task.variables(state)) == jax.tree.structure(TASK.variables(TASK.init_state(jax.random.key(0))))
 
 
 def test_variables_are_plain_arrays(state):
