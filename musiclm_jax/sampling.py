@@ -40,7 +40,7 @@ class SamplingConfig:
     top_k: int = 0
     # Keep the most likely codes that together reach this probability. 1: all.
     top_p: float = 1.0
-    # Classifier-free guidance: logits = without + guidance * (with - without the text). 1: off; more doubles the work.
+    # Classifier-free guidance (arXiv 2207.12598): logits = without + guidance * (with - without the conditions). 1: off; more doubles the work.
     guidance: float = 1.0
 
     def __post_init__(self):
@@ -51,7 +51,7 @@ class SamplingConfig:
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: choose a probability in (0, 1]")
         if self.guidance < 0:
-            raise UserError(f"guidance={self.guidance}: choose 1 (off) or more; 0 ignores the text")
+            raise UserError(f"guidance={self.guidance}: choose 1 (off) or more; 0 ignores the prompt")
 
 
 @runtime_checkable
@@ -138,8 +138,8 @@ def sample_codes(
         raise ValueError(f"the prompt has {known // levels} steps, the target {num_steps}: nothing to draw")
     if keys.shape[0] != batch:
         raise ValueError(f"expected one key per row: {batch}, got {keys.shape[0]}")
-    if sampling.guidance != 1:  # rows [B, 2 B) run without the text
-        prefix_ids = jnp.concatenate([prefix_ids, layout.masked(prefix_ids)])
+    if sampling.guidance != 1:  # rows [B, 2 B) run without conditions
+        prefix_ids = jnp.concatenate([prefix_ids, jnp.full_like(prefix_ids, layout.mask_id)])
     codes = jnp.zeros((batch, total), jnp.int32)
     if prompt is not None:
         codes = codes.at[:, :known].set(prompt.reshape(batch, known))

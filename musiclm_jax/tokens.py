@@ -134,14 +134,6 @@ class StageLayout:
         """What the stage learns to write, as codes in [0, target.codes)."""
         return self.target.take(streams)
 
-    def masked(self, prefix_ids: Int[Array, "B P"], stream: str = "mulan") -> Int[Array, "B P"]:
-        """The prefix with every id of `stream` replaced by `mask_id`: the unconditional half of classifier-free guidance."""
-        hidden = jnp.zeros(prefix_ids.shape, bool)
-        for segment, offset in zip(self.prefix, self.offsets):
-            if segment.stream == stream:
-                hidden |= (prefix_ids >= offset) & (prefix_ids < offset + segment.vocab_size)
-        return jnp.where(hidden, self.mask_id, prefix_ids)
-
     def check(self, streams: Mapping[str, Array | np.ndarray]) -> None:
         """Raises UserError where codes of a batch are out of range or streams disagree on the duration. On the host: reads the values."""
         seconds = {}

@@ -67,14 +67,6 @@ def test_two_frames_per_semantic_token(seconds):
     assert [frame // 2 for frame in range(acoustic.steps(whole))] == [s for s in range(semantic.steps(whole)) for _ in range(2)]
 
 
-def test_masked_hides_only_the_text():
-    layout = stage_layout("coarse", TOKENS)
-    ids = layout.prefix_ids(streams())
-    masked = np.asarray(layout.masked(ids))
-    assert (masked[:, :3] == layout.mask_id).all()
-    np.testing.assert_array_equal(masked[:, 3:], ids[:, 3:])
-
-
 def test_bad_batches_are_named():
     batch = streams()
     layout = stage_layout("coarse", TOKENS)

@@ -60,7 +60,7 @@ class TimeBias(nn.Module):
         own_segment = self.layout.target.levels > 1
         rows, slots = len(self.layout.segments) + own_segment, 2 * _FARTHEST + 2  # the last slot: query or key has no time
         num_prefix = len(self.layout.prefix)
-        init = _time_bias_init(num_prefix, timed=sorted(set(segments[(times >= 0) & (segments < num_prefix)].tolist())))
+        init = _time_bias_init(num_prefix, timed=[i for i, segment in enumerate(self.layout.prefix) if segment.rate_hz])
         table = self.param("table", partitioned(init, ("heads", None, None)), (self.num_heads, rows, slots), jnp.float32)
         query_times, key_times = jnp.asarray(times)[queries][:, None], times[:num_keys]
         slot = jnp.clip(key_times - query_times, -_FARTHEST, _FARTHEST) + _FARTHEST

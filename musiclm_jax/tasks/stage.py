@@ -31,8 +31,8 @@ class StageTask:
     optimizer: OptimizerConfig = OptimizerConfig()
     # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting (T5X's value). 0: off.
     z_loss: float = 1e-4
-    # Share of training sequences without their MuLan tokens, for classifier-free guidance. 0: the model learns only with them.
-    mulan_dropout: float = 0.0
+    # Share of training sequences without their conditions, for classifier-free guidance. 0: the model learns only with them.
+    prefix_dropout: float = 0.0
     # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
     # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
     past_dropout: float = 0.0
@@ -40,8 +40,8 @@ class StageTask:
     fine_sees_mulan: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.mulan_dropout < 1:
-            raise ValueError(f"mulan_dropout={self.mulan_dropout}: choose a rate in [0, 1)")
+        if not 0 <= self.prefix_dropout < 1:
+            raise ValueError(f"prefix_dropout={self.prefix_dropout}: choose a rate in [0, 1)")
         if not 0 <= self.past_dropout <= 1:
             raise ValueError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
 
@@ -74,10 +74,10 @@ class StageTask:
         prefix_ids, codes = self.layout.prefix_ids(batch), self.layout.target_codes(batch)
         hidden_steps, rngs = None, {}
         if rng is not None:
-            mulan_rng, past_rng, rngs["dropout"] = jax.random.split(rng, 3)
-            if self.mulan_dropout:
-                drop = jax.random.bernoulli(mulan_rng, self.mulan_dropout, (codes.shape[0], 1))
-                prefix_ids = jnp.where(drop, self.layout.masked(prefix_ids), prefix_ids)
+            prefix_rng, past_rng, rngs["dropout"] = jax.random.split(rng, 3)
+            if self.prefix_dropout:
+                drop = jax.random.bernoulli(prefix_rng, self.prefix_dropout, (codes.shape[0], 1))
+                prefix_ids = jnp.where(drop, self.layout.mask_id, prefix_ids)
             if self.past_dropout:
                 hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.past_dropout)
         logits = self.stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)

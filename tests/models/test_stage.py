@@ -70,6 +70,11 @@ def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():
     np.testing.assert_allclose(bias[0, :, 0], [slopes + own_level, slopes + semantic, slopes / 20], atol=1e-6)
 
 
+def test_the_start_of_the_time_bias_does_not_depend_on_the_length():
+    tables = [TimeBias(3, stage_layout("coarse", TOKENS)).init(jax.random.key(0), n, jnp.array([4]), 4)["params"] for n in (1, 4)]
+    np.testing.assert_array_equal(*[nn.meta.unbox(table)["table"] for table in tables])
+
+
 def test_time_bias_without_a_timed_prefix_is_slopes_alone():
     # 12 MuLan tokens and 4 semantic ones.
     bias, _ = TimeBias(3, stage_layout("semantic", TokenSpec())).init_with_output(jax.random.key(0), 4, jnp.array([14]), 15)
@@ -133,7 +138,7 @@ def test_the_mask_row_is_input_only():
     vocab_size = stage.layout.vocab_size
     assert params["embed"]["embedding"].shape == (vocab_size + 1, 13) and params["head"].shape == (vocab_size, 13)
     run = jax.jit(stage.apply)
-    with_text, without = (run({"params": params}, ids, codes) for ids in (prefix_ids, stage.layout.masked(prefix_ids)))
+    with_text, without = (run({"params": params}, ids, codes) for ids in (prefix_ids, jnp.full_like(prefix_ids, stage.layout.mask_id)))
     assert np.abs(with_text - without).max() > 1e-3
 
 

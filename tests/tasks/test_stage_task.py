@@ -52,7 +52,7 @@ def test_levels_average_to_the_loss():
 
 
 def test_a_step_is_a_pure_function_of_its_arguments(semantic_state):
-    task = StageTask(name="semantic", model=StageConfig(**{**MODEL.__dict__, "dropout": 0.2}), tokens=TOKENS, optimizer=FAST, mulan_dropout=0.5)
+    task = StageTask(name="semantic", model=StageConfig(**{**MODEL.__dict__, "dropout": 0.2}), tokens=TOKENS, optimizer=FAST, prefix_dropout=0.5)
     step = jax.jit(task.train_step)
     a, b, other = (step(semantic_state, batch(), jax.random.key(seed)) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -61,7 +61,7 @@ def test_a_step_is_a_pure_function_of_its_arguments(semantic_state):
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropped_text_reaches_the_mask_row(semantic_state, rate):
-    task = StageTask(model=MODEL, tokens=TOKENS, mulan_dropout=rate)
+    task = StageTask(model=MODEL, tokens=TOKENS, prefix_dropout=rate)
     grads = jax.jit(jax.grad(lambda params: task._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (rate > 0)
 
