@@ -36,6 +36,8 @@ class SamplingConfig:
 
     # Divides the logits. 0: always the most likely code.
     temperature: float = 1.0
+    # Factor of the temperature from each level to the next. What fine levels draw amiss is heard as noise; what the first level draws is the music.
+    cooling: float = 1.0
     # Keep the k most likely codes. 0: all.
     top_k: int = 0
     # Keep the most likely codes that together reach this probability. 1: all.
@@ -46,6 +48,8 @@ class SamplingConfig:
     def __post_init__(self):
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature}: choose 0 (most likely code) or more")
+        if not 0 < self.cooling <= 1:
+            raise UserError(f"cooling={self.cooling}: choose a factor in (0, 1]; 1 is none")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k}: choose 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
@@ -166,10 +170,12 @@ def sample_codes(
     return state.codes.reshape(batch, num_steps, levels)
 
 
-def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, sampling: SamplingConfig) -> jax.Array:
+def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level: jax.Array | int, sampling: SamplingConfig) -> jax.Array:
     if sampling.guidance != 1:
         conditional, free = jnp.split(logits, 2)
         logits = free + sampling.guidance * (conditional - free)
+    if sampling.cooling != 1:
+        logits = logits / sampling.cooling**level
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
 
 
@@ -178,7 +184,7 @@ def _prefill(decoder, params, ids, codes, keys, sampling, num_steps, known) -> D
     """The prefix (and prompt) into a cache of exactly its length, and the first code."""
     cache = decoder.init_cache(*ids.shape)
     logits, cache = decoder(params, ids, cache, num_steps=num_steps, position=0, level=0)
-    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, sampling)), cache)
+    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, 0, sampling)), cache)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length"))
@@ -198,8 +204,9 @@ def _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, st
         if sampling.guidance != 1:
             ids = jnp.concatenate([ids, ids])
         position = prefix_length + index - 1
-        logits, cache = decoder(params, ids, state.cache, num_steps=num_steps, position=position, level=index % target.levels)
-        code = _draw_next(logits, keys, index, sampling)
+        level = index % target.levels
+        logits, cache = decoder(params, ids, state.cache, num_steps=num_steps, position=position, level=level)
+        code = _draw_next(logits, keys, index, level, sampling)
         return DecodeState(jax.lax.dynamic_update_slice_in_dim(state.codes, code[:, None], index, axis=1), cache)
 
     return jax.lax.fori_loop(start, stop, step, state)

@@ -107,6 +107,19 @@ def test_guidance_mixes_with_and_without_text():
     np.testing.assert_array_equal(run(3.0), np.ones((3, 2, 2)))
 
 
+def test_cooling_goes_from_level_to_level():
+    class Flat(Scripted):
+        def __call__(self, params, ids, cache, *, num_steps, position, level):
+            return jnp.tile(params, (ids.shape[0], 1)), cache
+
+    rows, logits = 4000, jnp.array([0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    keys = jax.random.split(jax.random.key(0), rows)
+    codes = sample_codes(Flat(LAYOUT), logits, jnp.tile(PREFIX[:1], (rows, 1)), num_steps=2, keys=keys, sampling=SamplingConfig(2.0, cooling=0.25))
+    for level, temperature in enumerate((2.0, 0.5)):
+        shares = np.bincount(np.asarray(codes[:, :, level]).ravel(), minlength=7) / (2 * rows)
+        np.testing.assert_allclose(shares, jax.nn.softmax(logits / temperature), atol=0.02)
+
+
 @functools.cache
 def build_stage():
     layout = stage_layout("coarse", TOKENS)
@@ -164,7 +177,7 @@ def test_filters_against_numpy(top_k, top_p):
         np.testing.assert_array_equal(filtered[keep], row[keep])
 
 
-@pytest.mark.parametrize("field,value", [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)])
+@pytest.mark.parametrize("field,value", [("temperature", -1.0), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)])
 def test_nonsense_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}="):
         SamplingConfig(**{field: value})
