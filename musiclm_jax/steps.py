@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.models import mulan, w2v_bert
 from musiclm_jax.models.mulan import MuLanConfig
+from musiclm_jax.models.stage import start_from_codebooks
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.progress import ProgressLine
@@ -31,7 +33,7 @@ from musiclm_jax.records import read_json, write_text
 from musiclm_jax.tasks.codec import CodecTask
 from musiclm_jax.tasks.mulan import MuLanTask
 from musiclm_jax.tasks.stage import StageTask
-from musiclm_jax.tasks.task import Task
+from musiclm_jax.tasks.task import Task, TrainState
 from musiclm_jax.tasks.w2v_bert import W2vBertTask
 from musiclm_jax.text import TextTokenizer
 from musiclm_jax.tokenizers import AcousticTokenizer, SemanticTokenizer
@@ -199,12 +201,12 @@ def _prepare(run: Run, folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------- Models of tokens
 
 
-def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source]) -> dict[str, Any]:
+def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source], **options: Any) -> dict[str, Any]:
     """Trains a part on source(split, seed), keeps its weights, returns its last metrics."""
     training, task = run.config.training(name), run.config.task(name)
     seed = training.loop.seed
     held_out = source("test", seed + 1) if run.clips.split("test") else None
-    state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=held_out)
+    state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=held_out, **options)
     _save_variables(folder, task.variables(state))
     return {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
 
@@ -354,6 +356,11 @@ def _perplexity(codes: np.ndarray, num_codes: int) -> float:
 
 # What a stage learns from, beside MuLan's tokens.
 _STAGE_TOKENS = {"semantic": ("semantic",), "coarse": ("semantic", "acoustic"), "fine": ("acoustic",)}
+# What the codes of these streams stand for, [Q, C, K].
+_CODEBOOKS = {
+    "semantic": lambda run: run.variables("kmeans")["kmeans"]["centroids"][None],
+    "acoustic": lambda run: run.variables("soundstream")["quantizer"]["codebooks"],
+}
 
 
 def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
@@ -378,7 +385,13 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
             text_share=config.text_share,
         )
 
-    results = _train(run, folder, name, source)
+    def warm_start(state: TrainState) -> TrainState:
+        rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+        return state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
+
+    codebooks = {kind: _CODEBOOKS[kind](run) for kind in _STAGE_TOKENS[name]}
+    options = {"warm_start": warm_start} if training.task.codebook_init else {}
+    results = _train(run, folder, name, source, **options)
     return results | (_beside_counting(results["eval_loss"], store, layout) if run.clips.split("test") else {})
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,15 @@ class TrainConfig:
                 raise UserError(f"{name}={getattr(self, name)}: choose 1 or more, or 0 for only at the end")
 
 
-def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfig, eval_source: Source | None = None) -> TrainState:
+def train(
+    task: Task,
+    source: Source,
+    *,
+    workdir: Path | str,
+    config: TrainConfig,
+    eval_source: Source | None = None,
+    warm_start: Callable[[TrainState], TrainState] = lambda state: state,
+) -> TrainState:
     """Trains `task` to step `config.num_steps` and returns its state, unboxed.
 
     Continues from the newest checkpoint in `workdir`, where the log (`metrics.jsonl`) and the checkpoints go. SIGTERM and Ctrl-C save a
@@ -67,6 +75,7 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
         workdir: folder of this run.
         config: how long, how often.
         eval_source: index -> held-out batch. None: no evaluation.
+        warm_start: changes a fresh state, before the first step.
 
     Raises:
         UserError: the checkpoints belong to another task or seed; the loss is not finite.
@@ -82,7 +91,7 @@ def train(task: Task, source: Source, *, workdir: Path | str, config: TrainConfi
     # ---------------------------------------------------------------- The three programs: init, train step, eval step.
     # Init runs once: on the CPU, where XLA compiles slowly, unoptimized code is there four times sooner.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(lambda key: sharding.unbox(task.init_state(key)), out_shardings=shardings, compiler_options=quick)
+    init = jax.jit(lambda key: warm_start(sharding.unbox(task.init_state(key))), out_shardings=shardings, compiler_options=quick)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state, batch, key):

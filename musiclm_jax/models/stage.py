@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.arrays import Array, Bool, Float, Int
+from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.nn.attention import KVCache
 from musiclm_jax.nn.layers import Embed, partitioned
 from musiclm_jax.nn.transformer import Transformer, TransformerConfig, unstack_layers
@@ -130,6 +131,35 @@ class Stage(nn.Module):
         if not self.config.time_bias:
             return None
         return self.time_bias(num_steps, position + 1 + jnp.arange(num_queries), num_keys)
+
+
+# Of an input embedding that starts from a codebook, in parts of its mean square 1: what its code stands for, its level, and what is its own.
+_CODE, _LEVEL, _OWN = 0.65, 0.25, 0.1
+
+
+def start_from_codebooks(params: dict[str, Any], layout: StageLayout, codebooks: Mapping[str, Float[Array, "Q C K"]], *, rng: Key) -> dict[str, Any]:
+    """Fresh parameters of `Stage` in which codes that sound alike start alike.
+
+    A code is a vector of its tokenizer's codebook, and near vectors are near sounds. Embedding and head start as one random projection of these
+    vectors, level by level, where independent rows would have to meet every code in every context to find out. params: not boxed. codebooks:
+    of the streams for which it is to be done.
+    """
+    embedding, head = params["embed"]["embedding"], params["head"]
+    width = embedding.shape[1]
+    for segment, offset in zip(layout.segments, layout.offsets, strict=True):
+        for level in range(segment.levels) if segment.stream in codebooks else ():
+            rng, project_rng, level_rng, own_rng = jax.random.split(rng, 4)
+            vectors = jnp.asarray(codebooks[segment.stream][segment.first_level + level], jnp.float32)
+            if vectors.shape[0] != segment.codes:
+                raise ValueError(f"{segment.stream} has a codebook of {vectors.shape[0]}, its layout {segment.codes} codes")
+            vectors = vectors - jnp.mean(vectors, axis=0)
+            vectors = vectors @ jax.random.normal(project_rng, (vectors.shape[1], width))
+            vectors = vectors / jnp.sqrt(jnp.mean(jnp.square(vectors)) + 1e-12)
+            own = jax.random.normal(own_rng, vectors.shape)
+            rows = slice(offset + level * segment.codes, offset + (level + 1) * segment.codes)
+            mixed = _CODE**0.5 * vectors + _LEVEL**0.5 * jax.random.normal(level_rng, (width,)) + _OWN**0.5 * own
+            embedding, head = embedding.at[rows].set(mixed), head.at[rows].set(vectors / width**0.5)
+    return {**params, "embed": {"embedding": embedding}, "head": head}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,8 @@ class StageTask:
     # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
     # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
     past_dropout: float = 0.0
+    # Whether `fit` starts embedding and head from the tokenizers' codebooks (`models.stage.start_from_codebooks`). The paper's start is random.
+    codebook_init: bool = False
     # Whether the fine stage sees MuLan tokens; the paper leaves it open, AudioLM's does not.
     fine_sees_mulan: bool = False
 

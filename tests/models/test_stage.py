@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias
+from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias, start_from_codebooks
 from musiclm_jax.specs import TokenSpec
 from musiclm_jax.tokens import STAGES, stage_layout
 
@@ -140,6 +140,31 @@ def test_the_mask_row_is_input_only():
     run = jax.jit(stage.apply)
     with_text, without = (run({"params": params}, ids, codes) for ids in (prefix_ids, jnp.full_like(prefix_ids, stage.layout.mask_id)))
     assert np.abs(with_text - without).max() > 1e-3
+
+
+def test_codes_that_sound_alike_start_alike():
+    stage, params, _, _ = build("coarse")
+    rng = np.random.default_rng(0)
+    acoustic = rng.standard_normal((5, 11, 3))
+    acoustic[1, 4] = acoustic[1, 9]
+    started = start_from_codebooks(params, stage.layout, {"acoustic": acoustic}, rng=jax.random.key(1))
+    embedding, head = np.asarray(started["embed"]["embedding"]), np.asarray(started["head"])
+    first = stage.layout.target_offset
+    # Other streams and the mask row are left as they were.
+    np.testing.assert_array_equal(embedding[:first], params["embed"]["embedding"][:first])
+    np.testing.assert_array_equal(embedding[-1], params["embed"]["embedding"][-1])
+    second = slice(first + 11, first + 22)
+    np.testing.assert_allclose(head[second][4], head[second][9], atol=1e-6)
+    assert np.linalg.norm(embedding[second][4] - embedding[second][9]) < 0.7 * np.linalg.norm(embedding[second][4] - embedding[second][5])
+    np.testing.assert_allclose(np.square(embedding[first:-1]).mean(), 1, rtol=0.3)
+    np.testing.assert_allclose(np.square(head[first:]).mean(), 1 / 13, rtol=0.05)
+    assert set(started) == set(params)
+
+
+def test_a_codebook_of_another_model_is_named():
+    stage, params, _, _ = build("coarse")
+    with pytest.raises(ValueError, match="semantic has a codebook of 6, its layout 7 codes"):
+        start_from_codebooks(params, stage.layout, {"semantic": np.zeros((1, 6, 3))}, rng=jax.random.key(1))
 
 
 def test_prepared_parameters_are_left_alone():
