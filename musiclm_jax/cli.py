@@ -327,6 +327,47 @@ def codec(directory, clips, seconds, model) -> None:
     click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=progress)))
 
 
+@evaluate.command()
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--clips", type=int, show_default="all", help="Held-out clips.")
+@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@click.option("--fit-clips", type=int, default=334, show_default=True, help="Training clips for the reference, k-means of log-mel frames.")
+@model_option
+def semantic(directory, clips, seconds, fit_clips, model) -> None:
+    """Do semantic tokens tell instruments apart, and does a note get the same token again?
+
+    DIR is a corpus made by `musiclm corpus`; its held-out clips are coded.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.semantic import evaluate_semantic, format_semantic_report
+    from musiclm_jax.musiclm import MusicLM
+
+    tokenizer = MusicLM.from_pretrained(model).semantic
+    progress = lambda text: click.echo(text, err=True)  # noqa: E731
+    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=progress)
+    click.echo(format_semantic_report(report))
+
+
+@evaluate.command()
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--clips", type=int, show_default="all", help="Held-out clips, one caption each.")
+@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of clips and captions.")
+@model_option
+def mulan(directory, clips, seconds, seed, model) -> None:
+    """Does MuLan find the clip of a caption, and the caption of a clip? And does it know instruments, drums, mode and tempo?
+
+    DIR is a corpus made by `musiclm corpus`; its held-out clips and captions are embedded.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.mulan import evaluate_mulan, format_mulan_report
+    from musiclm_jax.musiclm import MusicLM
+
+    embedder = MusicLM.from_pretrained(model).mulan
+    progress = lambda text: click.echo(text, err=True)  # noqa: E731
+    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=progress)))
+
+
 @cli.command(short_help="Describes a bundle and checks it.")
 @click.argument("model", default="demo")
 def info(model) -> None:

@@ -235,6 +235,8 @@ def test_evaluate_mistakes(tmp_path, capsys):
         (["adherence", tmp_path, "--seconds", "nan"], "nan"),
         (["adherence", tmp_path, "--seconds", "1"], "seconds"),
         (["codec", tmp_path, "--model", tmp_path / "none"], "none"),
+        (["semantic", tmp_path, "--seconds", "0.5"], "seconds"),
+        (["mulan", tmp_path, "--model", tmp_path / "none"], "none"),
     ]:
         status, _, err = run("evaluate", *arguments, capsys=capsys)
         assert status == 2 and names in err and err.count("\n") == 1

@@ -89,9 +89,18 @@ def read_metadata(data_dir: str | Path) -> list[dict[str, Any]]:
     return clips
 
 
+def read_waves(paths: Sequence[Path], num_samples: int) -> Float[np.ndarray, "B N"]:
+    """The first `num_samples` of each file, at 24 kHz. UserError if one is shorter."""
+    waves = [audio.read(path)[:num_samples] for path in paths]
+    for path, wave in zip(paths, waves, strict=True):
+        if len(wave) < num_samples:
+            raise UserError(f"{path}: holds {len(wave) / audio.SAMPLE_RATE_HZ:g} s, fewer than the {num_samples / audio.SAMPLE_RATE_HZ:g} s to be judged")
+    return np.stack(waves)
+
+
 def choose_prompts(clips: Sequence[dict[str, Any]], *, num_captions: int, rng: np.random.Generator) -> list[Prompt]:
     """One caption each of `num_captions` held-out clips, drawn among those captions of the clip that name the most."""
-    held_out = [clip for clip in clips if clip["split"] == "test"]
+    held_out = [clip for clip in clips if clip.get("split") == "test"]
     if not 2 <= num_captions <= len(held_out):
         raise UserError(
             f"num_captions={num_captions}, and the corpus holds {len(held_out)} held-out clips: "

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from musiclm_jax.data.corpus import synthesis
 from musiclm_jax.data.corpus.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
 from musiclm_jax.data.corpus.captions import write_captions
-from musiclm_jax.data.corpus.compose import compose
+from musiclm_jax.data.corpus.compose import Note, compose
 from musiclm_jax.errors import UserError
 
 # Another number means other music for the same seed: a folder holds one version.
@@ -42,10 +42,16 @@ def render_clip(*, seed: int, index: int) -> Clip:
 
     Across machines the notes and captions are equal; samples may differ by rounding (other NumPy, SciPy or processor).
     """
-    attributes, split, captions = _describe(seed, index)
-    notes = compose(attributes, rng=clip_rng(seed, index, "music"))
+    _, split, captions = _describe(seed, index)
+    attributes, notes = clip_notes(seed=seed, index=index)
     wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss"))
     return Clip(wave=wave, split=split, attributes=dataclasses.asdict(attributes), captions=captions)
+
+
+def clip_notes(*, seed: int, index: int) -> tuple[Attributes, list[Note]]:
+    """Attributes and notes of clip `index` of the corpus `seed`, both at least 0: the music before it is rendered."""
+    attributes = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
+    return attributes, compose(attributes, rng=clip_rng(seed, index, "music"))
 
 
 def make_corpus(

@@ -1,0 +1,172 @@
+"""Does MuLan place a clip near its caption? Retrieval in both directions, and tags that it was never trained to give.
+
+Retrieval is among N held-out clips with one caption each. Captions of short vocabulary fit several clips, so that even a perfect reader
+cannot always tell which is meant. The bound says how far one would come who knows each clip's ground truth and what each caption states
+(`statements`): clips are ranked by how many of the stated attributes they have, ties broken at random. For captions of a clip, those that it
+does not contradict come first, the one that fits fewest clips before the others. All ranks are expected values over ties, computed exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from musiclm_jax import audio
+from musiclm_jax.arrays import Bool, Float
+from musiclm_jax.data.corpus import captions
+from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata, read_waves
+from musiclm_jax.evaluation.statements import facts, num_disagreements, stated
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """`tokenizers.MuLanTokenizer`, or anything like it."""
+
+    def embed_audio(self, wave: Any) -> Any:
+        """24 kHz waves [B, N] -> unit embeddings [B, D]."""
+        ...
+
+    def embed_text(self, texts: Sequence[str]) -> Any:
+        """B texts -> unit embeddings [B, D]."""
+        ...
+
+
+RANKS = (1, 10)
+# {attribute: {value: prompt}}, in words of the corpus' captions.
+TAGS: dict[str, dict[Any, str]] = {
+    "instrument": {name: f"a piece with {names[0][1]}" for name, names in captions.INSTRUMENT_NAMES.items()},
+    "drums": {True: "a piece with drums", False: "a piece without drums"},
+    "mode": {mode: f"a piece in a {mode} key" for mode in captions.MODE_MOODS},
+    "tempo": {band: f"a {words[0]} piece" for band, words in captions.TEMPO_WORDS.items()},
+}
+
+
+def recall_at(scores: Float[np.ndarray, "n n"], k: int) -> float:
+    """Share of rows whose own column (the diagonal) is among the k highest scores of the row; ties count as the mean over all their orders."""
+    own = np.diag(scores)[:, None]
+    higher, equal = (scores > own).sum(axis=1), (scores == own).sum(axis=1)
+    return float(np.clip((k - higher) / equal, 0, 1).mean())
+
+
+def bound_scores(texts: Sequence[str], truths: Sequence[dict[str, Any]]) -> Float[np.ndarray, "n n"]:
+    """Row i, column j: how well clip j, of which `facts` are known, fits caption i.
+
+    Minus the number of stated attributes that the clip does not have; where it has all of them, log(n / clips that have all).
+    """
+    wrong = np.array([[num_disagreements(statements, truth) for truth in truths] for statements in map(stated, texts)], np.float64)
+    fits = wrong == 0
+    return np.where(fits, np.log(len(truths) / np.maximum(fits.sum(axis=1, keepdims=True), 1)), -wrong)
+
+
+def tag_auc(scores: Float[np.ndarray, "n"], has_tag: Bool[np.ndarray, "n"]) -> float | None:
+    """Area under the ROC curve of one tag: how often a clip that has it scores above one that has not. None if all have it, or none."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(has_tag, scores)) if 0 < has_tag.sum() < len(has_tag) else None
+
+
+def evaluate_mulan(
+    mulan: Embedder,
+    data_dir: str | Path,
+    *,
+    num_clips: int | None = None,
+    seconds: float = 10.0,
+    seed: int = 0,
+    batch_size: int = 10,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Retrieval among held-out clips by one caption each, and zero-shot tagging of the same clips.
+
+    Args:
+        mulan: embeds waves and texts.
+        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes").
+        num_clips: held-out clips, 2 or more; None takes all. Captions are drawn as for `evaluate_adherence`: those that name the most.
+        seconds: of each clip, from its start. A clip must be that long.
+        seed: of the choice of clips and captions.
+        batch_size: clips, or texts, embedded at once.
+        progress: called with a line about each step.
+
+    Returns:
+        A report of plain JSON types: "retrieval" {"text to audio", "audio to text": {"1", "10": {"recall", "bound", "chance"}}}, "tags"
+        {attribute: {"auc": mean over its values, "values": {value: auc}}} and "macro_auc", the mean over attributes; an AUC is None where
+        all clips have the value or none has; "num_clips", "seconds", "seed".
+
+    Raises:
+        UserError: the folder lacks ground truth, or holds too few or too short held-out clips.
+    """
+    data_dir, num_samples = Path(data_dir), round(seconds * audio.SAMPLE_RATE_HZ)
+    clips = read_metadata(data_dir)
+    by_name = {clip["file_name"]: clip for clip in clips}
+    num_held_out = sum(clip.get("split") == "test" for clip in clips)
+    prompts = choose_prompts(clips, num_captions=num_held_out if num_clips is None else num_clips, rng=np.random.default_rng([seed, 0]))
+    truths = [facts(by_name[prompt.file_name]) for prompt in prompts]
+
+    texts = [prompt.caption for prompt in prompts]
+    text_embeddings = _embed(mulan.embed_text, texts, batch_size)
+    tag_embeddings = {name: _embed(mulan.embed_text, list(values.values()), batch_size) for name, values in TAGS.items()}
+    audio_embeddings = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        progress(f"embedding held-out clips {start + 1} to {start + len(batch)} of {len(prompts)}")
+        audio_embeddings.append(np.asarray(mulan.embed_audio(read_waves([data_dir / prompt.file_name for prompt in batch], num_samples))))
+    audio_embeddings = np.concatenate(audio_embeddings)
+
+    similar, bound = text_embeddings @ audio_embeddings.T, bound_scores(texts, truths)
+    retrieval = {
+        way: {str(k): {"recall": recall_at(ours, k), "bound": recall_at(best, k), "chance": min(1.0, k / len(prompts))} for k in RANKS}
+        for way, ours, best in (("text to audio", similar, bound), ("audio to text", similar.T, bound.T))
+    }
+    tags = {}
+    for name, values in TAGS.items():
+        similarity = audio_embeddings @ tag_embeddings[name].T  # [n, values]
+        aucs = {str(value): tag_auc(similarity[:, i], np.array([truth[name] == value for truth in truths])) for i, value in enumerate(values)}
+        tags[name] = {"auc": _mean(aucs.values()), "values": aucs}
+    return {
+        "num_clips": len(prompts),
+        "seconds": seconds,
+        "seed": seed,
+        "retrieval": retrieval,
+        "tags": tags,
+        "macro_auc": _mean(tag["auc"] for tag in tags.values()),
+    }
+
+
+def _embed(embed_text: Callable[[Sequence[str]], Any], texts: list[str], batch_size: int) -> Float[np.ndarray, "n D"]:
+    """Batches of one size, the last filled up with its own first text, so that there is one program for all of them."""
+    rows = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        rows.append(np.asarray(embed_text(batch + batch[:1] * (batch_size - len(batch))))[: len(batch)])
+    return np.concatenate(rows)
+
+
+def _mean(values) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def format_mulan_report(report: dict[str, Any]) -> str:
+    """Two tables in plain text: recall beside bound and chance, AUC by attribute."""
+    lines = [
+        f"MuLan on {report['num_clips']} held-out clips, one caption each, {report['seconds']:g} s",
+        "",
+        f"{'':24}  recall  perfect reader  chance",
+    ]
+    for way, ranks in report["retrieval"].items():
+        for k, row in ranks.items():
+            lines.append(f"{f'{way}, first {k}':24}  {row['recall']:6.3f}  {row['bound']:14.3f}  {row['chance']:6.3f}")
+    lines += ["", "zero-shot tagging, area under the ROC curve (0.5 is chance)"]
+    for name, tag in report["tags"].items():
+        cells = ", ".join(f"{_TAG_NAMES.get((name, value), value)} {_number(auc)}" for value, auc in tag["values"].items())
+        lines.append(f"{name:12} {_number(tag['auc'])}  ({cells})")
+    return "\n".join([*lines, f"{'mean':12} {_number(report['macro_auc'])}"])
+
+
+_TAG_NAMES = {("drums", "True"): "with", ("drums", "False"): "without"}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

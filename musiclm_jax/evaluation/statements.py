@@ -1,0 +1,91 @@
+"""What a caption of the corpus says: a small parser over the tables of the grammar that wrote it (data/corpus/captions.py).
+
+Every phrase of the tables stands for the values that an attribute may then have: "bowed strings" for the instrument strings, "leisurely pace"
+for the tempo slow, "sad" for the mode minor, "calm" for soft dynamics at a slow or mid tempo. Moods count here, though they are hints rather
+than names (see `adherence.named_attributes`): a perfect reader would take them, and what is asked is how far reading can lead. Long phrases
+come first, so that "with a steady drum beat" is no mood, and each word is read once. Of phrases about the same attribute, the values that all
+of them allow remain.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from musiclm_jax.data.corpus import captions
+from musiclm_jax.data.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
+from musiclm_jax.errors import UserError
+
+# {attribute: the values that it may have}.
+Statements = dict[str, frozenset]
+# As they stand in the metadata; the grammar says tempi to the nearest 5 beats per minute, as "bpm".
+ATTRIBUTES = ("instrument", "drums", "mode", "key", "tempo", "bpm", "meter", "style", "dynamics")
+
+
+def facts(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """A clip's value of each of ATTRIBUTES, from one line of the metadata.
+
+    Raises:
+        UserError: the clip lacks one of them.
+    """
+    truth = clip["attributes"]
+    needed = [name for name in ATTRIBUTES if name != "bpm"] + ["tempo_bpm"]
+    if missing := [name for name in needed if name not in truth]:
+        raise UserError(f"{clip.get('file_name')}: its attributes lack {', '.join(missing)}; use a corpus of `musiclm corpus`")
+    return {name: truth[name] for name in needed[:-1]} | {"bpm": 5 * round(truth["tempo_bpm"] / 5)}
+
+
+def stated(caption: str) -> Statements:
+    """The attributes that a caption states. An attribute that it leaves open is not there; one that it contradicts itself about has no values."""
+    found: Statements = {}
+    pattern, meanings = _grammar()
+    for match in pattern.finditer(caption):
+        meaning = {"bpm": frozenset([int(match["bpm"])])} if match["bpm"] else meanings[match[0].lower()]
+        for name, values in meaning.items():
+            found[name] = found.get(name, values) & values
+    return found
+
+
+def num_disagreements(statements: Statements, truth: Mapping[str, Any]) -> int:
+    """How many of the stated attributes a clip with these `facts` does not have."""
+    return sum(truth[name] not in values for name, values in statements.items())
+
+
+@functools.cache
+def _grammar() -> tuple[re.Pattern, dict[str, Statements]]:
+    """A pattern of all phrases and their meanings, by phrase in lower case."""
+    meanings: dict[str, Statements] = {}
+    for phrase, meaning in _phrases():
+        meanings[phrase.lower()] = {name: frozenset(values) for name, values in meaning.items()}
+    # The tonic is a capital, as no other "a" before "minor" is.
+    words = (f"(?-i:{phrase[0].upper()}){re.escape(phrase[1:])}" if "key" in meanings[phrase] else re.escape(phrase) for phrase in meanings)
+    return re.compile(rf"(?<![\w-])(?:(?P<bpm>\d+) bpm|{'|'.join(sorted(words, key=len, reverse=True))})(?![\w-])", re.IGNORECASE), meanings
+
+
+def _phrases() -> Iterator[tuple[str, dict[str, Any]]]:
+    for instrument, names in captions.INSTRUMENT_NAMES.items():
+        for before_noun, alone in names:
+            yield before_noun, {"instrument": [instrument]}
+            yield re.sub("^an? ", "", alone), {"instrument": [instrument]}
+    for table in (captions.TEMPO_WORDS, captions.TEMPO_NOUNS, captions.PACES):
+        for band, phrases in table.items():
+            yield from ((phrase, {"tempo": [band]}) for phrase in phrases)
+    for table in (captions.DRUM_PHRASES, captions.DRUM_CLAUSES, captions.DRUM_TAGS):
+        for drums, phrases in table.items():
+            yield from ((phrase, {"drums": [drums]}) for phrase in phrases)
+    for meter, phrases in captions.METER_WORDS.items():
+        yield from ((phrase, {"meter": [meter]}) for phrase in phrases)
+    for mode, moods in captions.MODE_MOODS.items():
+        yield mode, {"mode": [mode]}
+        yield from ((mood, {"mode": [mode]}) for mood in moods)
+        for tonic in KEY_NAMES[mode]:
+            yield f"{tonic[0]}{ {'#': ' sharp', 'b': ' flat'}.get(tonic[1:], '') } {mode}", {"key": [f"{tonic} {mode}"], "mode": [mode]}
+    yield from ((style, {"style": [style]}) for style in STYLES)
+    for mood in {mood for moods in captions.DYNAMIC_MOODS.values() for mood in moods}:
+        # A mood goes with every pair of some dynamics and some tempi. One that goes with all tempi says nothing of the tempo.
+        fitting = [pair for pair, moods in captions.DYNAMIC_MOODS.items() if mood in moods]
+        dynamics, tempi = ({pair[i] for pair in fitting} for i in range(2))
+        meaning = {"dynamics": dynamics, "tempo": tempi}
+        yield mood, {name: values for name, values in meaning.items() if len(values) < len(DYNAMICS if name == "dynamics" else TEMPO_BANDS)}
