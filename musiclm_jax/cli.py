@@ -157,19 +157,23 @@ def _short(text: str, limit: int = 60) -> str:
 @cli.command(short_help="Renders a corpus of captioned clips.")
 @click.argument("directory", metavar="DIR", type=Path)
 @click.option("--clips", type=int, default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
+@click.option("--variants", type=int, default=0, show_default=True, help="The same melody by other instruments, so often for each clip.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other music.")
 @click.option("--workers", type=int, default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
-def corpus(directory, clips, seed, workers) -> None:
-    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl."""
+def corpus(directory, clips, variants, seed, workers) -> None:
+    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl.
+
+    Variants have no captions; `musiclm train melody` learns from them.
+    """
     from musiclm_jax.data.corpus import make_corpus
     from musiclm_jax.progress import ProgressLine
 
-    line = ProgressLine(unit="clips")
+    line, total = ProgressLine(unit="clips"), clips * (variants + 1)
     try:
-        make_corpus(directory, num_clips=clips, seed=seed, workers=workers, on_clip=lambda index: line("corpus", index + 1, clips))
+        make_corpus(directory, num_clips=clips, num_variants=variants, seed=seed, workers=workers, on_clip=lambda number: line("corpus", number + 1, total))
     finally:
         line.clear()
-    click.echo(f"{directory}: {clips} clips, {clips / 120:.1f} hours")
+    click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")
 
 
 def training_options(*, workdir_required: bool):
