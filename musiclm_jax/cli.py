@@ -229,7 +229,7 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
     click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
-@cli.command(context_settings=_GIN, short_help="Runs one step of fit.")
+@cli.command(context_settings=_GIN, short_help="Runs one step of fit, or trains the melody embedder.")
 @click.argument("step")
 @click.argument("data", metavar="[DATA]", required=False)
 @training_options(workdir_required=False)
@@ -238,7 +238,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
     Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
-    export.
+    export. And melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
 
     \b
     musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
