@@ -331,6 +331,19 @@ def codec(directory, clips, seconds, model) -> None:
     click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=progress)))
 
 
+@evaluate.command()
+@click.argument("workdir", metavar="WORKDIR", type=Path)
+def melody(workdir) -> None:
+    """Does the melody embedder find a tune again that another instrument plays?
+
+    WORKDIR is that of `musiclm train melody`; the tunes are those that it held out.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report
+
+    click.echo(format_melody_report(evaluate_melody(workdir, progress=lambda text: click.echo(text, err=True))))
+
+
 @cli.command(short_help="Describes a bundle and checks it.")
 @click.argument("model", default="demo")
 def info(model) -> None:
