@@ -50,7 +50,7 @@ def render_clip(*, seed: int, index: int) -> Clip:
 
 
 def render_variant(*, seed: int, index: int, variant: int) -> Clip:
-    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself."""
+    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
     attributes, captions = _describe(seed, index, variant)
     notes = arrange(seed=seed, index=index, variant=variant)[1] if variant else compose(attributes, rng=clip_rng(seed, index, "music"))
     wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
