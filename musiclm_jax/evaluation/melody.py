@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from musiclm_jax import bundle
 from musiclm_jax.arrays import Float, Int
-from musiclm_jax.data.clips import ClipStore
+from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
@@ -70,6 +70,23 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
     melodies = renderings(store, "test")
     if len(melodies) < 2:
         raise UserError(f"{workdir} holds out {len(melodies)} melodies in two renderings, where two are the least: give more clips the split 'test'")
+    vectors = _vectors(config, variables, store, melodies, progress)
+    rows = {name: scores(ranks(each)) for name, each in vectors.items()}
+    num_renderings, num_melodies, num_windows, _ = vectors["embedding"].shape
+    return {
+        "num_melodies": num_melodies,
+        "num_renderings": num_renderings,
+        "num_windows": num_windows,
+        "window_sec": config.window_sec,
+        # A random order has each place equally often.
+        "rows": rows | {"chance": scores(np.arange(1, num_melodies + 1))},
+    }
+
+
+def _vectors(
+    config: MelodyConfig, variables: Any, store: ClipStore, melodies: list[list[Clip]], progress: Callable[[str], None]
+) -> dict[str, Float[np.ndarray, "R M W D"]]:
+    """What a window is told by: "embedding", "codes" and "log_mel" of `evaluate_melody`."""
     shape = (
         min(len(clips) for clips in melodies),
         len(melodies),
@@ -82,7 +99,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
         heard = rvq_decode(variables["quantizer"]["codebooks"], melody.tokens(config, variables, embedding))
         return {"embedding": embedding, "codes": heard, "log_mel": jnp.mean(log_mel(wave, config.mel), axis=1)}
 
-    numbers = {clip: number for number, clip in enumerate(clip.file_name for clip in store.clips)}
+    numbers = {clip.file_name: number for number, clip in enumerate(store.clips)}
     where = [(numbers[melodies[m][r].file_name], w * config.hop_samples) for r, m, w in np.ndindex(shape)]
     found = []
     for wave in wave_batches(store, where, samples=config.window_samples, batch_size=_BATCH_SIZE):
@@ -91,15 +108,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
     vectors = {name: np.concatenate([each[name] for each in found])[: len(where)] for name in found[0]}
     log_mels = vectors["log_mel"]
     vectors["log_mel"] = (log_mels - log_mels.mean(axis=0)) / np.maximum(log_mels.std(axis=0), 1e-6)
-    rows = {name: scores(ranks(each.reshape(*shape, -1))) for name, each in vectors.items()}
-    return {
-        "num_melodies": shape[1],
-        "num_renderings": shape[0],
-        "num_windows": shape[2],
-        "window_sec": config.window_sec,
-        # A random order has each place equally often.
-        "rows": rows | {"chance": scores(np.arange(1, shape[1] + 1))},
-    }
+    return {name: each.reshape(*shape, -1) for name, each in vectors.items()}
 
 
 def format_melody_report(report: dict[str, Any]) -> str:
