@@ -157,19 +157,23 @@ def _short(text: str, limit: int = 60) -> str:
 @cli.command(short_help="Renders a corpus of captioned clips.")
 @click.argument("directory", metavar="DIR", type=Path)
 @click.option("--clips", type=int, default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
+@click.option("--variants", type=int, default=0, show_default=True, help="The same melody by other instruments, so often for each clip.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other music.")
 @click.option("--workers", type=int, default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
-def corpus(directory, clips, seed, workers) -> None:
-    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl."""
+def corpus(directory, clips, variants, seed, workers) -> None:
+    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl.
+
+    Variants have no captions; `musiclm train melody` learns from them.
+    """
     from musiclm_jax.data.corpus import make_corpus
     from musiclm_jax.progress import ProgressLine
 
-    line = ProgressLine(unit="clips")
+    line, total = ProgressLine(unit="clips"), clips * (variants + 1)
     try:
-        make_corpus(directory, num_clips=clips, seed=seed, workers=workers, on_clip=lambda index: line("corpus", index + 1, clips))
+        make_corpus(directory, num_clips=clips, num_variants=variants, seed=seed, workers=workers, on_clip=lambda number: line("corpus", number + 1, total))
     finally:
         line.clear()
-    click.echo(f"{directory}: {clips} clips, {clips / 120:.1f} hours")
+    click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")
 
 
 def training_options(*, workdir_required: bool):
@@ -225,7 +229,7 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
     click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
-@cli.command(context_settings=_GIN, short_help="Runs one step of fit.")
+@cli.command(context_settings=_GIN, short_help="Runs one step of fit, or trains the melody embedder.")
 @click.argument("step")
 @click.argument("data", metavar="[DATA]", required=False)
 @training_options(workdir_required=False)
@@ -234,7 +238,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
     Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
-    export.
+    export. And melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
 
     \b
     musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
@@ -366,6 +370,19 @@ def mulan(directory, clips, seconds, seed, model) -> None:
     embedder = MusicLM.from_pretrained(model).mulan
     progress = lambda text: click.echo(text, err=True)  # noqa: E731
     click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=progress)))
+
+
+@evaluate.command()
+@click.argument("workdir", metavar="WORKDIR", type=Path)
+def melody(workdir) -> None:
+    """Does the melody embedder find a tune again that another instrument plays?
+
+    WORKDIR is that of `musiclm train melody`; the tunes are those that it held out.
+    """
+    _use_compilation_cache()
+    from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report
+
+    click.echo(format_melody_report(evaluate_melody(workdir, progress=lambda text: click.echo(text, err=True))))
 
 
 @cli.command(short_help="Describes a bundle and checks it.")

@@ -30,7 +30,7 @@ class DryRun:
     total: int
     exported: int
     batch_size: int
-    # Of audio in a batch.
+    # Of audio in a batch; an example of the melody embedder is a pair.
     seconds: float
     # Of a stage's batch: those that it learns to predict, and those with what they depend on. None: not a stage.
     target_tokens: int | None
@@ -86,7 +86,7 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
         total=_size((state.params, state.stats)),
         exported=_size(jax.eval_shape(task.variables, state)),
         batch_size=training.batch_size,
-        seconds=training.batch_size * training.crop_sec,
+        seconds=training.batch_size * training.crop_sec * (2 if name == "melody" else 1),
         target_tokens=target_tokens,
         tokens=tokens,
         bytes_per_device={
@@ -112,6 +112,8 @@ def abstract_batch(config: FitConfig, name: str) -> dict[str, jax.ShapeDtypeStru
     if name == "mulan":
         length = model.mulan.text.max_tokens
         batch |= {"text_ids": shape(length), "text_mask": shape(length, dtype=bool)}
+    if name == "melody":
+        batch |= {"other_wave": batch["wave"], "melody": shape()}
     return batch
 
 

@@ -2,6 +2,8 @@
 
     prepare -> soundstream -> w2v_bert -> kmeans -> mulan -> rvq -> semantic_tokens, acoustic_tokens -> semantic, coarse, fine -> export
 
+and, by `run_step` alone, since bundles do not hold it yet: prepare -> melody.
+
 Each step works in `workdir/<step>/` and ends by writing `done.json`: a fingerprint of its config and of what it read, a digest of what it made.
 A step runs again only where its fingerprint changed, so the same command continues after a kill, and a longer training of one part
 redoes what depends on it and nothing else. What the steps do is in `steps.py`; this file knows only their order.
@@ -32,21 +34,26 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
         UserError: the data are of no use, or `workdir` holds a training of another config.
     """
     run = Run(config=config, data=Path(data), workdir=Path(workdir))
-    for number, step in enumerate(STEPS.values(), start=1):
-        _do(step, run, title=f"[{number}/{len(STEPS)}] {step.name}")
+    steps = [step for step in STEPS.values() if step.in_fit]
+    for number, step in enumerate(steps, start=1):
+        _do(step, run, title=f"[{number}/{len(steps)}] {step.name}")
     return run.folder("export") / "bundle"
 
 
 def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str) -> dict[str, Any]:
-    """Runs one step, if it is not done already, and returns its results. Raises `UserError` where steps before it are missing."""
+    """Runs one step, if it is not done already, and returns its results. Raises `UserError` where steps before it are missing; but where nothing
+    has read the data yet, it does that first.
+    """
     if name not in STEPS:
         raise UserError(f"step {name!r}: choose one of {', '.join(STEPS)}")
     run = Run(config=config, data=Path(data), workdir=Path(workdir))
     for need in STEPS[name].needs:
         done = _read_done(run, need)
-        if done is None:
+        if done is None and STEPS[need].reads_data:
+            _do(STEPS[need], run, title=need)
+        elif done is None:
             raise UserError(f"{name} needs the result of {need}, which is not in {run.workdir}: run `musiclm train {need}` with the same options first")
-        if done["fingerprint"] != _fingerprint(STEPS[need], run):
+        elif done["fingerprint"] != _fingerprint(STEPS[need], run):
             raise UserError(f"{name} needs {need}, whose config or data changed since it ran: run `musiclm train {need}` with the same options again")
     return _do(STEPS[name], run, title=name)
 

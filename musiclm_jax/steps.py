@@ -1,9 +1,10 @@
-"""What `fit` does, one function per step: run(run, folder) writes the step's outputs into `folder` and returns numbers worth knowing."""
+"""What `fit` and `train` do, one function per step: run(run, folder) writes the step's outputs into `folder` and returns numbers worth knowing."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import platform
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,19 +19,22 @@ import safetensors.numpy
 import musiclm_jax
 from musiclm_jax import bundle
 from musiclm_jax.configs import MusicLMConfig
-from musiclm_jax.data.clips import ClipStore, prepare, wave_source
+from musiclm_jax.data.clips import ClipStore, crop_samples, prepare, wave_source
+from musiclm_jax.data.pairs import pair_source, renderings
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
-from musiclm_jax.models import mulan, w2v_bert
+from musiclm_jax.models import embedders, melody, mulan, w2v_bert
+from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.stage import start_from_codebooks
-from musiclm_jax.musiclm import MusicLM
+from musiclm_jax.musiclm import MODELS, MusicLM
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.progress import ProgressLine
-from musiclm_jax.records import read_json, write_text
+from musiclm_jax.records import read_json, to_dict, write_json, write_text
 from musiclm_jax.tasks.codec import CodecTask
+from musiclm_jax.tasks.melody import MelodyTask
 from musiclm_jax.tasks.mulan import MuLanTask
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.tasks.task import Task, TrainState
@@ -45,7 +49,7 @@ from musiclm_jax.train import TrainConfig, read_metrics, train
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one part is trained. `task.model` is ignored: sizes come from `FitConfig.model`, so that they are said once."""
+    """How one part is trained. Of a part of `FitConfig.model`, `task.model` is ignored, so that sizes are said once."""
 
     # A task of tasks/: losses, optimizer. A cosine schedule ends with the run, whatever its total_steps says.
     task: Any
@@ -61,7 +65,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """Everything that decides what `fit` makes of the data."""
+    """Everything that decides what `fit` and `train` make of the data."""
 
     model: MusicLMConfig = MusicLMConfig()
     soundstream: Training = Training(CodecTask())
@@ -70,6 +74,8 @@ class FitConfig:
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
     coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
     fine: Training = Training(StageTask(name="fine"), crop_sec=3.0)
+    # No part of `model`: its size is `melody.task.model`, and a crop is its window.
+    melody: Training = Training(MelodyTask(), crop_sec=4.0)
     # Examples of the stages whose MuLan tokens are those of a caption instead of the audio. The paper's models never see text: 0.
     text_share: float = 0.0
     # Audio whose features k-means clusters, seconds.
@@ -96,6 +102,12 @@ class FitConfig:
             crop, longest = self.training(name).crop_sec, getattr(self.model.windows, f"{name}_window_sec")
             if crop > longest:
                 raise UserError(f"crop_sec={crop} of the {name} stage exceeds its window of {longest} s: it would learn what it never writes")
+        window, rate = self.melody.task.model, self.model.audio.sample_rate_hz
+        if window.mel.sample_rate_hz != rate or window.window_samples != crop_samples(self.melody.crop_sec, rate):
+            raise UserError(
+                f"melody: crop_sec={self.melody.crop_sec:g} at {rate} Hz, window_sec={window.window_sec:g} at {window.mel.sample_rate_hz} Hz: "
+                "make both equal, and the seconds a multiple of 0.04"
+            )
 
     @property
     def mulan_windows(self) -> MuLanConfig:
@@ -108,7 +120,7 @@ class FitConfig:
     def task(self, name: str) -> Task:
         """The task of a part, with the sizes of `model` and the length of its run."""
         training = self.training(name)
-        changes: dict[str, Any] = {"model": getattr(self.model, name)}
+        changes: dict[str, Any] = {"model": getattr(self.model, name)} if name in MODELS else {}
         if name in STAGES:
             changes |= {"name": name, "tokens": self.model.tokens, "fine_sees_mulan": self.model.fine_sees_mulan}
         for field in dataclasses.fields(training.task):
@@ -130,8 +142,16 @@ class Run:
         return self.workdir / step
 
     @functools.cached_property
-    def clips(self) -> ClipStore:
+    def all_clips(self) -> ClipStore:
         return ClipStore.open(self.folder("prepare"))
+
+    @functools.cached_property
+    def clips(self) -> ClipStore:
+        """The clips that have a caption, from which all but the melody embedder learns."""
+        clips = self.all_clips.captioned()
+        if not clips.clips:
+            raise UserError(f"no clip of {self.data} has a caption: add captions to metadata.jsonl; without any, only melody can be trained")
+        return clips
 
     @functools.cached_property
     def text(self) -> TextTokenizer:
@@ -165,10 +185,12 @@ class Step:
     # What of the config its outputs depend on.
     config: Callable[[FitConfig], Any]
     reads_data: bool = False
+    # Whether `fit` runs it. What bundles do not hold is trained by `train` alone.
+    in_fit: bool = True
 
 
 # Steps that train a model; `FitConfig.training` and `FitConfig.task` know them.
-TRAINED = ("soundstream", "w2v_bert", "mulan", *STAGES)
+TRAINED = ("soundstream", "w2v_bert", "mulan", *STAGES, "melody")
 _WEIGHTS = "variables.safetensors"
 
 
@@ -194,19 +216,22 @@ def _prepare(run: Run, folder: Path) -> dict[str, Any]:
     skipped = read_json(folder / "index.json")["num_skipped"]
     if skipped:
         print(f"prepare: {skipped} clips are of no use and were left out; see {folder / 'skipped.log'}", flush=True)
-    hours = len(store.samples) / store.sample_rate_hz / 3600
-    return {"clips": len(store.clips), "held_out": len(store.split("test")), "skipped": skipped, "hours": round(hours, 3)}
+    clips = store.captioned()
+    hours = sum(clip.length for clip in clips.clips) / store.sample_rate_hz / 3600
+    results = {"clips": len(clips.clips), "held_out": len(clips.split("test")), "skipped": skipped, "hours": round(hours, 3)}
+    tunes = {f"{split}_melodies": len(renderings(store, split)) for split in ("train", "test")}
+    return results | (tunes if any(tunes.values()) else {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Models of tokens
 
 
-def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source], **options: Any) -> dict[str, Any]:
-    """Trains a part on source(split, seed), keeps its weights, returns its last metrics."""
+def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source], *, held_out: bool, **options: Any) -> dict[str, Any]:
+    """Trains a part on source(split, seed), keeps its weights, returns its last metrics. held_out: whether there is a split "test"."""
     training, task = run.config.training(name), run.config.task(name)
     seed = training.loop.seed
-    held_out = source("test", seed + 1) if run.clips.split("test") else None
-    state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=held_out, **options)
+    eval_source = source("test", seed + 1) if held_out else None
+    state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=eval_source, **options)
     _save_variables(folder, task.variables(state))
     return {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
 
@@ -222,7 +247,7 @@ def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         sizes = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
         return wave_source(run.clips, split=split, seed=seed, **sizes, **text)
 
-    results = _train(run, folder, name, source)
+    results = _train(run, folder, name, source, held_out=bool(run.clips.split("test")))
     one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
     if one is not None and one < 1.03 * all_levels:
         print(f"{name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
@@ -267,7 +292,7 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
     """Embeds all windows and captions with MuLan, fits the quantizer that turns them into tokens, and tokenizes the captions."""
     config, clips = run.config.model.mulan, run.clips
     params = run.variables("mulan")["params"]
-    windows, counts = _embed_windows(run, params)
+    windows, counts = _embed_windows(run, clips, mulan.embed_audio, run.config.mulan_windows, params)
     ids, mask = run.text.encode([caption for clip in clips.clips for caption in clip.captions], max_tokens=config.text.max_tokens)
     texts = _in_batches(jax.jit(functools.partial(mulan.embed_text, config, params)), ids, mask, batch_size=64)
     window_at = np.concatenate([[0], np.cumsum(counts)])
@@ -286,12 +311,13 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
     return results | {f"text_perplexity_{level + 1}": _perplexity(tokens[:, level], config.num_codes) for level in range(config.num_levels)}
 
 
-def _embed_windows(run: Run, params: Any) -> tuple[np.ndarray, list[int]]:
-    """Embeddings of all windows of all clips, float32 [sum W, D], and W of each clip."""
-    config, clips = run.config.mulan_windows, run.clips
-    counts = [mulan.num_windows(config, clip.length) for clip in clips.clips]
+def _embed_windows(
+    run: Run, clips: ClipStore, embed: Callable[..., jax.Array], config: MuLanConfig | MelodyConfig, params: Any
+) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of all windows of all clips, float32 [sum W, D], and W of each clip. embed(config, params, wave [B, N]) -> [B, D]."""
+    counts = [embedders.num_windows(clip.length, window=config.window_samples, hop=config.hop_samples) for clip in clips.clips]
     where = [(clip, i * config.hop_samples) for clip, count in enumerate(counts) for i in range(count)]
-    embed = jax.jit(functools.partial(mulan.embed_audio, config))
+    embed = jax.jit(functools.partial(embed, config))
     progress, done = ProgressLine(unit="windows"), []
     for wave in wave_batches(clips, where, samples=config.window_samples, batch_size=run.config.encode_batch_size):
         done.append(np.asarray(embed(params, wave)))
@@ -391,8 +417,9 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
 
     codebooks = {kind: _CODEBOOKS[kind](run) for kind in _STAGE_TOKENS[name]}
     options = {"warm_start": warm_start} if training.task.codebook_init else {}
-    results = _train(run, folder, name, source, **options)
-    return results | (_beside_counting(results["eval_loss"], store, layout) if run.clips.split("test") else {})
+    held_out = bool(run.clips.split("test"))
+    results = _train(run, folder, name, source, held_out=held_out, **options)
+    return results | (_beside_counting(results["eval_loss"], store, layout) if held_out else {})
 
 
 def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dict[str, float]:
@@ -405,11 +432,31 @@ def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dic
     return {"eval_unigram": float(unigram.mean()), "eval_bigram": float(bigram.mean())} | levels
 
 
+# ---------------------------------------------------------------------------------------------------------------------- Melody
+
+
+def _train_melody(run: Run, folder: Path) -> dict[str, Any]:
+    """The embedder, then the quantizer of its embeddings. Its config is kept beside the weights, so that they can be used without ours."""
+    training, clips = run.config.melody, run.all_clips
+
+    def source(split: str, seed: int) -> Source:
+        return pair_source(clips, split=split, crop_sec=training.crop_sec, batch_size=training.batch_size, seed=seed)
+
+    results = _train(run, folder, "melody", source, held_out=bool(renderings(clips, "test")))
+    config, params = run.config.task("melody").model, run.variables("melody")["params"]
+    heard = dataclasses.replace(clips, clips=tuple(itertools.chain(*renderings(clips, "train"))))
+    windows, _ = _embed_windows(run, heard, melody.embed, config, params)
+    quantizer = melody.fit_quantizer(jnp.asarray(windows), rng=jax.random.key(run.config.seed), config=config)
+    _save_variables(folder, {"params": params, "quantizer": quantizer})
+    write_json(folder / "config.json", to_dict(config))
+    return results | {"windows": len(windows)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------- Bundle
 
 
 def _export(run: Run, folder: Path) -> dict[str, Any]:
-    variables = {name: run.whole_variables(name) for name in TRAINED}
+    variables = {name: run.whole_variables(name) for name in TRAINED if name in MODELS}
     card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(tree)) for name, tree in variables.items()})
     MusicLM(run.config.model, variables, run.text).save_pretrained(folder / "bundle", dtype=run.config.bundle_dtype, card=card)
     return {"bytes": sum(path.stat().st_size for path in (folder / "bundle").iterdir())}
@@ -417,7 +464,8 @@ def _export(run: Run, folder: Path) -> dict[str, Any]:
 
 def model_card(run: Run, *, num_params: dict[str, int]) -> str:
     """README.md of the bundle: what it was made of, how, for how long, and how well each part does on held-out clips."""
-    done = {name: read_json(run.folder(name) / "done.json") for name in STEPS if (run.folder(name) / "done.json").exists()}
+    files = {name: run.folder(name) / "done.json" for name, step in STEPS.items() if step.in_fit}
+    done = {name: read_json(file) for name, file in files.items() if file.exists()}
     data = done["prepare"]["results"]
     device = jax.devices()[0]
     lines = [
@@ -460,7 +508,9 @@ def _steps() -> Iterator[Step]:
             # Not how often it logs or saves: that does not change what it learns.
             training = fit.training(name)
             parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
-            return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio] if name in STAGES else parts
+            if name in STAGES:
+                return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio]
+            return [*parts, fit.seed] if name == "melody" else parts
 
         return config
 
@@ -508,6 +558,7 @@ def _steps() -> Iterator[Step]:
         yield Step(name, "training", run, ("prepare", "rvq", *(f"{kind}_tokens" for kind in _STAGE_TOKENS[name])), (_WEIGHTS,), training_of(name))
     trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", *STAGES)
     yield Step("export", "writing the bundle", _export, trained, ("bundle/config.json",), lambda fit: [fit.model, fit.bundle_dtype])
+    yield Step("melody", "training", _train_melody, ("prepare",), (_WEIGHTS, "config.json"), training_of("melody"), in_fit=False)
 
 
 # In the order in which they run.

@@ -14,7 +14,7 @@ from musiclm_jax import sharding
 from musiclm_jax.dry_run import abstract_batch
 from musiclm_jax.features import LogMelConfig
 from musiclm_jax.main import load_config
-from musiclm_jax.models import melody, mulan
+from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import ASTConfig
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.mulan import MuLanConfig
@@ -34,7 +34,7 @@ def test_shapes_shardings_and_one_step(name):
     after, metrics = jax.eval_shape(task.train_step, state, abstract_batch(config, name), jax.random.key(0))
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, state, after)) and metrics["loss"].shape == ()
-    if name in ("semantic", "coarse", "fine", "w2v_bert"):
+    if name in ("semantic", "coarse", "fine", "w2v_bert", "melody"):
         size = lambda shape: sum(x.size for x in jax.tree.leaves(shape))  # noqa: E731
         sharded = sum(math.prod(w.shard_shape(x.shape)) for x, w in zip(jax.tree.leaves(state.params), jax.tree.leaves(shardings.params)))
         assert sharded < 0.3 * size(state.params)  # A quarter, and what is too small to split.
@@ -65,7 +65,7 @@ ROWS = {
     "w2v-BERT XL": task("w2v_bert"),
     "MuLan, ResNet-50 tower": functools.partial(mulan.init, MuLanConfig()),
     "MuLan, AST tower": functools.partial(mulan.init, AST_MULAN),
-    "melody embedder": functools.partial(melody.init, melody.MelodyConfig()),
+    "melody embedder": task("melody"),
 }
 DOCS = (Path(__file__).parent.parent / "docs" / "sizes.md").read_text(encoding="utf-8")
 

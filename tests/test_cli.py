@@ -176,7 +176,7 @@ def test_info_and_export(tiny_bundle, tmp_path, capsys):
 def test_corpus(tmp_path, capsys):
     status, out, err = run("corpus", tmp_path / "clips", "--clips", "1", "--workers", "1", capsys=capsys)
     assert status == 0 and "1 clips" in out and (tmp_path / "clips" / "metadata.jsonl").exists(), err
-    for arguments in (["--clips", "0"], ["--seed", "-1"], ["--workers", "0"], ["--seed", "7"]):
+    for arguments in (["--clips", "0"], ["--variants", "-1"], ["--seed", "-1"], ["--workers", "0"], ["--seed", "7"]):
         status, _, err = run("corpus", tmp_path / "clips", *arguments, capsys=capsys)
         assert status == 2 and err.count("\n") == 1
 
@@ -237,6 +237,7 @@ def test_evaluate_mistakes(tmp_path, capsys):
         (["codec", tmp_path, "--model", tmp_path / "none"], "none"),
         (["semantic", tmp_path, "--seconds", "0.5"], "seconds"),
         (["mulan", tmp_path, "--model", tmp_path / "none"], "none"),
+        (["melody", tmp_path], "musiclm train melody"),
     ]:
         status, _, err = run("evaluate", *arguments, capsys=capsys)
         assert status == 2 and names in err and err.count("\n") == 1

@@ -64,6 +64,12 @@ def test_work_of_a_stage_is_that_of_its_products(remat):
     assert report.flops == 2 * (3 * (layers + head) + once_more)
 
 
+def test_an_example_of_the_melody_embedder_is_a_pair():
+    config = load_config("test")
+    assert dry_run("melody", config).seconds == pytest.approx(2 * 2 * 0.4)
+    assert {name: value.shape for name, value in abstract_batch(config, "melody").items()} == {"wave": (2, 9600), "other_wave": (2, 9600), "melody": (2,)}
+
+
 def test_loops_conditions_and_strided_convolutions():
     product = flops(lambda x, y: x @ y, (2, 3), (3, 5))
     assert product == 2 * 2 * 3 * 5

@@ -1,5 +1,6 @@
 """`fit`: its order and memory on steps of a few bytes, then the real thing on five tiny clips, killed in the middle."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -101,14 +102,24 @@ def test_one_step_wants_the_steps_before_it(ran, places):
     data, workdir = places
     with pytest.raises(UserError, match="step 'c': choose one of a, b, export"):
         run_step("c", data, config=FitConfig(), workdir=workdir)
-    with pytest.raises(UserError, match="b needs the result of a, .* run `musiclm train a`"):
-        run_step("b", data, config=FitConfig(), workdir=workdir)
-    run_step("a", data, config=FitConfig(), workdir=workdir)
-    assert run_step("b", data, config=FitConfig(), workdir=workdir) == {"length": 1}
+    with pytest.raises(UserError, match="export needs the result of b, .* run `musiclm train b`"):
+        run_step("export", data, config=FitConfig(), workdir=workdir)
+    assert ran == []
+    # But for the step that reads the data, which decides nothing.
+    assert run_step("b", data, config=FitConfig(), workdir=workdir) == {"length": 1} and ran == ["a", "b"]
     with pytest.raises(UserError, match="b needs a, whose config or data changed since it ran"):
         run_step("b", data, config=FitConfig(encode_batch_size=7), workdir=workdir)
     with pytest.raises(UserError, match="is not a folder"):
         run_step("a", data / "nowhere", config=FitConfig(), workdir=workdir)
+
+
+def test_a_step_beside_fit_runs_only_when_asked_for(ran, places, monkeypatch):
+    data, workdir = places
+    beside = dataclasses.replace(fit_module.STEPS["b"], name="beside", in_fit=False)
+    monkeypatch.setitem(fit_module.STEPS, "beside", beside)
+    fit(data, config=FitConfig(), workdir=workdir)
+    assert ran == ["a", "b", "export"]
+    assert run_step("beside", data, config=FitConfig(), workdir=workdir) == {"length": 1} and (workdir / "beside" / "done.json").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------- The real thing

@@ -13,6 +13,7 @@ from musiclm_jax import main
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.main import load_config
+from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.steps import TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
 
@@ -40,7 +41,7 @@ def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
         path = main.gin_folder() / "runs" / f"{part}_base.gin"
         assert load_config(None, [f"runs/{path.name}"]) == load_config("base", [str(path)]) == base
     copy = tmp_path / "fine_base.gin"  # One's own, changed.
-    copy.write_text(path.read_text().replace("batch_size = 256", "batch_size = 64"))
+    copy.write_text((main.gin_folder() / "runs" / copy.name).read_text().replace("batch_size = 256", "batch_size = 64"))
     assert load_config(None, [str(copy)]).fine.batch_size == 64 and load_config(None).model == load_config("demo").model != base.model
 
 
@@ -68,6 +69,9 @@ def test_recipes_hold_what_the_papers_state():
     assert (optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == ("transformer", 2e-3, 25_000, 0.0)
     assert (config.w2v_bert.batch_size, config.mulan.batch_size, config.mulan.crop_sec) == (2048, 6144, 10.0)
     assert (config.model.mulan.loss, config.model.mulan.init_temperature) == ("decoupled", 0.1)
+    melody = config.task("melody")
+    assert (melody.model, melody.margin, config.melody.crop_sec) == (MelodyConfig(), 0.2, 4.0)
+    assert (melody.model.num_levels, melody.model.num_codes, melody.model.embedding_dim, melody.model.num_layers) == (24, 512, 192, 12)
 
 
 def test_a_value_that_a_narrower_scope_overrules_is_not_lost_silently():
@@ -103,6 +107,7 @@ def test_a_cosine_schedule_ends_with_the_run():
         ("semantic/Training.batch_size=0", "batch_size=0"),
         ("SEED", "expected NAME=VALUE"),
         ("coarse/Training.crop_sec=60.0", "crop_sec=60.0 of the coarse stage exceeds its window"),
+        ("melody/Training.crop_sec=0.8", "melody: crop_sec=0.8 at 24000 Hz, window_sec=0.4 at 24000 Hz: make both equal"),
     ],
 )
 def test_mistakes_are_one_line(binding, message):

@@ -177,7 +177,9 @@ def test_filters_against_numpy(top_k, top_p):
         np.testing.assert_array_equal(filtered[keep], row[keep])
 
 
-@pytest.mark.parametrize("field,value", [("temperature", -1.0), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)])
+@pytest.mark.parametrize(
+    "field,value", [("temperature", -1.0), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)]
+)
 def test_nonsense_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}="):
         SamplingConfig(**{field: value})

@@ -4,8 +4,9 @@ The folder holds audio files and `metadata.jsonl`, one object per line:
 
     {"file_name": "audio/0001.flac", "captions": ["a calm piano melody"], "split": "train", "attributes": {"tempo_bpm": 80}}
 
-`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Without `metadata.jsonl` each audio file
-may have a text file of the same stem, one caption per line.
+`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Clips with the same `"melody": "name"` are
+renderings of one tune, second for second, from which the melody embedder learns; such a clip needs no caption. Without `metadata.jsonl` each audio
+file may have a text file of the same stem, one caption per line.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Clip:
     captions: tuple[str, ...]
     split: str
     attributes: dict[str, Any]
+    # Of what tune it is a rendering. None: not said.
+    melody: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,10 @@ class ClipStore:
     def split(self, name: str) -> tuple[Clip, ...]:
         return tuple(clip for clip in self.clips if clip.split == name)
 
+    def captioned(self) -> ClipStore:
+        """The clips that have a caption, of the same samples."""
+        return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.captions))
+
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare
 
@@ -81,11 +88,11 @@ class ClipStore:
 def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = audio.SAMPLE_RATE_HZ, workers: int | None = None) -> ClipStore:
     """Decodes the clips of `folder` (any format, rate, channels) to mono int16 in the store `directory`, whole or not at all.
 
-    Clips that are missing, damaged, silent, not finite, shorter than 1 s or without a caption are left out, counted and named in `skipped.log`.
-    Where no clip has a split, about 5 % are held out by the hash of their name.
+    Clips that are missing, damaged, silent, not finite, shorter than 1 s or with neither caption nor melody are left out, counted and named in
+    `skipped.log`. Where no clip has a split, about 5 % are held out by the hash of their melody, or else of their name.
 
     Raises:
-        UserError: no audio, no captions, or more than 10 % of the clips are bad.
+        UserError: no audio, neither captions nor melodies, a melody in both splits, or more than 10 % of the clips are bad.
     """
     folder, directory = Path(folder), Path(directory)
     entries = _entries(folder)
@@ -94,7 +101,7 @@ def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = 
     skipped: list[str] = []
 
     def decode(entry: dict[str, Any]) -> np.ndarray | UserError:
-        if not entry["captions"]:
+        if not entry["captions"] and entry["melody"] is None:
             return UserError(f"{entry['file_name']}: has no caption; add one to metadata.jsonl")
         try:
             wave = audio.read(folder / entry["file_name"], sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
@@ -130,7 +137,7 @@ def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = 
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What the folder says of each clip: file_name, captions, split, attributes; in the order of the file names."""
+    """What the folder says of each clip: file_name, captions, split, attributes, melody; in the order of the file names."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder that holds the clips and metadata.jsonl")
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
@@ -138,17 +145,22 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     if not files:
         what = "captions but no audio" if listed else "no audio"
         raise UserError(f"{folder} holds {what}: put the clips there ({', '.join(AUDIO_SUFFIXES)}) under the names that metadata.jsonl gives")
-    if not any(entry["captions"] for entry in listed.values()):
+    if not any(entry["captions"] or entry["melody"] is not None for entry in listed.values()):
         raise UserError(
             f"{folder} holds {len(files)} audio files but no captions: add metadata.jsonl with lines such as "
             f'{{"file_name": "{files[0]}", "captions": ["a calm piano melody"]}}, or a text file beside each clip'
         )
-    nothing = {"captions": (), "split": None, "attributes": {}}
+    nothing = {"captions": (), "split": None, "attributes": {}, "melody": None}
     entries = [{"file_name": name, **listed.get(name, nothing)} for name in sorted({*files, *listed})]
     if all(entry["split"] is None for entry in entries):
-        held_out = set(_held_out([entry["file_name"] for entry in entries]))
-        return [{**entry, "split": "test" if entry["file_name"] in held_out else "train"} for entry in entries]
-    return [{**entry, "split": entry["split"] or "train"} for entry in entries]
+        tune = lambda entry: entry["file_name"] if entry["melody"] is None else entry["melody"]  # noqa: E731
+        held_out = set(_held_out(sorted({tune(entry) for entry in entries})))
+        return [{**entry, "split": "test" if tune(entry) in held_out else "train"} for entry in entries]
+    entries = [{**entry, "split": entry["split"] or "train"} for entry in entries]
+    train, test = ({entry["melody"] for entry in entries if entry["split"] == split} - {None} for split in ("train", "test"))
+    if train & test:
+        raise UserError(f"{folder / 'metadata.jsonl'} has melody {min(train & test)!r} in both splits: give all of its renderings the same one")
+    return entries
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
@@ -169,8 +181,10 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} line {number}: split is {entry['split']!r}, expected 'train' or 'test'")
         if name in listed:
             raise UserError(f"{path} line {number}: {name} is listed twice; put all its captions into one line")
+        if not isinstance(entry.get("melody"), str | None):
+            raise UserError(f"{path} line {number}: melody is {entry['melody']!r}, expected a string")
         captions = tuple(caption.strip() for caption in captions if caption.strip())
-        listed[name] = {"captions": captions, "split": entry.get("split"), "attributes": entry.get("attributes") or {}}
+        listed[name] = {"captions": captions, "split": entry.get("split"), "attributes": entry.get("attributes") or {}, "melody": entry.get("melody")}
     return listed
 
 
@@ -180,7 +194,7 @@ def _read_sidecars(folder: Path, files: list[str]) -> dict[str, dict[str, Any]]:
         sidecar = (folder / name).with_suffix(".txt")
         if sidecar.exists():
             captions = tuple(line.strip() for line in sidecar.read_text(encoding="utf-8").splitlines() if line.strip())
-            listed[name] = {"captions": captions, "split": None, "attributes": {}}
+            listed[name] = {"captions": captions, "split": None, "attributes": {}, "melody": None}
     return listed
 
 

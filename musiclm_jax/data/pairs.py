@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
-from musiclm_jax.data.clips import draw, draw_start, step_rng
+from musiclm_jax.data.clips import Clip, ClipStore, crop_samples, draw, draw_start, step_rng
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
 
 
-def pair_source(
-    render: Callable[[int, int], np.ndarray], clips: Sequence[int], *, num_variants: int, window_samples: int, batch_size: int, seed: int
-) -> Source:
-    """step -> {"wave", "other_wave": float32 [B, N], "melody": int32 [B], the clip's number}, N = window_samples.
+def renderings(store: ClipStore, split: str) -> list[list[Clip]]:
+    """The clips of each melody of a split that has two or more, by the melody's name and their own."""
+    groups: dict[str, list[Clip]] = {}
+    for clip in store.split(split):
+        if clip.melody is not None:
+            groups.setdefault(clip.melody, []).append(clip)
+    return [sorted(groups[name], key=lambda clip: clip.file_name) for name in sorted(groups) if len(groups[name]) > 1]
 
-    Args:
-      render: (clip, variant) -> the wave of that rendering of the clip's melody. Second for second the renderings must be the same music; of two
-        the longer one is cut, and zeros are added where both are shorter than N. For our corpus:
-        `lambda clip, variant: corpus.render_variant(seed=0, index=clip, variant=variant).wave`.
-        It is called for every window, so let it remember (`functools.lru_cache`) what took time to make.
-      clips: Numbers of the clips to draw from.
-      num_variants: Variants 0 to num_variants - 1 are drawn, two different ones for each pair.
+
+def pair_source(store: ClipStore, *, split: str, crop_sec: float, batch_size: int, seed: int) -> Source:
+    """step -> {"wave", "other_wave": float32 [B, N], "melody": int32 [B], the number of the melody}, random crops of `crop_sec`.
+
+    Two different renderings of each melody are drawn, and the same crop of both: second for second they must be the same music. Of two the longer
+    one is cut, and zeros are added on the right where both are shorter than a crop.
     """
-    if num_variants < 2 or not clips:
-        raise UserError(f"{len(clips)} clips in {num_variants} variants make no pairs: give at least one clip, and two variants")
+    melodies = renderings(store, split)
+    if not melodies:
+        raise UserError(
+            f"no melody of split {split!r} has two renderings: give clips of one tune the same \"melody\" in metadata.jsonl, "
+            "or let `musiclm corpus DIR --variants 2` make some"
+        )
+    crop = crop_samples(crop_sec, store.sample_rate_hz)
+    lengths = np.array([min(clip.length for clip in clips) for clips in melodies], np.float64)
 
     def source(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(seed, step)
-        chosen = [clips[i] for i in draw(rng, np.ones(len(clips)), batch_size=batch_size)]
-        pairs = [_pair(rng, [render(clip, int(variant)) for variant in rng.choice(num_variants, 2, replace=False)]) for clip in chosen]
+        chosen = draw(rng, lengths, batch_size=batch_size)
+        pairs = [_pair(rng, melodies[i]) for i in chosen]
         wave, other = (np.stack(waves) for waves in zip(*pairs, strict=True))
-        return {"wave": wave, "other_wave": other, "melody": np.array(chosen, np.int32)}
+        return {"wave": wave, "other_wave": other, "melody": chosen.astype(np.int32)}
 
-    def _pair(rng: np.random.Generator, waves: list[np.ndarray]) -> list[np.ndarray]:
-        length = min(map(len, waves))
-        start = draw_start(rng, length, window_samples)
-        pieces = [wave[start : min(start + window_samples, length)].astype(np.float32) for wave in waves]
-        return [np.pad(piece, (0, window_samples - len(piece))) for piece in pieces]
+    def _pair(rng: np.random.Generator, clips: list[Clip]) -> list[np.ndarray]:
+        pair = [clips[i] for i in rng.choice(len(clips), 2, replace=False)]
+        length = min(clip.length for clip in pair)
+        start = draw_start(rng, length, crop)
+        waves = [store.wave(clip, start, min(crop, length - start)) for clip in pair]
+        return [np.pad(wave, (0, crop - len(wave))) for wave in waves]
 
     return source

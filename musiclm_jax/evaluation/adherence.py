@@ -71,21 +71,21 @@ class Prompt:
 
 
 def read_metadata(data_dir: str | Path) -> list[dict[str, Any]]:
-    """Lines of DIR/metadata.jsonl that have attributes.
+    """Lines of DIR/metadata.jsonl that have attributes and captions; variants of a corpus have none.
 
     Raises:
-        UserError: there is no such file, a line is not JSON, or no clip has attributes.
+        UserError: there is no such file, a line is not JSON, or no clip has both.
     """
     path = Path(data_dir) / "metadata.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        clips = [clip for clip in map(json.loads, filter(str.strip, lines)) if clip.get("attributes")]
+        clips = [clip for clip in map(json.loads, filter(str.strip, lines)) if clip.get("attributes") and clip.get("captions")]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make a corpus with `musiclm corpus` or name its folder") from error
     except ValueError as error:
         raise UserError(f"{path}: a line is not JSON ({error}); make the corpus again") from error
     if not clips:
-        raise UserError(f"{path}: no clip has attributes, the ground truth of this evaluation; use a corpus of `musiclm corpus`")
+        raise UserError(f"{path}: no clip has captions and attributes, the ground truth of this evaluation; use a corpus of `musiclm corpus`")
     return clips
 
 

@@ -137,7 +137,9 @@ class Stage(nn.Module):
 _CODE, _LEVEL, _OWN = 0.65, 0.25, 0.1
 
 
-def start_from_codebooks(params: dict[str, Any], layout: StageLayout, codebooks: Mapping[str, Float[Array, "Q C K"]], *, rng: Key) -> dict[str, Any]:
+def start_from_codebooks(
+    params: dict[str, Any], layout: StageLayout, codebooks: Mapping[str, Float[Array, "Q C K"] | Float[np.ndarray, "Q C K"]], *, rng: Key
+) -> dict[str, Any]:
     """Fresh parameters of `Stage` in which codes that sound alike start alike.
 
     A code is a vector of its tokenizer's codebook, and near vectors are near sounds. Embedding and head start as one random projection of these

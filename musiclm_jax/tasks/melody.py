@@ -51,7 +51,7 @@ class MelodyTask:
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """{"params"}; `melody.fit_quantizer` adds "quantizer" when training is done."""
+        """{"params"}; the step "melody" adds "quantizer" when training is done."""
         return {"params": nn.unbox(state.params)}
 
     def _loss(self, params: Any, batch: Batch, dropout_rng: Key | None) -> tuple[jax.Array, Metrics]:

@@ -35,9 +35,9 @@ class TrainState:
 
 @runtime_checkable
 class Task(Protocol):
-    """One trained thing: codec, w2v-BERT, MuLan, a stage. All methods are pure and jit-able; metrics are float32 scalars."""
+    """One trained thing: codec, w2v-BERT, MuLan, a stage, the melody embedder. All methods are pure and jit-able; metrics are float32 scalars."""
 
-    # Also the name of its folder and of its command: soundstream, w2v_bert, mulan, semantic, coarse, fine.
+    # Also the name of its folder and of its command: soundstream, w2v_bert, mulan, semantic, coarse, fine, melody.
     name: str
 
     def init_state(self, rng: Key) -> TrainState: ...

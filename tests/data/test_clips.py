@@ -104,6 +104,8 @@ def test_empty_folders_and_halves_are_refused(tmp_path):
         ('{"captions": ["x"]}', "line 1 is not an object"),
         ('{"file_name": "a.wav", "captions": [3]}', "expected a list of strings"),
         ('{"file_name": "a.wav", "caption": "x", "split": "dev"}', "expected 'train' or 'test'"),
+        ('{"file_name": "a.wav", "melody": 3}', "melody is 3, expected a string"),
+        ('{"file_name": "a.wav", "melody": "x"}\n{"file_name": "b.wav", "melody": "x", "split": "test"}', "melody 'x' in both splits"),
         ('{"file_name": "a.wav", "caption": "x"}\n{"file_name": "./a.wav", "caption": "y"}', "line 2: a.wav is listed twice"),
     ],
 )
@@ -127,6 +129,16 @@ def test_held_out_clips_are_a_stable_twentieth():
     assert 70 < len(held_out) < 130
     assert set(_held_out(names + ["new.wav"])) - {"new.wav"} == set(held_out)
     assert len(_held_out(["a", "b"])) == 1 and _held_out(["a"]) == []
+
+
+def test_renderings_of_a_melody_need_no_caption_and_stay_together(tmp_path):
+    clips = {f"{i:02d}.wav": (tone(1, 200 + 9 * i), {"melody": f"tune {i // 2}"}) for i in range(12)}
+    store = prepare(make_folder(tmp_path / "in", {**clips, "x.wav": (tone(), {"caption": "a tone"})}), tmp_path / "store")
+    assert [clip.melody for clip in store.clips] == [f"tune {i // 2}" for i in range(12)] + [None]
+    held_out = _held_out(sorted({"x.wav", *(f"tune {i}" for i in range(6))}))
+    assert held_out and {clip.melody or clip.file_name for clip in store.split("test")} == set(held_out)
+    assert [clip.file_name for clip in store.captioned().clips] == ["x.wav"]
+    np.testing.assert_allclose(store.captioned().wave(store.clips[-1]), tone(), atol=1.1 / 32768)
 
 
 def test_given_splits_are_kept(tmp_path):

@@ -1,33 +1,52 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from musiclm_jax.data.pairs import pair_source
+from musiclm_jax.data.clips import Clip, ClipStore
+from musiclm_jax.data.pairs import pair_source, renderings
 from musiclm_jax.errors import UserError
 
-
-def render(clip, variant):
-    """Sample n of clip c in variant v says so: 10000 c + 1000 v + n."""
-    return np.arange(53) + 10_000 * clip + 1_000 * variant
+CROP = 960  # The shortest crop there is: 40 ms.
 
 
-def source(**changes):
-    return pair_source(render, **{"clips": (3, 5, 8, 13), "num_variants": 3, "window_samples": 17, "batch_size": 3, "seed": 0, **changes})
+def store(clips):
+    """clips: (melody, split, length). Sample n of clip c says so: 3000 c + n."""
+    offsets = np.concatenate([[0], np.cumsum([length for _, _, length in clips])])
+    samples = np.concatenate([3000 * c + np.arange(length) for c, (_, _, length) in enumerate(clips)]).astype(np.int16)
+    entries = [Clip(f"{c}.wav", int(offsets[c]), length, (), split, {}, melody) for c, (melody, split, length) in enumerate(clips)]
+    return ClipStore(samples, tuple(entries), 24_000)
 
 
-def test_pairs_are_the_same_window_of_one_clip_in_two_variants():
-    variants, starts = set(), set()
-    for step in range(20):
+STORE = store([("b", "train", 2999), ("a", "train", 2500), (None, "train", 1000), ("b", "train", 2900), ("a", "train", 2999), ("b", "train", 2999)]
+              + [("c", "train", 1700), ("d", "test", 1800), ("d", "test", 1800)])  # fmt: skip
+
+
+def source(clips=STORE, **changes):
+    return pair_source(clips, **{"split": "train", "crop_sec": 0.04, "batch_size": 2, "seed": 0, **changes})
+
+
+def test_renderings_are_grouped_by_melody():
+    names = lambda split: [[clip.file_name for clip in clips] for clips in renderings(STORE, split)]  # noqa: E731
+    assert names("train") == [["1.wav", "4.wav"], ["0.wav", "3.wav", "5.wav"]]
+    assert names("test") == [["7.wav", "8.wav"]]
+
+
+def test_pairs_are_the_same_crop_of_two_renderings_of_one_melody():
+    pairs, starts = set(), set()
+    for step in range(40):
         batch = source()(step)
-        assert {name: value.shape for name, value in batch.items()} == {"wave": (3, 17), "other_wave": (3, 17), "melody": (3,)}
+        assert {name: value.shape for name, value in batch.items()} == {"wave": (2, CROP), "other_wave": (2, CROP), "melody": (2,)}
         assert batch["wave"].dtype == batch["other_wave"].dtype == np.float32 and batch["melody"].dtype == np.int32
-        assert len(set(batch["melody"])) == 3
-        for wave, other, clip in zip(batch["wave"], batch["other_wave"], batch["melody"]):
+        assert set(batch["melody"]) == {0, 1}
+        for wave, other, melody in zip(batch["wave"] * 32768, batch["other_wave"] * 32768, batch["melody"]):
             np.testing.assert_array_equal(np.diff(wave), 1)
-            (one, start), (two, same) = (divmod(int(each[0]) - 10_000 * clip, 1_000) for each in (wave, other))
-            assert start == same <= 53 - 17 and one != two
-            variants |= {(one, two)}
+            (one, start), (two, same) = (divmod(int(each[0]), 3000) for each in (wave, other))
+            assert start == same <= (2900 if melody else 2500) + 99 - CROP and one != two
+            assert {one, two} <= ({0, 3, 5} if melody else {1, 4})
+            pairs |= {(one, two)}
             starts.add(start)
-    assert variants == {(i, j) for i in range(3) for j in range(3) if i != j} and len(starts) > 10
+    assert len(pairs) == 2 + 6 and len(starts) > 20
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -38,13 +57,14 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def test_few_and_short_clips():
-    short = pair_source(lambda clip, variant: np.ones(11 + variant), [2], num_variants=2, window_samples=17, batch_size=3, seed=0)(0)
-    np.testing.assert_array_equal(short["melody"], [2, 2, 2])
+    clips = store([("a", "train", 500), ("a", "train", 600)])
+    ones = dataclasses.replace(clips, samples=np.full(1100, 16384, np.int16))
+    short = source(ones, batch_size=3)(0)
+    np.testing.assert_array_equal(short["melody"], [0, 0, 0])
     for name in ("wave", "other_wave"):  # Cut to the shorter one, then padded.
-        np.testing.assert_array_equal(short[name], np.tile(np.arange(17) < 11, (3, 1)))
+        np.testing.assert_array_equal(short[name], np.tile(np.where(np.arange(CROP) < 500, 0.5, 0), (3, 1)))
 
 
-@pytest.mark.parametrize("changes", [dict(num_variants=1), dict(clips=())])
-def test_no_pairs(changes):
-    with pytest.raises(UserError, match="make no pairs"):
-        source(**changes)
+def test_no_pairs():
+    with pytest.raises(UserError, match="no melody of split 'test' has two renderings.*--variants"):
+        source(store([("a", "train", 1000), ("a", "train", 1000), ("b", "test", 1000)]), split="test")

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.attributes import INSTRUMENTS
+from musiclm_jax.data.corpus.attributes import INSTRUMENTS, clip_rng, clip_split, draw_attributes
 from musiclm_jax.data.corpus.captions import KINDS, write_captions
-from musiclm_jax.data.corpus.write import _describe
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import adherence
 from musiclm_jax.evaluation.adherence import HEADLINE, MEASURES, Prompt, evaluate_adherence, format_report, in_band, named_attributes, score
@@ -112,7 +111,8 @@ def test_named_attributes(caption, named):
 
 def test_full_captions_of_the_corpus_name_all_four():
     for index in range(0, 200, 7):
-        attributes, split, _ = _describe(3, index)
+        split = clip_split(index)
+        attributes = draw_attributes(split=split, rng=clip_rng(3, index, "attributes"))
         captions = dict(zip(KINDS, write_captions(attributes, split=split, rng=np.random.default_rng(index)), strict=True))
         for kind in ("tags", "one full", "two full"):
             assert named_attributes(captions[kind]) >= set(HEADLINE), captions[kind]
@@ -137,6 +137,8 @@ def corpus(tmp_path_factory):
         caption = f"a {truth['tempo']} {truth['instrument']} melody in {truth['mode']}, {'with' if truth['drums'] else 'without'} drums, {index}"
         split = "test" if index >= 24 else "train"
         lines.append({"file_name": f"audio/{index}.wav", "split": split, "captions": ["music", caption], "attributes": truth})
+    # A variant, which no caption describes, is nobody's prompt.
+    lines.append({"file_name": "audio/29-1.wav", "split": "test", "captions": [], "attributes": truth, "melody": "29"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -131,17 +130,3 @@ def test_variables_are_plain_arrays(state):
 def test_margin_must_be_positive():
     with pytest.raises(ValueError, match="margin=0"):
         MelodyTask(margin=0.0)
-
-
-def test_paper_size_shards_and_takes_a_step():
-    task, batch_size = MelodyTask(), 3
-    boxed = jax.eval_shape(task.init_state, jax.random.key(0))
-    state = sharding.unbox(boxed)
-    shardings = sharding.state_shardings(boxed, jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor")))
-    jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), state, shardings)  # Raises where an axis does not divide.
-    sharded = sum(math.prod(w.shard_shape(x.shape)) for x, w in zip(jax.tree.leaves(state.params), jax.tree.leaves(shardings.params)))
-    assert sharded < 0.3 * sum(x.size for x in jax.tree.leaves(state.params))
-    wave = jax.ShapeDtypeStruct((batch_size, 96_000), jnp.float32)
-    shapes = {"wave": wave, "other_wave": wave, "melody": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
-    after, metrics = jax.eval_shape(task.train_step, state, shapes, jax.random.key(0))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, after)) and metrics["loss"].shape == ()

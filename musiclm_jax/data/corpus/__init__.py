@@ -5,7 +5,6 @@ Attributes are drawn (`attributes`), turned into notes (`compose`), rendered (`v
 only; no JAX.
 """
 
-from musiclm_jax.data.corpus.variants import render_variant
-from musiclm_jax.data.corpus.write import Clip, make_corpus, render_clip
+from musiclm_jax.data.corpus.write import Clip, make_corpus, render_clip, render_variant
 
 __all__ = ["Clip", "make_corpus", "render_clip", "render_variant"]

@@ -7,29 +7,18 @@ split; their melodies are those of their clips, so the splits do not mix.
 
 import dataclasses
 
-from musiclm_jax.data.corpus import synthesis
 from musiclm_jax.data.corpus.attributes import DRUMS_RATE, DYNAMICS, INSTRUMENTS, Attributes, clip_rng, clip_split, draw_attributes
 from musiclm_jax.data.corpus.compose import Note, compose
-from musiclm_jax.data.corpus.write import Clip, render_clip
 
 # Some variants are the lead alone, as a hummed melody would be: chords and drums must not be what tells melodies apart.
 _ALONE_RATE = 0.25
 
 
-def render_variant(*, seed: int, index: int, variant: int) -> Clip:
-    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself.
+def arrange(*, seed: int, index: int, variant: int) -> tuple[Attributes, list[Note]]:
+    """Attributes and notes of a variant. The lead's pitches, steps and lengths are those of the clip.
 
     Variants 1 to 7 have the seven other lead instruments; from there on these come round again, with other bands.
     """
-    if variant == 0:
-        return render_clip(seed=seed, index=index)
-    attributes, notes = arrange(seed=seed, index=index, variant=variant)
-    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
-    return Clip(wave=wave, split=clip_split(index), attributes=dataclasses.asdict(attributes), captions=[])
-
-
-def arrange(*, seed: int, index: int, variant: int) -> tuple[Attributes, list[Note]]:
-    """Attributes and notes of a variant, at least 1. The lead's pitches, steps and lengths are those of the clip."""
     if variant < 1:
         raise ValueError(f"variant={variant}: variants count from 1")
     clip = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))

@@ -1,8 +1,11 @@
 """Clips, and the folder of clips: FLAC files beside one JSON-lines file, the layout of any user's own folder.
 
     DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s
-    DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}}
+    DIR/audio/000000-1.flac the same melody played by others: variant 1 of clip 0
+    DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
     DIR/corpus.json         which corpus this is: {"seed": 0, "version": 1}
+
+Variants have no captions. Without variants there is no "melody" either.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ from musiclm_jax.data.corpus import synthesis
 from musiclm_jax.data.corpus.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
 from musiclm_jax.data.corpus.captions import write_captions
 from musiclm_jax.data.corpus.compose import Note, compose
+from musiclm_jax.data.corpus.variants import arrange
 from musiclm_jax.errors import UserError
 
 # Another number means other music for the same seed: a folder holds one version.
@@ -42,10 +46,15 @@ def render_clip(*, seed: int, index: int) -> Clip:
 
     Across machines the notes and captions are equal; samples may differ by rounding (other NumPy, SciPy or processor).
     """
-    _, split, captions = _describe(seed, index)
-    attributes, notes = clip_notes(seed=seed, index=index)
-    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss"))
-    return Clip(wave=wave, split=split, attributes=dataclasses.asdict(attributes), captions=captions)
+    return render_variant(seed=seed, index=index, variant=0)
+
+
+def render_variant(*, seed: int, index: int, variant: int) -> Clip:
+    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
+    attributes, captions = _describe(seed, index, variant)
+    notes = arrange(seed=seed, index=index, variant=variant)[1] if variant else clip_notes(seed=seed, index=index)[1]
+    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
+    return Clip(wave=wave, split=clip_split(index), attributes=dataclasses.asdict(attributes), captions=captions)
 
 
 def clip_notes(*, seed: int, index: int) -> tuple[Attributes, list[Note]]:
@@ -59,65 +68,70 @@ def make_corpus(
     *,
     num_clips: int,
     seed: int,
+    num_variants: int = 0,
     workers: int = 1,
     on_clip: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes clips 0 .. num_clips - 1 and their metadata into `directory`.
+    """Writes clips 0 .. num_clips - 1, variants 1 .. num_variants of each, and their metadata into `directory`.
 
     Every file is written whole or not at all, the metadata last. A second call continues where the first one was
-    stopped, or adds clips; what is there afterwards does not depend on `workers` or on interruptions. With several
+    stopped, or adds clips or variants; what is there afterwards does not depend on `workers` or on interruptions. With several
     workers, a script needs the usual `if __name__ == "__main__":`, since processes are spawned.
 
     Args:
       directory: made if it is missing.
       num_clips: at least 1.
       seed: at least 0.
+      num_variants: of each clip, at least 0; the melody embedder learns from them.
       workers: processes, at least 1.
-      on_clip: called with each index in turn, once its file is there.
+      on_clip: called with 0, 1, ... in turn, once so many files and one more are there.
 
     Raises:
       UserError: bad numbers, a directory that cannot be written, or one that holds another corpus.
     """
-    for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("workers", workers, 1)):
+    for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
         if value < least:
             raise UserError(f"{name}={value}: a corpus needs {name} of at least {least}")
     directory = pathlib.Path(directory)
+    renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
     try:
         (directory / "audio").mkdir(parents=True, exist_ok=True)
         _claim(directory, seed)
         write_clip = functools.partial(_write_clip, directory, seed)
         if workers == 1:
-            _count(map(write_clip, range(num_clips)), on_clip)
+            _count(map(write_clip, renderings), on_clip)
         else:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                _count(pool.imap(write_clip, range(num_clips), chunksize=4), on_clip)
-        lines = [json.dumps(_metadata(seed, index)) + "\n" for index in range(num_clips)]
+                _count(pool.imap(write_clip, renderings, chunksize=4), on_clip)
+        melody = lambda index: {"melody": f"{index:06d}"} if num_variants else {}  # noqa: E731
+        lines = [json.dumps(_metadata(seed, index, variant) | melody(index)) + "\n" for index, variant in renderings]
         _replace(directory / "metadata.jsonl", lambda path: path.write_text("".join(lines), encoding="utf-8"))
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"{directory}: cannot write the corpus there ({error}); choose a writable directory") from error
 
 
-def _count(indexes, on_clip: Callable[[int], None] | None) -> None:
-    for index in indexes:
+def _count(written, on_clip: Callable[[int], None] | None) -> None:
+    for number, _ in enumerate(written):
         if on_clip is not None:
-            on_clip(index)
+            on_clip(number)
 
 
-def _describe(seed: int, index: int) -> tuple[Attributes, Split, list[str]]:
-    split = clip_split(index)
-    attributes = draw_attributes(split=split, rng=clip_rng(seed, index, "attributes"))
-    return attributes, split, write_captions(attributes, split=split, rng=clip_rng(seed, index, "captions"))
+def _describe(seed: int, index: int, variant: int) -> tuple[Attributes, list[str]]:
+    if variant:
+        return arrange(seed=seed, index=index, variant=variant)[0], []
+    attributes = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
+    return attributes, write_captions(attributes, split=clip_split(index), rng=clip_rng(seed, index, "captions"))
 
 
-def _file_name(index: int) -> str:
-    return f"audio/{index:06d}.flac"
+def _file_name(index: int, variant: int) -> str:
+    return f"audio/{index:06d}-{variant}.flac" if variant else f"audio/{index:06d}.flac"
 
 
-def _metadata(seed: int, index: int) -> dict:
-    attributes, split, captions = _describe(seed, index)
+def _metadata(seed: int, index: int, variant: int) -> dict:
+    attributes, captions = _describe(seed, index, variant)
     return {
-        "file_name": _file_name(index),
-        "split": split,
+        "file_name": _file_name(index, variant),
+        "split": clip_split(index),
         "captions": captions,
         "attributes": dataclasses.asdict(attributes),
     }
@@ -139,15 +153,15 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
         _replace(path, lambda part: part.write_text(json.dumps(mine) + "\n", encoding="utf-8"))
 
 
-def _write_clip(directory: pathlib.Path, seed: int, index: int) -> int:
-    path = directory / _file_name(index)
+def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) -> None:
+    index, variant = rendering
+    path = directory / _file_name(index, variant)
     if not _is_clip(path):
-        wave = render_clip(seed=seed, index=index).wave
+        wave = render_variant(seed=seed, index=index, variant=variant).wave
         _replace(
             path,
             lambda part: soundfile.write(part, wave, synthesis.SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC"),
         )
-    return index
 
 
 def _is_clip(path: pathlib.Path) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.data.corpus import make_corpus, render_clip
+from musiclm_jax.data.corpus import make_corpus, render_clip, render_variant
 from musiclm_jax.errors import UserError
 
 
@@ -56,6 +56,20 @@ def test_continues_and_repairs(corpus, tmp_path):
     assert _contents(tmp_path) == _contents(corpus)
 
 
+def test_variants_are_added_to_a_corpus(corpus, tmp_path):
+    make_corpus(tmp_path, num_clips=2, seed=7)
+    seen = []
+    make_corpus(tmp_path, num_clips=2, seed=7, num_variants=1, on_clip=seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [f"audio/{name}.flac" for name in ("000000", "000000-1", "000001", "000001-1")]
+    assert [line["melody"] for line in lines] == ["000000", "000000", "000001", "000001"] and seen == [0, 1, 2, 3]
+    before = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    assert [{**line, "melody": clip["melody"]} for line, clip in zip(before, lines[::2])] == lines[::2]
+    variant = render_variant(seed=7, index=1, variant=1)
+    assert (lines[3]["captions"], lines[3]["split"], lines[3]["attributes"]) == ([], variant.split, variant.attributes)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "audio/000001-1.flac", dtype="float32")[0], variant.wave, atol=1 / 32768)
+
+
 def test_another_seed_is_refused(corpus):
     before = _contents(corpus)
     with pytest.raises(UserError, match="seed"):
@@ -70,7 +84,7 @@ def test_a_users_own_folder_is_refused(tmp_path):
     assert (tmp_path / "metadata.jsonl").read_text() == "{}\n"
 
 
-@pytest.mark.parametrize("bad", [{"num_clips": 0}, {"seed": -1}, {"workers": 0}])
+@pytest.mark.parametrize("bad", [{"num_clips": 0}, {"seed": -1}, {"num_variants": -1}, {"workers": 0}])
 def test_bad_numbers(tmp_path, bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         make_corpus(tmp_path / "new", **{"num_clips": 1, "seed": 0, **bad})

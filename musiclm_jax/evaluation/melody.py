@@ -1,0 +1,127 @@
+"""Retrieval of a melody in another rendering: does the melody embedder hear the tune, or what plays it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from musiclm_jax import bundle
+from musiclm_jax.arrays import Float, Int
+from musiclm_jax.data.clips import Clip, ClipStore
+from musiclm_jax.data.pairs import renderings
+from musiclm_jax.data.token_store import wave_batches
+from musiclm_jax.errors import UserError
+from musiclm_jax.features import log_mel
+from musiclm_jax.models import melody
+from musiclm_jax.models.melody import MelodyConfig
+from musiclm_jax.nn.quantize import rvq_decode
+from musiclm_jax.records import from_dict, read_json
+
+_BATCH_SIZE = 16
+
+
+def ranks(vectors: Float[np.ndarray, "R M W D"]) -> Int[np.ndarray, "R M W"]:
+    """Where each window finds its melody, 1 being the first place, by cosine.
+
+    The query is window w of rendering r of melody m; the candidates are the windows w of the next rendering (after the last the first one) of all M
+    melodies. Candidates as near as the right one count as nearer.
+    """
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    cosines = np.einsum("rmwd,rnwd->rwmn", vectors, np.roll(vectors, -1, axis=0))
+    right = np.diagonal(cosines, axis1=2, axis2=3)
+    return np.sum(cosines >= right[..., None], axis=-1).swapaxes(1, 2)
+
+
+def scores(places: Int[np.ndarray, "*R"]) -> dict[str, float]:
+    """The shares of queries with the right one in the first place and among the first ten, and the mean of 1 / place."""
+    return {"recall_at_1": float(np.mean(places <= 1)), "recall_at_10": float(np.mean(places <= 10)), "mean_reciprocal_rank": float(np.mean(1 / places))}
+
+
+def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
+    """The embedder that `musiclm train melody` left in `workdir`: its config and {"params", "quantizer"}."""
+    folder = Path(workdir) / "melody"
+    if not (folder / "done.json").exists():
+        raise UserError(f"{workdir} has no trained melody embedder: run `musiclm train melody DATA --workdir {workdir}` first")
+    variables = jax.tree.map(jnp.asarray, bundle.unflatten(safetensors.numpy.load_file(folder / "variables.safetensors")))
+    return from_dict(MelodyConfig, read_json(folder / "config.json"), where="melody"), variables
+
+
+def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Asks the embedder that `musiclm train melody` left in `workdir` for each window of each held-out melody: see `ranks`.
+
+    All melodies are heard in as many renderings, and over as many windows, as all of them have.
+
+    Returns:
+        A report of plain JSON types: "num_melodies" M, "num_renderings" R, "num_windows" W, "window_sec", and "rows", each the `scores` of one
+        vector per window: "embedding"; "codes", the embedding that its tokens stand for; "log_mel", the mean log-mel of the window, each band
+        standardised over all windows; and "chance".
+
+    Raises:
+        UserError: no trained embedder there, or fewer than two held-out melodies with two renderings.
+    """
+    config, variables = load_embedder(workdir)
+    store = ClipStore.open(Path(workdir) / "prepare")
+    melodies = renderings(store, "test")
+    if len(melodies) < 2:
+        raise UserError(f"{workdir} holds out {len(melodies)} melodies in two renderings, where two are the least: give more clips the split 'test'")
+    vectors = _vectors(config, variables, store, melodies, progress)
+    rows = {name: scores(ranks(each)) for name, each in vectors.items()}
+    num_renderings, num_melodies, num_windows, _ = vectors["embedding"].shape
+    return {
+        "num_melodies": num_melodies,
+        "num_renderings": num_renderings,
+        "num_windows": num_windows,
+        "window_sec": config.window_sec,
+        # A random order has each place equally often.
+        "rows": rows | {"chance": scores(np.arange(1, num_melodies + 1))},
+    }
+
+
+def _vectors(
+    config: MelodyConfig, variables: Any, store: ClipStore, melodies: list[list[Clip]], progress: Callable[[str], None]
+) -> dict[str, Float[np.ndarray, "R M W D"]]:
+    """What a window is told by: "embedding", "codes" and "log_mel" of `evaluate_melody`."""
+    shape = (
+        min(len(clips) for clips in melodies),
+        len(melodies),
+        min(melody.num_windows(config, clip.length) for clips in melodies for clip in clips),
+    )
+
+    @jax.jit
+    def listen(variables, wave):
+        embedding = melody.embed(config, variables["params"], wave)
+        heard = rvq_decode(variables["quantizer"]["codebooks"], melody.tokens(config, variables, embedding))
+        return {"embedding": embedding, "codes": heard, "log_mel": jnp.mean(log_mel(wave, config.mel), axis=1)}
+
+    numbers = {clip.file_name: number for number, clip in enumerate(store.clips)}
+    where = [(numbers[melodies[m][r].file_name], w * config.hop_samples) for r, m, w in np.ndindex(shape)]
+    found = []
+    for wave in wave_batches(store, where, samples=config.window_samples, batch_size=_BATCH_SIZE):
+        found.append(jax.device_get(listen(variables, wave)))
+        progress(f"listening to window {min(len(found) * _BATCH_SIZE, len(where))} of {len(where)}")
+    vectors = {name: np.concatenate([each[name] for each in found])[: len(where)] for name in found[0]}
+    log_mels = vectors["log_mel"]
+    vectors["log_mel"] = (log_mels - log_mels.mean(axis=0)) / np.maximum(log_mels.std(axis=0), 1e-6)
+    return {name: each.reshape(*shape, -1) for name, each in vectors.items()}
+
+
+def format_melody_report(report: dict[str, Any]) -> str:
+    """A table in plain text."""
+    titles = {"embedding": "embedding", "codes": "its codes", "log_mel": "mean log-mel", "chance": "chance"}
+    return "\n".join(
+        [
+            f"{report['num_melodies']} held-out melodies, {report['num_renderings']} renderings, {report['num_windows']} windows of {report['window_sec']:g} s",
+            "",
+            "              recall@1  recall@10  mean reciprocal rank",
+            *(
+                f"{titles[name]:12}  {row['recall_at_1']:8.3f}  {row['recall_at_10']:9.3f}  {row['mean_reciprocal_rank']:20.3f}"
+                for name, row in report["rows"].items()
+            ),
+        ]
+    )
