@@ -30,7 +30,8 @@ def test_octave_bands_are_as_far_apart_everywhere():
         assert int(log_mel(tone, config)[0, 10].argmax()) == 12 + note
     filters = octave_filterbank(sample_rate_hz=24_000, num_fft=512, num_bands=61, min_hz=220.0, max_hz=7040.0)
     assert (filters.sum(axis=0) > 0).all()  # Also where bands lie closer than bins.
-    np.testing.assert_allclose(octave_filterbank(sample_rate_hz=24_000, num_fft=8192, num_bands=13, min_hz=440.0, max_hz=880.0).sum(0) * 24_000 / 8192, 1, rtol=0.05)
+    filters = octave_filterbank(sample_rate_hz=24_000, num_fft=8192, num_bands=13, min_hz=440.0, max_hz=880.0)
+    np.testing.assert_allclose(filters.sum(axis=0) * 24_000 / 8192, 1, rtol=0.05)
 
 
 def test_nonsense_scales_are_refused():
