@@ -22,7 +22,7 @@ def corpus(tmp_path_factory):
     (folder / "audio").mkdir()
     lines = []
     for place in range(NUM_CLIPS):
-        clip = _metadata(0, 10 * place + 9)
+        clip = _metadata(0, 10 * place + 9, 0)
         name = f"audio/{place}.wav"
         wave = np.full(2400, 0.5)
         wave[0] = place / _MARK

@@ -34,7 +34,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "audio").mkdir()
     (folder / "corpus.json").write_text(json.dumps({"seed": 0, "version": CORPUS_VERSION}))
-    clips = [_metadata(0, index) for index in [*range(6), *range(9, 129, 10)]]
+    clips = [_metadata(0, index, 0) for index in [*range(6), *range(9, 129, 10)]]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, clips)))
     for clip, notes in zip(clips, read_notes(folder, clips), strict=True):
         pitch = np.repeat(sounding_pitch(*notes, num_tokens=NUM_TOKENS, token_sec=0.04), TOKEN_SAMPLES)
