@@ -47,8 +47,8 @@ class TimeBias(nn.Module):
 
     It starts as a slope that falls off on both sides, from head to head less steep (ALiBi, arXiv 2108.12409, section 3): each head begins
     by looking at what sounds near its own time, the first at what its level said just before, the second, as steep as the first, at what the
-    streams of the prefix say of this moment. Found by gradient from a flat start, the one takes a small model thousands of steps, and the other
-    never came. Segments without time have one bias each, at first 0.
+    streams of the prefix say of this moment. Found by gradient from a flat start, that takes a small model thousands of steps. Segments without
+    time have one bias each, at first 0.
     """
 
     num_heads: int
