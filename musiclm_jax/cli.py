@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `musiclm --help` is in
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -277,13 +278,19 @@ def export(source, out, dtype) -> None:
     click.echo(f"{out}: {size / 1e6:.1f} MB, {dtype}")
 
 
+# What the evaluations share.
+corpus_argument = click.argument("directory", metavar="DIR", type=Path)
+clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+_say = functools.partial(click.echo, err=True)
+
+
 @cli.group()
 def evaluate() -> None:
     """Measures a model."""
 
 
 @evaluate.command()
-@click.argument("directory", metavar="DIR", type=Path)
+@corpus_argument
 @click.option("--captions", type=int, default=100, show_default=True, help="Held-out captions, one clip each.")
 @click.option("--seconds", type=Seconds(2, 300), default=10.0, show_default=True, help="Length of the clips.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -307,15 +314,15 @@ def adherence(directory, captions, seconds, seed, batch_size, out, model) -> Non
         seed=seed,
         batch_size=batch_size,
         out_dir=out,
-        progress=lambda text: click.echo(text, err=True),
+        progress=_say,
     )
     click.echo(format_report(report))
 
 
 @evaluate.command()
-@click.argument("directory", metavar="DIR", type=Path)
+@corpus_argument
 @click.option("--clips", type=int, default=20, show_default=True, help="Held-out clips.")
-@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@clip_seconds_option
 @model_option
 def codec(directory, clips, seconds, model) -> None:
     """How close to the original is a clip after SoundStream's encoder and decoder?
@@ -327,14 +334,13 @@ def codec(directory, clips, seconds, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     musiclm = MusicLM.from_pretrained(model)
-    progress = lambda text: click.echo(text, err=True)  # noqa: E731
-    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=progress)))
+    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=_say)))
 
 
 @evaluate.command()
-@click.argument("directory", metavar="DIR", type=Path)
+@corpus_argument
 @click.option("--clips", type=int, show_default="all", help="Held-out clips.")
-@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@clip_seconds_option
 @click.option("--fit-clips", type=int, default=334, show_default=True, help="Training clips for the reference, k-means of log-mel frames.")
 @model_option
 def semantic(directory, clips, seconds, fit_clips, model) -> None:
@@ -347,15 +353,14 @@ def semantic(directory, clips, seconds, fit_clips, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     tokenizer = MusicLM.from_pretrained(model).semantic
-    progress = lambda text: click.echo(text, err=True)  # noqa: E731
-    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=progress)
+    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=_say)
     click.echo(format_semantic_report(report))
 
 
 @evaluate.command()
-@click.argument("directory", metavar="DIR", type=Path)
+@corpus_argument
 @click.option("--clips", type=int, show_default="all", help="Held-out clips, one caption each.")
-@click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+@clip_seconds_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of clips and captions.")
 @model_option
 def mulan(directory, clips, seconds, seed, model) -> None:
@@ -368,8 +373,7 @@ def mulan(directory, clips, seconds, seed, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     embedder = MusicLM.from_pretrained(model).mulan
-    progress = lambda text: click.echo(text, err=True)  # noqa: E731
-    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=progress)))
+    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=_say)))
 
 
 @evaluate.command()
@@ -382,7 +386,7 @@ def melody(workdir) -> None:
     _use_compilation_cache()
     from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report
 
-    click.echo(format_melody_report(evaluate_melody(workdir, progress=lambda text: click.echo(text, err=True))))
+    click.echo(format_melody_report(evaluate_melody(workdir, progress=_say)))
 
 
 @cli.command(short_help="Describes a bundle and checks it.")

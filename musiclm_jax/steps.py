@@ -37,7 +37,7 @@ from musiclm_jax.tasks.codec import CodecTask
 from musiclm_jax.tasks.melody import MelodyTask
 from musiclm_jax.tasks.mulan import MuLanTask
 from musiclm_jax.tasks.stage import StageTask
-from musiclm_jax.tasks.task import Task, TrainState
+from musiclm_jax.tasks.task import Task
 from musiclm_jax.tasks.w2v_bert import W2vBertTask
 from musiclm_jax.text import TextTokenizer
 from musiclm_jax.tokenizers import AcousticTokenizer, SemanticTokenizer
@@ -411,12 +411,11 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
             text_share=config.text_share,
         )
 
-    def warm_start(state: TrainState) -> TrainState:
+    options = {}
+    if training.task.codebook_init:
+        codebooks = {kind: _CODEBOOKS[kind](run) for kind in _STAGE_TOKENS[name]}
         rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-        return state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
-
-    codebooks = {kind: _CODEBOOKS[kind](run) for kind in _STAGE_TOKENS[name]}
-    options = {"warm_start": warm_start} if training.task.codebook_init else {}
+        options["warm_start"] = lambda state: state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
     held_out = bool(run.clips.split("test"))
     results = _train(run, folder, name, source, held_out=held_out, **options)
     return results | (_beside_counting(results["eval_loss"], store, layout) if held_out else {})
