@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from musiclm_jax import sharding
 from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.errors import UserError
 from musiclm_jax.steps import STEPS, TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
+
+# What XLA does not write out: it reads the operand in the shape that is asked for.
+_VIEWS = ("broadcast_in_dim", "reshape", "squeeze")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,8 @@ class DryRun:
     # Of a stage's batch: those that it learns to predict, and those with what they depend on. None: not a stage.
     target_tokens: int | None
     tokens: int | None
-    # By what is held there: parameters, optimizer, statistics (through the whole run), gradients (while a step runs).
+    # By what is held there: parameters, optimizer, statistics (through the whole run), gradients and activations (while a step runs). Of the
+    # activations, see `count_activations`, a device has its part of the batch: what `tensor` splits of them besides is not taken off.
     bytes_per_device: Mapping[str, int]
     # See `count_flops`.
     flops: int
@@ -52,7 +57,8 @@ class DryRun:
                 f"  parameters  {counts}",
                 f"  batch       {self.batch_size} x {self.seconds / self.batch_size:g} s = {self.seconds:,g} s of audio{tokens}",
                 f"  per device  {', '.join(held)}: {_bytes(sum(self.bytes_per_device.values()))}",
-                "              not counted: activations, which remat, bfloat16, a smaller batch or more devices make less, and what XLA adds",
+                "              activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds",
+                "              remat, bfloat16, a smaller batch or a larger data or fsdp make them less",
                 f"  work        {self.flops:.3g} FLOP, {self.flops / devices:.3g} per device: matrix products and convolutions, forward and backward",
             ]
         )
@@ -74,6 +80,9 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
     boxed = jax.eval_shape(task.init_state, key)
     state, shardings = sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)
     parameters = _bytes_per_device(state.params, shardings.params)
+    rows = max(training.batch_size, 2)  # Without its axis of size 1 a batch of one is another program.
+    steps = {count: jax.make_jaxpr(task.train_step)(state, _with_rows(batch, count), key).jaxpr for count in {training.batch_size, rows, 2 * rows}}
+    activations = count_activations(steps[rows], steps[2 * rows]) * training.batch_size // rows
     target_tokens = tokens = None
     if name in STAGES:
         layout = config.model.layout(name)
@@ -94,8 +103,9 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
             "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
             "statistics": _bytes_per_device(state.stats, shardings.stats),
             "gradients": parameters,  # As wide, and split alike.
+            "activations": activations // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES),
         },
-        flops=count_flops(jax.make_jaxpr(task.train_step)(state, batch, key).jaxpr),
+        flops=count_flops(steps[training.batch_size]),
     )
 
 
@@ -139,6 +149,44 @@ def count_flops(jaxpr: Jaxpr) -> int:
             inner = [count_flops(each) for each in jaxprs_in_params(eqn.params)]
             total += inner[-1] if eqn.primitive.name == "cond" else eqn.params.get("length", 1) * sum(inner)
     return total
+
+
+def count_activations(jaxpr: Jaxpr, larger: Jaxpr) -> int:
+    """Bytes of a traced program's activations, where they are most: its values that are larger in `larger`, the same program of a larger batch.
+
+    That tells them from gradients and from what an optimizer computes. A value is held from the operation that makes it to the last one that
+    reads it, in the order in which the program is written; arguments are not counted, nor are views. What the backward pass keeps of the forward
+    pass is part of it, over all steps of a scan, and so is what `remat` computes again, one layer at a time. XLA fuses operations and so holds
+    less; it copies and keeps workspaces, and so holds more.
+    """
+    viewed: dict[Var, Var] = {}
+    size: dict[Var, int] = {}
+    last_use: dict[Var, int] = {}
+    for index, (eqn, twin) in enumerate(zip(jaxpr.eqns, larger.eqns, strict=True)):
+        read = [viewed.get(each, each) for each in eqn.invars if isinstance(each, Var)]
+        last_use |= dict.fromkeys(read, index)
+        if eqn.primitive.name in _VIEWS:
+            viewed |= {out: each for out, each in zip(eqn.outvars, read, strict=False)}  # Of a constant: nothing.
+        else:
+            pairs = zip(eqn.outvars, twin.outvars, strict=True)
+            size |= {out: out.aval.size * out.aval.dtype.itemsize for out, grown in pairs if grown.aval.size > out.aval.size}
+    last_use |= {viewed.get(each, each): len(jaxpr.eqns) for each in jaxpr.outvars if isinstance(each, Var)}
+    freed: Counter[int] = Counter()
+    for each, index in last_use.items():
+        freed[index] += size.get(each, 0)
+    held = most = 0
+    for index, (eqn, twin) in enumerate(zip(jaxpr.eqns, larger.eqns, strict=True)):
+        made = sum(size.get(out, 0) for out in eqn.outvars if out in last_use)
+        bodies = zip(jaxprs_in_params(eqn.params), jaxprs_in_params(twin.params), strict=True)
+        inside = max((count_activations(*pair) for pair in bodies), default=0)
+        # The stacks of a scan's results are there from its start; the body of a call, or of a branch, makes the results themselves.
+        most = max(most, held + (made + inside if eqn.primitive.name == "scan" else max(made, inside)))
+        held += made - freed[index]
+    return most
+
+
+def _with_rows(batch: dict[str, jax.ShapeDtypeStruct], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype) for name, value in batch.items()}
 
 
 def _size(tree: Any) -> int:
