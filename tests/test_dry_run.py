@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from musiclm_jax.dry_run import abstract_batch, count_flops, dry_run
+from musiclm_jax.dry_run import abstract_batch, count_activations, count_flops, dry_run
 from musiclm_jax.errors import UserError
 from musiclm_jax.main import load_config
 from musiclm_jax.steps import TRAINED
@@ -18,6 +18,13 @@ def on_mesh(name, data, fsdp, tensor, size="base"):
 
 def flops(fn, *shapes):
     return count_flops(jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr)
+
+
+def activations(fn, *weights, rows=3):
+    """In values of the size of the argument, a batch of `rows` x 7."""
+    shapes = lambda rows: [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, 7), *weights)]  # noqa: E731
+    small, large = (jax.make_jaxpr(fn)(*shapes(count)).jaxpr for count in (rows, 2 * rows))
+    return count_activations(small, large) / (rows * 7 * 4)
 
 
 @pytest.mark.parametrize("size", ["test", "demo"])
@@ -38,7 +45,10 @@ def test_the_semantic_stage_of_the_paper():
 
 def test_memory_falls_with_the_axes_that_split_it():
     one, data, fsdp, both = (on_mesh("semantic", *mesh) for mesh in ((1, 1, 1), (2, 1, 1), (2, 4, 1), (1, 4, 2)))
-    assert one.bytes_per_device == data.bytes_per_device
+    held = lambda report: {name: size for name, size in report.bytes_per_device.items() if name != "activations"}  # noqa: E731
+    assert held(one) == held(data)
+    # Of the batch, which `tensor` does not split.
+    assert [one.bytes_per_device["activations"] // report.bytes_per_device["activations"] for report in (one, data, fsdp, both)] == [1, 2, 8, 4]
     for held in ("parameters", "optimizer", "gradients"):
         assert fsdp.bytes_per_device[held] / one.bytes_per_device[held] == pytest.approx(1 / 4, rel=0.02)
     # The input table, 3 % of all, is not split by `tensor`: with the row of mask_id its rows are odd in number.
@@ -82,6 +92,41 @@ def test_loops_conditions_and_strided_convolutions():
     assert flops(convolve, *shapes) == forward
     # By its inputs and by its kernel: as many products each as forward.
     assert flops(lambda x, kernel: jax.grad(lambda *both: convolve(*both).sum() ** 2, argnums=(0, 1))(x, kernel), *shapes) == 3 * forward
+
+
+def test_values_are_held_from_their_making_to_their_last_use():
+    sin, cos = jax.lax.sin, jax.lax.cos
+    assert activations(lambda x: sin(sin(sin(sin(x))))) == 2
+
+    def kept(x):
+        first = sin(x)
+        return first * sin(cos(cos(first)))
+
+    assert activations(kept) == 3
+    assert activations(lambda x, kernel: sin(kernel), (7, 7)) == 0  # Grows with no batch.
+    assert activations(lambda x: cos(jnp.broadcast_to(sin(x)[:, None], (len(x), 5, 7)))) == 1 + 5
+    # All layers' inputs and the last output, and in the body an output.
+    assert activations(lambda x: jax.lax.scan(lambda x, _: (sin(x), x), x, length=11)) == 11 + 1 + 1
+    assert activations(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: sin(sin(x)), lambda: x)) == 2
+
+
+def test_the_backward_pass_keeps_what_remat_does_not():
+    layer = lambda x, kernel: (jnp.tanh(jnp.tanh(jnp.tanh(x @ kernel))), None)  # noqa: E731
+    forward = lambda layer: lambda x, kernels: jnp.sum(jax.lax.scan(layer, x, kernels)[0])  # noqa: E731
+    # Of each of 11 layers its input, for the kernel's gradient, and three derivatives; with remat the input alone, and one layer's derivatives.
+    assert 4 * 11 <= activations(jax.grad(forward(layer), argnums=1), (11, 7, 7)) < 5 * 11
+    assert 11 <= activations(jax.grad(forward(jax.checkpoint(layer, prevent_cse=False)), argnums=1), (11, 7, 7)) < 2 * 11
+
+
+def test_activations_of_a_stage_follow_batch_and_remat():
+    def report(**changes):
+        bindings = [f"coarse/{name.replace('__', '.')}={value}" for name, value in changes.items()]
+        return dry_run("coarse", load_config("test", bindings=["coarse/StageConfig.num_layers=11", *bindings])).bytes_per_device
+
+    two, four, recomputed = report(), report(Training__batch_size=4), report(StageConfig__remat=True)
+    assert four == two | {"activations": 2 * two["activations"]}
+    assert recomputed == two | {"activations": recomputed["activations"]} and recomputed["activations"] < two["activations"] / 2
+    assert report(Training__batch_size=1)["activations"] == two["activations"] // 2
 
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])
