@@ -170,10 +170,10 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     process = start(tmp_path, "", "FINE_STEPS=6")
     assert process.wait(timeout=1800) == 0, (tmp_path / "out").read_text()[-3000:]
     _, killed, resumed, longer = (tmp_path / "out").read_text().split("RUN\n")
-    assert "[2/12] soundstream: finished" in killed and "w2v_bert: finished" not in killed
-    assert "[2/12] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[12/12] export: finished" in resumed
-    assert longer.count(": done\n") == 10  # All but the two that changed.
-    assert "from step 4 to step 6" in longer and "[12/12] export: finished" in longer
+    assert "[2/13] soundstream: finished" in killed and "w2v_bert: finished" not in killed
+    assert "[2/13] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[13/13] export: finished" in resumed
+    assert longer.count(": done\n") == 11  # All but the two that changed.
+    assert "from step 4 to step 6" in longer and "[13/13] export: finished" in longer
 
     # The bundle works, and its card says how it came about.
     config = load_config("test", bindings=["FINE_STEPS=6"])
@@ -190,3 +190,6 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     np.testing.assert_array_equal(acoustic[:100], np.asarray(model.acoustic.encode(wave))[0])
     np.testing.assert_array_equal(semantic[:50], np.asarray(model.semantic.encode(wave))[0])
     np.testing.assert_array_equal(texts[:2], np.asarray(model.mulan.text_tokens(["a low tone", "noise"])))
+    # The reranker started from MuLan, and went on.
+    moved = np.abs(np.asarray(model.reranker.embed_text(["a low tone"]) - model.mulan.embed_text(["a low tone"]))).max()
+    assert 0 < moved < 0.5
