@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import platform
 import zlib
 from collections.abc import Callable, Iterator
@@ -80,6 +81,9 @@ class FitConfig:
     melody: Training = Training(MelodyTask(), crop_sec=4.0)
     # Examples of the stages whose MuLan tokens are those of a caption instead of the audio. The paper's models never see text: 0.
     text_share: float = 0.0
+    # Kinds of captions that MuLan learns from, each with its weight: for each example a kind is drawn by weight among those that the clip has, then one
+    # of its captions of that kind. Empty: all captions of a clip alike, and so they are in any case where metadata.jsonl names no kinds.
+    text_mix: tuple[tuple[str, float], ...] = ()
     # Audio whose features k-means clusters, seconds.
     kmeans_sec: float = 10_000.0
     # Seconds between the MuLan windows that condition the stages. 1 is the paper's; embedding them costs their number.
@@ -96,6 +100,10 @@ class FitConfig:
     def __post_init__(self):
         if not 0 <= self.text_share <= 1:
             raise UserError(f"text_share={self.text_share}: choose a share in [0, 1]")
+        if self.text_mix:
+            weights = dict(self.text_mix)
+            if len(weights) < len(self.text_mix) or not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+                raise UserError(f"text_mix={self.text_mix}: name each kind once, with a weight of 0 or more, and one at least above 0")
         if not 0 <= self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
         if self.mulan_hop_sec <= 0:
@@ -257,7 +265,8 @@ def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Cal
     """What `_train` asks for: random crops of a split's clips, with one of their captions where there is a `text` vocabulary."""
     training, options = run.config.training(name), {}
     if text is not None:
-        options["encode_text"] = functools.partial(text.encode, max_tokens=run.config.model.mulan.text.max_tokens)
+        max_tokens = run.config.model.mulan.text.max_tokens
+        options = {"encode_text": functools.partial(text.encode, max_tokens=max_tokens), "text_mix": dict(run.config.text_mix)}
 
     def source(split: str, seed: int) -> Source:
         return wave_source(run.clips, split=split, seed=seed, crop_sec=training.crop_sec, batch_size=training.batch_size, **options)
@@ -560,6 +569,8 @@ def _steps() -> Iterator[Step]:
             parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
             if name in STAGES:
                 return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio]
+            if name in ("mulan", "reranker") and fit.text_mix:  # Only then: trainings of before there was a mix stay done.
+                return [*parts, fit.text_mix]
             return [*parts, fit.seed] if name == "melody" else parts
 
         return config
