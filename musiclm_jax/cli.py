@@ -238,7 +238,7 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
 def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
-    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
+    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, reranker, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
     export. And melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
 
     \b

@@ -46,7 +46,7 @@ class MusicLMConfig:
     semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)
     coarse_sampling: SamplingConfig = SamplingConfig(temperature=0.95)
     fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
-    # Clips made for each one that is returned, of which MuLan chooses the nearest to the prompt. The paper's: 1.
+    # Clips made for each one that is returned, of which the reranker chooses the nearest to the prompt. The paper's: 1.
     num_candidates: int = 1
 
     def __post_init__(self):

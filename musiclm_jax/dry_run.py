@@ -119,7 +119,7 @@ def abstract_batch(config: FitConfig, name: str) -> dict[str, jax.ShapeDtypeStru
         streams = {"mulan": shape(model.tokens.mulan_levels), "semantic": shape(steps), "acoustic": acoustic}
         return {segment.stream: streams[segment.stream] for segment in model.layout(name).segments}
     batch = {"wave": shape(crop_samples(training.crop_sec, model.audio.sample_rate_hz), dtype=jnp.float32)}
-    if name == "mulan":
+    if name in ("mulan", "reranker"):
         length = model.mulan.text.max_tokens
         batch |= {"text_ids": shape(length), "text_mask": shape(length, dtype=bool)}
     if name == "melody":

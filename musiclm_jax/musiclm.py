@@ -190,6 +190,13 @@ class MusicLM:
     def mulan(self) -> MuLanTokenizer:
         return MuLanTokenizer(self.config.mulan, self.variables("mulan"), self.text)
 
+    @functools.cached_property
+    def reranker(self) -> MuLanTokenizer:
+        """What chooses among candidates: the MuLan that knows how the codec sounds (`fit` trains it), or in a bundle without it MuLan itself. It
+        has no tokens of its own."""
+        variables = self.variables("mulan")
+        return MuLanTokenizer(self.config.mulan, {"params": variables.get("reranker", variables["params"])}, self.text)
+
     def stage(self, name: str) -> StageDecoder:
         """The stage "semantic", "coarse" or "fine", as the sampler knows it."""
         return StageDecoder(self.config.stage(name), self.config.layout(name))
@@ -217,7 +224,7 @@ class MusicLM:
             seconds: length of each clip, up to 300.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
-            num_candidates: clips made for each of these, of which the one is kept whose MuLan embedding is nearest to its prompt's.
+            num_candidates: clips made for each of these, of which the one is kept whose embedding (`reranker`) is nearest to its prompt's.
                 None: `config.num_candidates`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
@@ -241,8 +248,8 @@ class MusicLM:
         wave = np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
         if num_candidates > 1:
             rows = rows[::num_candidates]
-            heard = self.mulan.embed_audio(wave).reshape(len(prompts), num_samples, num_candidates, -1)
-            nearest = jnp.einsum("pscd,pd->psc", heard, self.mulan.embed_text(list(prompts))).argmax(axis=-1).ravel()
+            heard = self.reranker.embed_audio(wave).reshape(len(prompts), num_samples, num_candidates, -1)
+            nearest = jnp.einsum("pscd,pd->psc", heard, self.reranker.embed_text(list(prompts))).argmax(axis=-1).ravel()
             wave = wave.reshape(len(rows), num_candidates, -1)[np.arange(len(rows)), np.asarray(nearest)]
         return Music(wave, sample_rate_hz, rows)
 

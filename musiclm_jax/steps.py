@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import platform
 import zlib
 from collections.abc import Callable, Iterator
@@ -71,6 +72,8 @@ class FitConfig:
     soundstream: Training = Training(CodecTask())
     w2v_bert: Training = Training(W2vBertTask())
     mulan: Training = Training(MuLanTask(), crop_sec=10.0)
+    # MuLan once more, through the codec; its size is `model.mulan`.
+    reranker: Training = Training(MuLanTask(name="reranker"), crop_sec=10.0)
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
     coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
     fine: Training = Training(StageTask(name="fine"), crop_sec=3.0)
@@ -78,6 +81,9 @@ class FitConfig:
     melody: Training = Training(MelodyTask(), crop_sec=4.0)
     # Examples of the stages whose MuLan tokens are those of a caption instead of the audio. The paper's models never see text: 0.
     text_share: float = 0.0
+    # Kinds of captions that MuLan learns from, each with its weight: for each example a kind is drawn by weight among those that the clip has, then one
+    # of its captions of that kind. Empty: all captions of a clip alike, and so they are in any case where metadata.jsonl names no kinds.
+    text_mix: tuple[tuple[str, float], ...] = ()
     # Audio whose features k-means clusters, seconds.
     kmeans_sec: float = 10_000.0
     # Seconds between the MuLan windows that condition the stages. 1 is the paper's; embedding them costs their number.
@@ -94,6 +100,10 @@ class FitConfig:
     def __post_init__(self):
         if not 0 <= self.text_share <= 1:
             raise UserError(f"text_share={self.text_share}: choose a share in [0, 1]")
+        if self.text_mix:
+            weights = dict(self.text_mix)
+            if len(weights) < len(self.text_mix) or not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+                raise UserError(f"text_mix={self.text_mix}: name each kind once, with a weight of 0 or more, and one at least above 0")
         if not 0 <= self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
         if self.mulan_hop_sec <= 0:
@@ -121,6 +131,8 @@ class FitConfig:
         """The task of a part, with the sizes of `model` and the length of its run."""
         training = self.training(name)
         changes: dict[str, Any] = {"model": getattr(self.model, name)} if name in MODELS else {}
+        if name == "reranker":
+            changes = {"name": name, "model": self.model.mulan}
         if name in STAGES:
             changes |= {"name": name, "tokens": self.model.tokens, "fine_sees_mulan": self.model.fine_sees_mulan}
         for field in dataclasses.fields(training.task):
@@ -162,14 +174,16 @@ class Run:
         return bundle.unflatten(safetensors.numpy.load_file(self.folder(step) / _WEIGHTS))
 
     def whole_variables(self, name: str) -> dict[str, Any]:
-        """The weights of a model; those of w2v-BERT and MuLan come from two steps."""
-        extra = {"w2v_bert": "kmeans", "mulan": "rvq"}.get(name)
-        return self.variables(name) | (self.variables(extra) if extra else {})
+        """The weights of a model; those of w2v-BERT and MuLan come from several steps."""
+        whole = self.variables(name)
+        for extra in {"w2v_bert": ("kmeans",), "mulan": ("rvq", "reranker")}.get(name, ()):
+            whole |= self.variables(extra)
+        return whole
 
-    def mulan_tokens(self, kind: str) -> Callable[[Any], np.ndarray]:
-        """Embeddings [B, D] of kind "audio" or "text" -> tokens int32 [B, Q]."""
+    def mulan_tokens(self) -> Callable[[Any], np.ndarray]:
+        """Embeddings of audio [B, D] -> tokens int32 [B, Q]."""
         config, quantizer = self.config.model.mulan, {"quantizer": self.variables("rvq")["quantizer"]}
-        tokens = jax.jit(functools.partial(getattr(mulan, f"{kind}_tokens"), config))
+        tokens = jax.jit(functools.partial(mulan.audio_tokens, config))
         return lambda embeddings: np.asarray(tokens(quantizer, jnp.asarray(embeddings)))
 
 
@@ -190,7 +204,7 @@ class Step:
 
 
 # Steps that train a model; `FitConfig.training` and `FitConfig.task` know them.
-TRAINED = ("soundstream", "w2v_bert", "mulan", *STAGES, "melody")
+TRAINED = ("soundstream", "w2v_bert", "mulan", "reranker", *STAGES, "melody")
 _WEIGHTS = "variables.safetensors"
 
 
@@ -226,31 +240,71 @@ def _prepare(run: Run, folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------- Models of tokens
 
 
-def _train(run: Run, folder: Path, name: str, source: Callable[[str, int], Source], *, held_out: bool, **options: Any) -> dict[str, Any]:
-    """Trains a part on source(split, seed), keeps its weights, returns its last metrics. held_out: whether there is a split "test"."""
+def _train(
+    run: Run, folder: Path, name: str, source: Callable[[str, int], Source], *, held_out: bool, **options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains a part on source(split, seed); returns its weights and its last metrics. held_out: whether there is a split "test"."""
     training, task = run.config.training(name), run.config.task(name)
     seed = training.loop.seed
     eval_source = source("test", seed + 1) if held_out else None
     state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=eval_source, **options)
-    _save_variables(folder, task.variables(state))
-    return {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
+    return task.variables(state), {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
 
 
 def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
-    training = run.config.training(name)
-    text = {}
-    if name == "mulan":
-        tokenizer, max_tokens = _vocabulary(run, folder), run.config.model.mulan.text.max_tokens
-        text = {"encode_text": functools.partial(tokenizer.encode, max_tokens=max_tokens)}
-
-    def source(split: str, seed: int) -> Source:
-        sizes = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
-        return wave_source(run.clips, split=split, seed=seed, **sizes, **text)
-
-    results = _train(run, folder, name, source, held_out=bool(run.clips.split("test")))
+    text = _vocabulary(run, folder) if name == "mulan" else None
+    variables, results = _train(run, folder, name, _wave_sources(run, name, text), held_out=bool(run.clips.split("test")))
+    _save_variables(folder, variables)
     one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
     if one is not None and one < 1.03 * all_levels:
         print(f"{name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
+    return results
+
+
+def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Callable[[str, int], Source]:
+    """What `_train` asks for: random crops of a split's clips, with one of their captions where there is a `text` vocabulary."""
+    training, options = run.config.training(name), {}
+    if text is not None:
+        max_tokens = run.config.model.mulan.text.max_tokens
+        options = {"encode_text": functools.partial(text.encode, max_tokens=max_tokens), "text_mix": dict(run.config.text_mix)}
+
+    def source(split: str, seed: int) -> Source:
+        return wave_source(run.clips, split=split, seed=seed, crop_sec=training.crop_sec, batch_size=training.batch_size, **options)
+
+    return source
+
+
+def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
+    """Trains MuLan on, with clips as they sound after the codec, in the levels that generation writes.
+
+    What MuLan hears in a recording, such as the mode, it may not hear in a clip that was generated, among whose candidates it is to choose. A
+    copy that learns this leaves MuLan, and with it the tokens that the stages know, as they are. Ours; the papers rank by MuLan (or not at all).
+    """
+    model = run.config.model
+    acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
+    levels = model.soundstream.num_levels if model.use_fine else model.coarse_levels
+    recorded = _wave_sources(run, "reranker", run.text)
+
+    def source(split: str, seed: int) -> Source:
+        batches = recorded(split, seed)
+
+        def decoded(step: int) -> dict[str, np.ndarray]:
+            batch = batches(step)
+            wave = np.asarray(acoustic.decode(acoustic.encode(batch["wave"])[..., :levels]))
+            return batch | {"wave": wave[:, : batch["wave"].shape[1]]}
+
+        return decoded
+
+    start = run.variables("mulan")["params"]
+    variables, results = _train(
+        run,
+        folder,
+        "reranker",
+        source,
+        held_out=bool(run.clips.split("test")),
+        warm_start=lambda state: state.replace(params=state.params | {"mulan": jax.tree.map(jnp.asarray, start)}),
+    )
+    _save_variables(folder, {"reranker": variables["params"]})
     return results
 
 
@@ -301,10 +355,11 @@ def _rvq(run: Run, folder: Path) -> dict[str, Any]:
     training = np.array([clip.split == "train" for clip in clips.clips])
     text_training = np.repeat(training, np.diff(text_at))
     quantizer = mulan.fit_quantizer(jnp.asarray(means[training]), jnp.asarray(texts[text_training]), rng=jax.random.key(run.config.seed), config=config)
+    tokenize = jax.jit(functools.partial(mulan.text_tokens, config, {"quantizer": quantizer}))
+    tokens = _in_batches(tokenize, texts, batch_size=64).astype(np.int16)
     _save_array(folder / "windows.npy", windows.astype(np.float16))
-    _save_variables(folder, {"quantizer": quantizer})
-    tokens = _in_batches(run.mulan_tokens("text"), texts, batch_size=64).astype(np.int16)
     _save_array(folder / "texts.npy", tokens)
+    _save_variables(folder, {"quantizer": quantizer})
     shown = np.flatnonzero(~training) if not training.all() else np.arange(len(training))
     report = mulan.quantizer_report(config, {"quantizer": quantizer}, jnp.asarray(means[shown]), jnp.asarray(texts[text_at[:-1][shown]]))
     results = {"windows": len(windows), "captions": len(texts)} | {name: float(value) for name, value in report.items()}
@@ -391,11 +446,15 @@ _CODEBOOKS = {
 
 def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
     config, training = run.config, run.config.training(name)
-    layout, mulan_tokens = config.model.layout(name), run.mulan_tokens("audio")
+    layout, mulan_tokens = config.model.layout(name), run.mulan_tokens()
     files = {kind: run.folder(f"{kind}_tokens") / f"{kind}.npy" for kind in _STAGE_TOKENS[name]}
     files |= {kind: run.folder("rvq") / f"{kind}.npy" for kind in ("windows", "texts")}
     num_windows = functools.partial(mulan.num_windows, config.mulan_windows)
     store = TokenStore.open(run.clips, audio=config.model.audio, files=files, num_windows=num_windows)
+
+    short = sum(clip.length < training.crop_sec * run.clips.sample_rate_hz for clip in run.clips.clips)
+    if short:
+        print(f"{name}: {short} of {len(run.clips.clips)} clips are shorter than crop_sec={training.crop_sec:g} and teach it nothing", flush=True)
 
     def source(split: str, seed: int) -> Source:
         return token_source(
@@ -417,7 +476,8 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
         options["warm_start"] = lambda state: state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
     held_out = bool(run.clips.split("test"))
-    results = _train(run, folder, name, source, held_out=held_out, **options)
+    variables, results = _train(run, folder, name, source, held_out=held_out, **options)
+    _save_variables(folder, variables)
     return results | (_beside_counting(results["eval_loss"], store, layout) if held_out else {})
 
 
@@ -441,12 +501,12 @@ def _train_melody(run: Run, folder: Path) -> dict[str, Any]:
     def source(split: str, seed: int) -> Source:
         return pair_source(clips, split=split, crop_sec=training.crop_sec, batch_size=training.batch_size, seed=seed)
 
-    results = _train(run, folder, "melody", source, held_out=bool(renderings(clips, "test")))
-    config, params = run.config.task("melody").model, run.variables("melody")["params"]
+    variables, results = _train(run, folder, "melody", source, held_out=bool(renderings(clips, "test")))
+    config = run.config.task("melody").model
     heard = dataclasses.replace(clips, clips=tuple(itertools.chain(*renderings(clips, "train"))))
-    windows, _ = _embed_windows(run, heard, melody.embed, config, params)
+    windows, _ = _embed_windows(run, heard, melody.embed, config, variables["params"])
     quantizer = melody.fit_quantizer(jnp.asarray(windows), rng=jax.random.key(run.config.seed), config=config)
-    _save_variables(folder, {"params": params, "quantizer": quantizer})
+    _save_variables(folder, variables | {"quantizer": quantizer})
     write_json(folder / "config.json", to_dict(config))
     return results | {"windows": len(windows)}
 
@@ -455,8 +515,8 @@ def _train_melody(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _export(run: Run, folder: Path) -> dict[str, Any]:
-    variables = {name: run.whole_variables(name) for name in TRAINED if name in MODELS}
-    card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(tree)) for name, tree in variables.items()})
+    variables = {name: run.whole_variables(name) for name in MODELS}
+    card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(run.variables(name))) for name in TRAINED if STEPS[name].in_fit})
     MusicLM(run.config.model, variables, run.text).save_pretrained(folder / "bundle", dtype=run.config.bundle_dtype, card=card)
     return {"bytes": sum(path.stat().st_size for path in (folder / "bundle").iterdir())}
 
@@ -509,6 +569,8 @@ def _steps() -> Iterator[Step]:
             parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
             if name in STAGES:
                 return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio]
+            if name in ("mulan", "reranker") and fit.text_mix:  # Only then: trainings of before there was a mix stay done.
+                return [*parts, fit.text_mix]
             return [*parts, fit.seed] if name == "melody" else parts
 
         return config
@@ -535,6 +597,14 @@ def _steps() -> Iterator[Step]:
         (_WEIGHTS, "windows.npy", "texts.npy"),
         lambda fit: [fit.mulan_windows, fit.seed],
     )
+    yield Step(
+        "reranker",
+        "training",
+        _train_reranker,
+        ("prepare", "soundstream", "mulan"),
+        (_WEIGHTS,),
+        lambda fit: [*training_of("reranker")(fit), fit.model.soundstream, fit.model.use_fine, fit.model.coarse_levels],
+    )
     windows = lambda fit: [fit.encode_sec, fit.encode_context_sec]  # noqa: E731
     yield Step(
         "semantic_tokens",
@@ -555,7 +625,7 @@ def _steps() -> Iterator[Step]:
     for name in STAGES:
         run = functools.partial(_train_stage, name=name)
         yield Step(name, "training", run, ("prepare", "rvq", *(f"{kind}_tokens" for kind in _STAGE_TOKENS[name])), (_WEIGHTS,), training_of(name))
-    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", *STAGES)
+    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", "reranker", *STAGES)
     yield Step("export", "writing the bundle", _export, trained, ("bundle/config.json",), lambda fit: [fit.model, fit.bundle_dtype])
     yield Step("melody", "training", _train_melody, ("prepare",), (_WEIGHTS, "config.json"), training_of("melody"), in_fit=False)
 

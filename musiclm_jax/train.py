@@ -118,11 +118,13 @@ def train(
 
         # ------------------------------------------------------------ The loop.
         stop_signal = stack.enter_context(_stop_signals())
-        pending: list[Any] = []  # Metrics of the steps since the last line, still on the device: no step waits for them.
+        pending: list[Any] = []  # Metrics of the steps since the last line, still on the device.
         batches = stack.enter_context(contextlib.closing(prefetch(source, start=start, stop=config.num_steps)))
         for step, batch in enumerate(batches, start=start + 1):  # `step` counts finished steps.
             state, metrics = train_step(state, sharding.put_batch(batch, mesh), step_key)
             pending.append(metrics)
+            if len(pending) > _AHEAD:
+                jax.block_until_ready(pending[-1 - _AHEAD])
             stopping = list(stop_signal)  # Once per step: it may arrive at any line.
             last = step == config.num_steps or bool(stopping)
             report.first_step_done(step, metrics)
@@ -147,6 +149,10 @@ def train(
                 print(f"{task.name}: stopped after step {step}, which is saved; the same command continues there", flush=True)
                 raise SystemExit(128 + stopping[0])
     return state
+
+
+# How many steps the host hands out before it waits: enough to keep the device busy, few enough to stop soon when told to.
+_AHEAD = 2
 
 
 # -------------------------------------------------------------------- Helpers of the loop, in its order.

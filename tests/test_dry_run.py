@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from musiclm_jax import sharding
 from musiclm_jax.dry_run import abstract_batch, count_activations, count_flops, dry_run
 from musiclm_jax.errors import UserError
 from musiclm_jax.main import load_config
@@ -113,8 +114,8 @@ def test_values_are_held_from_their_making_to_their_last_use():
 def test_the_backward_pass_keeps_what_remat_does_not():
     layer = lambda x, kernel: (jnp.tanh(jnp.tanh(jnp.tanh(x @ kernel))), None)  # noqa: E731
     forward = lambda layer: lambda x, kernels: jnp.sum(jax.lax.scan(layer, x, kernels)[0])  # noqa: E731
-    # Of each of 11 layers its input, for the kernel's gradient, and three derivatives; with remat the input alone, and one layer's derivatives.
-    assert 4 * 11 <= activations(jax.grad(forward(layer), argnums=1), (11, 7, 7)) < 5 * 11
+    # Of each of 11 layers its input, for the kernel's gradient, and of each tanh one or two values; with remat the input, and one layer's values.
+    assert 4 * 11 <= activations(jax.grad(forward(layer), argnums=1), (11, 7, 7)) < 8 * 11
     assert 11 <= activations(jax.grad(forward(jax.checkpoint(layer, prevent_cse=False)), argnums=1), (11, 7, 7)) < 2 * 11
 
 
@@ -127,6 +128,18 @@ def test_activations_of_a_stage_follow_batch_and_remat():
     assert four == two | {"activations": 2 * two["activations"]}
     assert recomputed == two | {"activations": recomputed["activations"]} and recomputed["activations"] < two["activations"] / 2
     assert report(Training__batch_size=1)["activations"] == two["activations"] // 2
+
+
+def test_xla_holds_about_as_much():
+    config = load_config("test")
+    task, batch = config.task("fine"), abstract_batch(config, "fine")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = sharding.unbox(jax.eval_shape(task.init_state, key))
+    rows = lambda count: {name: jax.ShapeDtypeStruct((count, *each.shape[1:]), each.dtype) for name, each in batch.items()}  # noqa: E731
+    small, large = (jax.make_jaxpr(task.train_step)(state, rows(count), key).jaxpr for count in (8, 16))
+    compiled = [jax.jit(task.train_step).lower(state, rows(count), key).compile().memory_analysis().temp_size_in_bytes for count in (8, 16)]
+    # 1.8 times here, since XLA fuses; 0.6 to 1.9 over all parts.
+    assert 0.4 < count_activations(small, large) / (compiled[1] - compiled[0]) < 3
 
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])

@@ -16,12 +16,13 @@ import soundfile
 
 import musiclm_jax
 from musiclm_jax import fit as fit_module
+from musiclm_jax import steps
 from musiclm_jax.errors import UserError
 from musiclm_jax.fit import fit, run_step
 from musiclm_jax.main import load_config
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.records import read_json
-from musiclm_jax.steps import FitConfig, Step
+from musiclm_jax.steps import STEPS, FitConfig, Run, Step
 
 # ---------------------------------------------------------------------------------------------------------------------- The machinery
 
@@ -122,6 +123,40 @@ def test_a_step_beside_fit_runs_only_when_asked_for(ran, places, monkeypatch):
     assert run_step("beside", data, config=FitConfig(), workdir=workdir) == {"length": 1} and (workdir / "beside" / "done.json").exists()
 
 
+# ---------------------------------------------------------------------------------------------------------------------- The mix of MuLan's texts
+
+
+def test_a_mix_belongs_to_mulan_alone_and_none_leaves_trainings_done():
+    plain, mixed = FitConfig(), FitConfig(text_mix=(("short", 2.0),))
+    training = plain.mulan
+    parts = [plain.task("mulan"), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
+    assert STEPS["mulan"].config(plain) == parts and STEPS["mulan"].config(mixed) == [*parts, (("short", 2.0),)]
+    for name, step in STEPS.items():
+        assert name == "mulan" or step.config(plain) == step.config(mixed), name
+
+
+def test_mulan_learns_from_the_kinds_of_the_mix(tmp_path, monkeypatch):
+    rng, lines = np.random.default_rng(0), []
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        soundfile.write(tmp_path / "data" / f"{i}.wav", 0.3 * rng.standard_normal(48_000), 24_000)
+        lines.append(json.dumps({"file_name": f"{i}.wav", "captions": {"long": ["a low tone", "a high tone"], "label": ["noise"]}}))
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+    sources = {}
+    monkeypatch.setattr(steps, "_train", lambda run, folder, name, source, **_: sources.update({name: source}) or {})
+    texts = {}
+    for text_mix in ((), (("label", 1.0),)):
+        config = dataclasses.replace(load_config("test"), text_mix=text_mix)
+        run = Run(config=config, data=tmp_path / "data", workdir=tmp_path / "work")
+        run.folder("prepare").mkdir(parents=True, exist_ok=True)
+        STEPS["prepare"].run(run, run.folder("prepare"))
+        STEPS["mulan"].run(run, run.folder("mulan"))
+        source = sources["mulan"]("train", 0)
+        texts[text_mix] = {tuple(ids[mask]) for step in range(20) for ids, mask in zip(source(step)["text_ids"], source(step)["text_mask"], strict=True)}
+    noise = run.text.encode(["noise"], max_tokens=config.model.mulan.text.max_tokens)
+    assert texts[(("label", 1.0),)] == {tuple(noise[0][0][noise[1][0]])} and len(texts[()]) == 3
+
+
 # ---------------------------------------------------------------------------------------------------------------------- The real thing
 
 
@@ -170,10 +205,10 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     process = start(tmp_path, "", "FINE_STEPS=6")
     assert process.wait(timeout=1800) == 0, (tmp_path / "out").read_text()[-3000:]
     _, killed, resumed, longer = (tmp_path / "out").read_text().split("RUN\n")
-    assert "[2/12] soundstream: finished" in killed and "w2v_bert: finished" not in killed
-    assert "[2/12] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[12/12] export: finished" in resumed
-    assert longer.count(": done\n") == 10  # All but the two that changed.
-    assert "from step 4 to step 6" in longer and "[12/12] export: finished" in longer
+    assert "[2/13] soundstream: finished" in killed and "w2v_bert: finished" not in killed
+    assert "[2/13] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[13/13] export: finished" in resumed
+    assert longer.count(": done\n") == 11  # All but the two that changed.
+    assert "from step 4 to step 6" in longer and "[13/13] export: finished" in longer
 
     # The bundle works, and its card says how it came about.
     config = load_config("test", bindings=["FINE_STEPS=6"])
@@ -190,3 +225,6 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     np.testing.assert_array_equal(acoustic[:100], np.asarray(model.acoustic.encode(wave))[0])
     np.testing.assert_array_equal(semantic[:50], np.asarray(model.semantic.encode(wave))[0])
     np.testing.assert_array_equal(texts[:2], np.asarray(model.mulan.text_tokens(["a low tone", "noise"])))
+    # The reranker started from MuLan, and went on.
+    moved = np.abs(np.asarray(model.reranker.embed_text(["a low tone"]) - model.mulan.embed_text(["a low tone"]))).max()
+    assert 0 < moved < 0.5

@@ -69,6 +69,8 @@ def test_recipes_hold_what_the_papers_state():
     assert (optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == ("transformer", 2e-3, 25_000, 0.0)
     assert (config.w2v_bert.batch_size, config.mulan.batch_size, config.mulan.crop_sec) == (2048, 6144, 10.0)
     assert (config.model.mulan.loss, config.model.mulan.init_temperature) == ("decoupled", 0.1)
+    assert dict(config.text_mix) == {"short": 2, "long": 2, "playlist": 1, "label": 1}
+    assert load_config("demo").text_mix == load_config("test").text_mix == ()
     melody = config.task("melody")
     assert (melody.model, melody.margin, config.melody.crop_sec) == (MelodyConfig(), 0.2, 4.0)
     assert (melody.model.num_levels, melody.model.num_codes, melody.model.embedding_dim, melody.model.num_layers) == (24, 512, 192, 12)
@@ -107,6 +109,10 @@ def test_a_cosine_schedule_ends_with_the_run():
         ("semantic/Training.batch_size=0", "batch_size=0"),
         ("SEED", "expected NAME=VALUE"),
         ("coarse/Training.crop_sec=60.0", "crop_sec=60.0 of the coarse stage exceeds its window"),
+        ("FitConfig.text_mix=(('short', 1.0), ('long', -1.0))", "text_mix=(('short', 1.0), ('long', -1.0)): name each kind once"),
+        ("FitConfig.text_mix=(('short', 0.0),)", "one at least above 0"),
+        ("FitConfig.text_mix=(('short', 1e999),)", "with a weight of 0 or more"),
+        ("FitConfig.text_mix=(('short', 1.0), ('short', 2.0))", "name each kind once"),
         ("melody/Training.crop_sec=0.8", "melody: crop_sec=0.8 at 24000 Hz, window_sec=0.4 at 24000 Hz: make both equal"),
     ],
 )

@@ -60,6 +60,18 @@ def test_the_candidate_nearest_to_the_prompt_is_kept(model, music):
         np.testing.assert_allclose(chosen.wave[row], music.wave[best], atol=1e-5)
 
 
+def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
+    other = jax.tree.map(lambda leaf: -leaf, model.variables("mulan")["params"]["text_head"])
+    variables = {name: model.variables(name) for name in MODELS}
+    variables["mulan"] = variables["mulan"] | {"reranker": variables["mulan"]["params"] | {"text_head": other}}
+    contrary = MusicLM(model.config, variables, model.text)
+    chosen = contrary.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
+    similarity = np.asarray(model.mulan.embed_audio(music.wave) @ model.mulan.embed_text(PROMPTS).T)
+    for row in range(2):  # The farthest, as text embeddings are turned round; the tokens, and so the candidates, are the same.
+        worst = 2 * row + similarity[2 * row : 2 * row + 2, row].argmin()
+        np.testing.assert_allclose(chosen.wave[row], music.wave[worst], atol=1e-5)
+
+
 def test_keys_differ_by_seed_prompt_and_number():
     prompts = ["a", "a", "b", "a"]
     data = jax.random.key_data(jnp.concatenate([clip_keys(prompts, seed=0), clip_keys(prompts, seed=1)]))

@@ -4,20 +4,25 @@ The folder holds audio files and `metadata.jsonl`, one object per line:
 
     {"file_name": "audio/0001.flac", "captions": ["a calm piano melody"], "split": "train", "attributes": {"tempo_bpm": 80}}
 
-`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Clips with the same `"melody": "name"` are
-renderings of one tune, second for second, from which the melody embedder learns; such a clip needs no caption. Without `metadata.jsonl` each audio
-file may have a text file of the same stem, one caption per line.
+`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Captions may be sorted by kind, under names of
+one's choice, so that MuLan's training can mix the kinds by weight; all else takes them alike:
+
+    "captions": {"short": ["calm piano"], "long": ["a calm piano melody in a minor key"], "playlist": ["music to read by"], "label": ["piano"]}
+
+Clips with the same `"melody": "name"` are renderings of one tune, second for second, from which the melody embedder learns; such a clip needs no
+caption. Without `metadata.jsonl` each audio file may have a text file of the same stem, one caption per line.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,8 @@ class Clip:
     attributes: dict[str, Any]
     # Of what tune it is a rendering. None: not said.
     melody: str | None = None
+    # The kind of each caption. None: not said.
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +72,8 @@ class ClipStore:
         samples = np.load(directory / "samples.npy", mmap_mode="r")
         if len(samples) != index["num_samples"]:
             raise UserError(f"{directory}/samples.npy has {len(samples)} samples, its index says {index['num_samples']}: prepare the data again")
-        clips = tuple(Clip(**{**clip, "captions": tuple(clip["captions"])}) for clip in index["clips"])
+        tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
+        clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
         return cls(samples, clips, index["sample_rate_hz"])
 
     def wave(self, clip: Clip, start: int = 0, length: int | None = None) -> np.ndarray:
@@ -130,14 +138,15 @@ def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = 
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
         "num_skipped": len(skipped),
-        "clips": [dataclasses.asdict(clip) for clip in clips],
+        # Without kinds the index is byte for byte what it was before there were any, and so trainings on it stay done.
+        "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
     }
     write_json(directory / "index.json", index)  # Last: a store without an index is no store.
     return ClipStore.open(directory)
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What the folder says of each clip: file_name, captions, split, attributes, melody; in the order of the file names."""
+    """What the folder says of each clip: file_name, captions, split, attributes, melody, where said also kinds; in the order of the file names."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder that holds the clips and metadata.jsonl")
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
@@ -173,19 +182,34 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
             name = os.path.normpath(entry["file_name"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{path} line {number} is not an object with "file_name" and "captions": mend that line') from None
-        captions = entry.get("captions", entry.get("caption", ()))
-        captions = [captions] if isinstance(captions, str) else captions
-        if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
-            raise UserError(f"{path} line {number}: captions is {captions!r}, expected a list of strings")
+        try:
+            captions, kinds = read_captions(entry)
+        except UserError as error:
+            raise UserError(f"{path} line {number}: {error}") from None
         if entry.get("split") not in (None, "train", "test"):
             raise UserError(f"{path} line {number}: split is {entry['split']!r}, expected 'train' or 'test'")
         if name in listed:
             raise UserError(f"{path} line {number}: {name} is listed twice; put all its captions into one line")
         if not isinstance(entry.get("melody"), str | None):
             raise UserError(f"{path} line {number}: melody is {entry['melody']!r}, expected a string")
-        captions = tuple(caption.strip() for caption in captions if caption.strip())
-        listed[name] = {"captions": captions, "split": entry.get("split"), "attributes": entry.get("attributes") or {}, "melody": entry.get("melody")}
+        texts = {"captions": captions, "kinds": kinds}
+        listed[name] = {**texts, "split": entry.get("split"), "attributes": entry.get("attributes") or {}, "melody": entry.get("melody")}
     return listed
+
+
+def read_captions(entry: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The captions that a line of metadata.jsonl gives, without empty ones, and the kind of each; None for the kinds where it names none.
+
+    Raises:
+        UserError: they are neither a list of strings nor an object from kinds to such lists.
+    """
+    given = entry.get("captions", entry.get("caption", ()))
+    by_kind = given if isinstance(given, dict) else {None: [given] if isinstance(given, str) else given}
+    for texts in by_kind.values():
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"captions is {given!r}, expected a list of strings, or an object from kinds to lists of strings")
+    found = [(text.strip(), kind) for kind, texts in by_kind.items() for text in texts if text.strip()]
+    return tuple(text for text, _ in found), tuple(kind for _, kind in found) if found and isinstance(given, dict) else None
 
 
 def _read_sidecars(folder: Path, files: list[str]) -> dict[str, dict[str, Any]]:
@@ -265,6 +289,18 @@ def draw_start(rng: np.random.Generator, length: int, crop: int, *, align: int =
     return int(rng.integers(max(length - crop, 0) // align + 1)) * align
 
 
+def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, float] | None = None) -> str:
+    """One of the clip's captions, all alike; with `text_mix` (kind -> weight) a kind by weight among those that the clip has, then one of that kind.
+
+    Captions without kinds are all alike in either case.
+    """
+    if not text_mix or clip.kinds is None:
+        return clip.captions[rng.integers(len(clip.captions))]
+    counts = collections.Counter(clip.kinds)
+    weights = np.array([text_mix.get(kind, 0.0) / counts[kind] for kind in clip.kinds])
+    return clip.captions[rng.choice(len(weights), p=weights / weights.sum())]
+
+
 def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
     """The length of a crop of `crop_sec`, a multiple of ALIGN_SAMPLES."""
     return round(crop_sec * sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
@@ -278,14 +314,22 @@ def wave_source(
     batch_size: int,
     seed: int,
     encode_text: Callable[[list[str]], tuple[np.ndarray, np.ndarray]] | None = None,
+    text_mix: Mapping[str, float] | None = None,
 ) -> Source:
     """step -> {"wave": float32 [B, N]}, random crops of `crop_sec`, zero-padded on the right where a clip is shorter.
 
-    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) also {"text_ids", "text_mask"} of a random caption of each clip.
+    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) also {"text_ids", "text_mask"} of a caption of each clip, drawn by `draw_caption`.
+
+    Raises:
+        UserError: the split has no clips, or one whose captions are all of kinds that have no weight in `text_mix`.
     """
     clips = store.split(split)
     if not clips:
         raise UserError(f"no clip of split {split!r}: give some clips that split in metadata.jsonl")
+    for clip in clips:
+        if text_mix and clip.kinds is not None and not any(text_mix.get(kind) for kind in clip.kinds):
+            kinds = " or ".join(sorted(set(clip.kinds)))
+            raise UserError(f"captions of {clip.file_name} are all of kind {kinds}, to which text_mix={dict(text_mix)} gives no weight: add one there")
     crop = crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([clip.length for clip in clips], np.float64)
 
@@ -295,7 +339,7 @@ def wave_source(
         starts = [draw_start(rng, clip.length, crop, align=ALIGN_SAMPLES) for clip in chosen]
         batch = {"wave": np.stack([store.wave(clip, start, crop) for clip, start in zip(chosen, starts, strict=True)])}
         if encode_text:
-            ids, mask = encode_text([clip.captions[rng.integers(len(clip.captions))] for clip in chosen])
+            ids, mask = encode_text([draw_caption(rng, clip, text_mix) for clip in chosen])
             batch |= {"text_ids": np.asarray(ids), "text_mask": np.asarray(mask)}
         return batch
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
+from musiclm_jax.data.clips import read_captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimators, Heard, fit_estimators, same_tempo
 
@@ -71,15 +72,18 @@ class Prompt:
 
 
 def read_metadata(data_dir: str | Path) -> list[dict[str, Any]]:
-    """Lines of DIR/metadata.jsonl that have attributes and captions; variants of a corpus have none.
+    """Lines of DIR/metadata.jsonl that have attributes and captions, these as one list whatever their kinds; variants of a corpus have none.
 
     Raises:
-        UserError: there is no such file, a line is not JSON, or no clip has both.
+        UserError: there is no such file, a line is not JSON, its captions are no captions, or no clip has both.
     """
     path = Path(data_dir) / "metadata.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         clips = [clip for clip in map(json.loads, filter(str.strip, lines)) if clip.get("attributes") and clip.get("captions")]
+        clips = [{**clip, "captions": captions} for clip in clips if (captions := list(read_captions(clip)[0]))]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make a corpus with `musiclm corpus` or name its folder") from error
     except ValueError as error:

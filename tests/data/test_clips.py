@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.data.clips import ClipStore, _held_out, prepare, wave_source
+from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, ClipStore, _held_out, draw, draw_caption, draw_start, prepare, step_rng, wave_source
 from musiclm_jax.errors import UserError
 
 RATE = 24_000
@@ -102,7 +102,10 @@ def test_empty_folders_and_halves_are_refused(tmp_path):
     [
         ("{", "line 1 is not an object"),
         ('{"captions": ["x"]}', "line 1 is not an object"),
-        ('{"file_name": "a.wav", "captions": [3]}', "expected a list of strings"),
+        ('{"file_name": "a.wav", "captions": [3]}', "line 1: captions is .*, expected a list of strings, or an object from kinds"),
+        ('{"file_name": "a.wav", "captions": {"short": "x"}}', "expected a list of strings, or an object from kinds"),
+        ('{"file_name": "a.wav", "captions": {"short": ["x"], "long": [["y"]]}}', "expected a list of strings, or an object from kinds"),
+        ('{"file_name": "a.wav", "captions": null}', "expected a list of strings, or an object from kinds"),
         ('{"file_name": "a.wav", "caption": "x", "split": "dev"}', "expected 'train' or 'test'"),
         ('{"file_name": "a.wav", "melody": 3}', "melody is 3, expected a string"),
         ('{"file_name": "a.wav", "melody": "x"}\n{"file_name": "b.wav", "melody": "x", "split": "test"}', "melody 'x' in both splits"),
@@ -170,3 +173,113 @@ def test_wave_source_of_an_empty_split(tmp_path):
     store = prepare(make_folder(tmp_path / "in", good(1, split="train")), tmp_path / "store")
     with pytest.raises(UserError, match="no clip of split 'test'"):
         wave_source(store, split="test", crop_sec=1.0, batch_size=1, seed=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Kinds of captions
+
+
+BY_KIND = {"short": ["calm piano", " "], "long": ["one", "two ", "three"], "playlist": [], "label": ["piano"]}
+MIX = {"short": 2.0, "long": 2.0, "playlist": 1.0, "label": 1.0}
+
+
+def count_letters(captions):
+    return np.array([[len(caption)] for caption in captions]), np.ones((len(captions), 1), bool)
+
+
+def test_captions_by_kind_are_read_and_kept(tmp_path):
+    clips = {
+        "a.wav": (tone(), {"captions": BY_KIND}),
+        "b.wav": (tone(), {"captions": ["flat"]}),
+        "c.wav": (tone(), {"captions": {"short": [""]}, "melody": "c"}),
+    }
+    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
+    both, flat, none = store.clips
+    assert both.captions == ("calm piano", "one", "two", "three", "piano") and both.kinds == ("short", "long", "long", "long", "label")
+    assert (flat.captions, flat.kinds) == (("flat",), None) and (none.captions, none.kinds) == ((), None)
+    assert ClipStore.open(tmp_path / "store").clips == store.clips
+    assert [clip.file_name for clip in store.captioned().clips] == ["a.wav", "b.wav"]
+
+
+def test_an_index_without_kinds_is_what_it_was_before_there_were_any(tmp_path):
+    """Byte for byte: steps that read it compare its digest."""
+    store = prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {"captions": ["é", "b"], "split": "train"})}), tmp_path / "store")
+    index = """{
+ "sample_rate_hz": 24000,
+ "num_samples": 28800,
+ "num_skipped": 0,
+ "clips": [
+  {
+   "file_name": "a.wav",
+   "offset": 0,
+   "length": 28800,
+   "captions": [
+    "é",
+    "b"
+   ],
+   "split": "train",
+   "attributes": {},
+   "melody": null
+  }
+ ]
+}
+"""
+    assert (tmp_path / "store" / "index.json").read_text(encoding="utf-8") == index
+    assert store.clips == (Clip("a.wav", 0, 28800, ("é", "b"), "train", {}),)
+
+
+@pytest.mark.parametrize(("by_kind", "text_mix"), [(False, None), (False, {}), (False, MIX), (True, None)])
+def test_without_a_mix_or_without_kinds_the_draws_are_what_they_were(tmp_path, by_kind, text_mix):
+    captions = lambda i: ["x" * (10 * i + n) for n in range(1, 5)]  # noqa: E731
+    layout = lambda i: {"short": captions(i)[:1], "long": captions(i)[1:]} if by_kind else captions(i)  # noqa: E731
+    clips = {f"{i}.wav": (tone(1 + i / 8), {"captions": layout(i), "split": "train"}) for i in range(5)}
+    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
+    source = wave_source(store, split="train", crop_sec=0.4, batch_size=4, seed=3, encode_text=count_letters, text_mix=text_mix)
+    for step in range(20):
+        rng = step_rng(3, step)
+        chosen = [store.clips[i] for i in draw(rng, np.array([float(clip.length) for clip in store.clips]), batch_size=4)]
+        waves = [store.wave(clip, draw_start(rng, clip.length, 9600, align=ALIGN_SAMPLES), 9600) for clip in chosen]
+        letters = [[len(clip.captions[rng.integers(4)])] for clip in chosen]
+        np.testing.assert_array_equal(source(step)["wave"], np.stack(waves))
+        np.testing.assert_array_equal(source(step)["text_ids"], letters)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text_mix", "shares"),
+    [
+        (("short", "long", "long", "long", "playlist", "label"), MIX, (2 / 6, 2 / 18, 2 / 18, 2 / 18, 1 / 6, 1 / 6)),
+        (("short", "long", "long", "label"), MIX, (2 / 5, 1 / 5, 1 / 5, 1 / 5)),  # A kind that it lacks goes to the others.
+        (("label", "label"), MIX, (1 / 2, 1 / 2)),
+        (("short", "long", "comment"), {"short": 1.0, "long": 3.0, "label": 5.0}, (1 / 4, 3 / 4, 0)),  # A kind that the mix lacks is not drawn.
+        (("short", "long"), {"short": 0.0, "long": 3.0}, (0, 1)),
+        (None, MIX, (1 / 4,) * 4),
+    ],
+)
+def test_kinds_are_drawn_by_their_weights(kinds, text_mix, shares):
+    captions = tuple(str(i) for i in range(len(shares)))
+    clip = Clip("a.wav", 0, 1, captions, "train", {}, kinds=kinds)
+    rng = np.random.default_rng(0)
+    drawn = np.array([int(draw_caption(rng, clip, text_mix)) for _ in range(4000)])
+    found = np.bincount(drawn, minlength=len(shares)) / len(drawn)
+    np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / len(drawn)))
+    assert not found[np.array(shares) == 0].any()
+
+
+def test_a_batch_is_mixed_and_depends_on_its_step_alone(tmp_path):
+    clips = {f"{i}.wav": (tone(), {"captions": {"short": ["x"], "long": ["xx", "xxx", "xxxx"]}, "split": "train"}) for i in range(3)}
+    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
+    mixed = lambda: wave_source(store, split="train", crop_sec=0.4, batch_size=64, seed=3, encode_text=count_letters, text_mix=MIX)  # noqa: E731
+    source, again = mixed(), mixed()
+    letters = np.concatenate([source(step)["text_ids"] for step in range(10)])
+    assert abs(np.mean(letters == 1) - 1 / 2) < 4 * np.sqrt(0.25 / 640)  # All alike, these would be a quarter.
+    np.testing.assert_array_equal(again(7)["text_ids"], source(7)["text_ids"])
+    assert not np.array_equal(source(7)["text_ids"], source(8)["text_ids"])
+
+
+def test_a_mix_that_leaves_a_clip_nothing_is_refused(tmp_path):
+    clips = {"a.wav": (tone(), {"captions": ["flat"]}), "b.wav": (tone(), {"captions": {"titel": ["x"], "comment": ["y"]}, "split": "train"})}
+    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
+    source = lambda text_mix: wave_source(store, split="train", crop_sec=0.4, batch_size=1, seed=0, text_mix=text_mix)  # noqa: E731
+    for text_mix in (MIX, {"titel": 0.0, "short": 1.0}):
+        with pytest.raises(UserError, match=r"^captions of b\.wav are all of kind comment or titel, to which text_mix=.* gives no weight: add one there$"):
+            source(text_mix)
+    source({"comment": 0.1})

@@ -176,6 +176,16 @@ def test_evaluation_end_to_end(corpus, tmp_path):
     assert "too few captions" in table[-1]  # No caption gives beats per minute.
 
 
+def test_captions_by_kind_are_read_as_one_list(tmp_path):
+    line = {"file_name": "a.wav", "split": "test", "attributes": {"mode": "major"}}
+    layouts = ({"short": ["x"], "long": ["y", "z"]}, ["x", "y"], {})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line | {"captions": captions}) for captions in layouts))
+    assert [clip["captions"] for clip in adherence.read_metadata(tmp_path)] == [["x", "y", "z"], ["x", "y"]]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line | {"captions": {"short": "x"}}))
+    with pytest.raises(UserError, match=r"metadata\.jsonl: captions is .* expected a list of strings"):
+        adherence.read_metadata(tmp_path)
+
+
 def test_user_errors(corpus, tmp_path):
     model = Scripted(corpus)
     with pytest.raises(UserError, match="6 held-out"):

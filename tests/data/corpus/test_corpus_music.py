@@ -21,7 +21,7 @@ def _attributes(index, seed=3):
 
 def _is_reserved(drawn):
     return attributes_lib.is_reserved(
-        instrument=drawn.instrument, style=drawn.style, tempo=drawn.tempo, mode=drawn.mode, drums=drawn.drums
+        instrument=drawn.instrument, style=drawn.style, tempo=drawn.tempo, drums=drawn.drums, dynamics=drawn.dynamics
     )
 
 
@@ -30,6 +30,17 @@ def test_training_never_shows_a_reserved_combination_and_test_always_does():
     assert [_is_reserved(one) for one in drawn] == [index % 10 == 9 for index in range(2000)]
     styles = {(one.instrument, one.style) for one in drawn[9::10]}
     assert set(attributes_lib.RESERVED_STYLES.items()) <= styles
+    cells = {one.instrument: (one.tempo, one.drums, one.dynamics) for one in drawn[9::10] if one.style != attributes_lib.RESERVED_STYLES[one.instrument]}
+    assert cells == attributes_lib.RESERVED_CELLS
+
+
+def test_no_attribute_tells_the_mode():
+    drawn = [_attributes(index) for index in range(6000) if index % 10 != 9]
+    for names in itertools.combinations(("instrument", "tempo", "drums", "dynamics"), 2):
+        groups = {}
+        for one in drawn:
+            groups.setdefault(tuple(getattr(one, name) for name in names), []).append(one.mode == "minor")
+        assert all(abs(np.mean(group) - 0.5) < 5 * 0.5 / len(group) ** 0.5 for group in groups.values())
 
 
 def test_chance_levels_are_clean():
@@ -72,7 +83,7 @@ def test_notes_stay_in_the_key_on_the_grid_and_in_the_clip(index):
 
     lead = [note for note in notes if note.part == "lead"]
     assert {note.voice for note in lead} == {drawn.instrument}
-    assert all(48 <= note.pitch <= 88 for note in lead)
+    assert all(48 <= note.pitch <= 90 for note in lead)
     # The lead never pauses, and plays one note at a time.
     assert all(note.step + note.length == after.step for note, after in itertools.pairwise(lead))
     assert {note.part for note in notes if note.voice in DRUMS} == (set(DRUMS) if drawn.drums else set())
