@@ -157,7 +157,7 @@ def count_activations(jaxpr: Jaxpr, larger: Jaxpr) -> int:
     That tells them from gradients and from what an optimizer computes. A value is held from the operation that makes it to the last one that
     reads it, in the order in which the program is written; arguments are not counted, nor are views. What the backward pass keeps of the forward
     pass is part of it, over all steps of a scan, and so is what `remat` computes again, one layer at a time. XLA fuses operations and so holds
-    less; it copies and keeps workspaces, and so holds more.
+    less; it copies and keeps workspaces, and so holds more. At the size "test" this is 0.6 (codec) to 1.9 times (stages) what its CPU compiler plans.
     """
     viewed: dict[Var, Var] = {}
     size: dict[Var, int] = {}
