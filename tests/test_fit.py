@@ -126,13 +126,13 @@ def test_a_step_beside_fit_runs_only_when_asked_for(ran, places, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------- The mix of MuLan's texts
 
 
-def test_a_mix_belongs_to_mulan_alone_and_none_leaves_trainings_done():
+def test_a_mix_belongs_to_mulan_and_its_reranker_and_none_leaves_trainings_done():
     plain, mixed = FitConfig(), FitConfig(text_mix=(("short", 2.0),))
     training = plain.mulan
     parts = [plain.task("mulan"), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
     assert STEPS["mulan"].config(plain) == parts and STEPS["mulan"].config(mixed) == [*parts, (("short", 2.0),)]
     for name, step in STEPS.items():
-        assert name == "mulan" or step.config(plain) == step.config(mixed), name
+        assert (step.config(plain) == step.config(mixed)) == (name not in ("mulan", "reranker")), name
 
 
 def test_mulan_learns_from_the_kinds_of_the_mix(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_mulan_learns_from_the_kinds_of_the_mix(tmp_path, monkeypatch):
         lines.append(json.dumps({"file_name": f"{i}.wav", "captions": {"long": ["a low tone", "a high tone"], "label": ["noise"]}}))
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
     sources = {}
-    monkeypatch.setattr(steps, "_train", lambda run, folder, name, source, **_: sources.update({name: source}) or {})
+    monkeypatch.setattr(steps, "_train", lambda run, folder, name, source, **_: sources.update({name: source}) or ({}, {}))
     texts = {}
     for text_mix in ((), (("label", 1.0),)):
         config = dataclasses.replace(load_config("test"), text_mix=text_mix)
