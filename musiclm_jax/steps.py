@@ -277,8 +277,8 @@ def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Cal
 def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
     """Trains MuLan on, with clips as they sound after the codec, in the levels that generation writes.
 
-    What MuLan hears in a recording, such as the mode, it may not hear in a clip that was generated, among whose candidates it is to choose. A
-    copy that learns this leaves MuLan, and with it the tokens that the stages know, as they are. Ours; the papers rank by MuLan (or not at all).
+    What MuLan hears in a recording, such as the lead instrument, it may not hear in a clip that was generated, among whose candidates it is to
+    choose. A copy that learns this leaves MuLan, and with it the tokens that the stages know, as they are. Ours, no paper's.
     """
     model = run.config.model
     acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
