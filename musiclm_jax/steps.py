@@ -73,7 +73,7 @@ class FitConfig:
     w2v_bert: Training = Training(W2vBertTask())
     mulan: Training = Training(MuLanTask(), crop_sec=10.0)
     # MuLan once more, through the codec; its size is `model.mulan`.
-    reranker: Training = Training(MuLanTask(name="reranker"), crop_sec=10.0)
+    reranker: Training = Training(MuLanTask(), crop_sec=10.0)
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
     coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
     fine: Training = Training(StageTask(name="fine"), crop_sec=3.0)
@@ -130,11 +130,12 @@ class FitConfig:
     def task(self, name: str) -> Task:
         """The task of a part, with the sizes of `model` and the length of its run."""
         training = self.training(name)
-        changes: dict[str, Any] = {"model": getattr(self.model, name)} if name in MODELS else {}
-        if name == "reranker":
-            changes = {"name": name, "model": self.model.mulan}
+        changes: dict[str, Any] = {"name": name}
+        sized = "mulan" if name == "reranker" else name
+        if sized in MODELS:
+            changes["model"] = getattr(self.model, sized)
         if name in STAGES:
-            changes |= {"name": name, "tokens": self.model.tokens, "fine_sees_mulan": self.model.fine_sees_mulan}
+            changes |= {"tokens": self.model.tokens, "fine_sees_mulan": self.model.fine_sees_mulan}
         for field in dataclasses.fields(training.task):
             value = getattr(training.task, field.name)
             if isinstance(value, OptimizerConfig) and value.schedule == "cosine":
@@ -172,6 +173,11 @@ class Run:
     def variables(self, step: str) -> dict[str, Any]:
         """The weights that a step made."""
         return bundle.unflatten(safetensors.numpy.load_file(self.folder(step) / _WEIGHTS))
+
+    def num_params(self, step: str) -> int:
+        """How many numbers the weights of a step are. They are not read: their shapes stand in front of them."""
+        with safetensors.safe_open(self.folder(step) / _WEIGHTS, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (it is no dict)
 
     def whole_variables(self, name: str) -> dict[str, Any]:
         """The weights of a model; those of w2v-BERT and MuLan come from several steps."""
@@ -302,7 +308,7 @@ def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
         "reranker",
         source,
         held_out=bool(run.clips.split("test")),
-        warm_start=lambda state: state.replace(params=state.params | {"mulan": jax.tree.map(jnp.asarray, start)}),
+        warm_start=lambda state: state.replace(params=state.params | {"mulan": start}),
     )
     _save_variables(folder, {"reranker": variables["params"]})
     return results
@@ -452,9 +458,9 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
     num_windows = functools.partial(mulan.num_windows, config.mulan_windows)
     store = TokenStore.open(run.clips, audio=config.model.audio, files=files, num_windows=num_windows)
 
-    short = sum(clip.length < training.crop_sec * run.clips.sample_rate_hz for clip in run.clips.clips)
-    if short:
-        print(f"{name}: {short} of {len(run.clips.clips)} clips are shorter than crop_sec={training.crop_sec:g} and teach it nothing", flush=True)
+    holds = store.holds(training.crop_sec)
+    if not holds.all():
+        print(f"{name}: {np.sum(~holds)} of {len(holds)} clips are shorter than crop_sec={training.crop_sec:g} and teach it nothing", flush=True)
 
     def source(split: str, seed: int) -> Source:
         return token_source(
@@ -516,7 +522,7 @@ def _train_melody(run: Run, folder: Path) -> dict[str, Any]:
 
 def _export(run: Run, folder: Path) -> dict[str, Any]:
     variables = {name: run.whole_variables(name) for name in MODELS}
-    card = model_card(run, num_params={name: sum(np.size(x) for x in jax.tree.leaves(run.variables(name))) for name in TRAINED if STEPS[name].in_fit})
+    card = model_card(run, num_params={name: run.num_params(name) for name in TRAINED if STEPS[name].in_fit})
     MusicLM(run.config.model, variables, run.text).save_pretrained(folder / "bundle", dtype=run.config.bundle_dtype, card=card)
     return {"bytes": sum(path.stat().st_size for path in (folder / "bundle").iterdir())}
 

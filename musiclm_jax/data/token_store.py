@@ -93,6 +93,10 @@ class TokenStore:
             semantic_at=semantic_at, windows_at=windows_at, texts_at=texts_at,
         )  # fmt: skip
 
+    def holds(self, crop_sec: float | int) -> np.ndarray:
+        """Whether each clip is as long as a crop, bool [clips]. Those that are not give no example."""
+        return np.diff(self.semantic_at) >= self.audio.semantic_tokens(crop_sec)
+
     def whole(self, stream: str, split: str) -> dict[str, np.ndarray]:
         """All "semantic" or "acoustic" codes of a split's clips, end to end, as a batch of one."""
         array, ratio = (self.semantic, 1) if stream == "semantic" else (self.acoustic, self.audio.frames_per_semantic)
@@ -134,7 +138,8 @@ def token_source(
     """
     length = store.audio.semantic_tokens(crop_sec)
     totals = np.diff(store.semantic_at)
-    candidates = [i for i, clip in enumerate(store.clips) if clip.split == split and totals[i] >= length]
+    holds = store.holds(crop_sec)
+    candidates = [i for i, clip in enumerate(store.clips) if clip.split == split and holds[i]]
     if not candidates:
         longest = max((clip.length for clip in store.clips if clip.split == split), default=0) / store.audio.sample_rate_hz
         raise UserError(f"no {split} clip is as long as crop_sec={crop_sec:g} (the longest: {longest:g} s): lower crop_sec or add longer clips")

@@ -108,6 +108,7 @@ def test_text_tokens_take_their_share():
 def test_clips_that_are_too_short_are_left_out_or_refused():
     store = token_store(1.0, 3.0)
     assert (source(store)(0)["semantic"] >= 25).all()
+    assert store.holds(2.0).tolist() == [False, True] and store.holds(1.0).all()
     with pytest.raises(UserError, match=r"no train clip is as long as crop_sec=5 \(the longest: 3 s\)"):
         source(store, crop_sec=5.0)
     with pytest.raises(UserError, match="no test clip"):
