@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,8 @@ class MusicLM:
             seconds: length of each clip, up to 300.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
-            num_candidates: clips made for each of these, of which the one is kept whose embedding (`reranker`) is nearest to its prompt's.
-                None: `config.num_candidates`.
+            num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
+                prompt's. None: `config.num_candidates`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
@@ -234,26 +234,28 @@ class MusicLM:
         """
         check_request(prompts, seconds=seconds, seed=seed, num_samples=num_samples, num_candidates=num_candidates, sampling=sampling)
         num_candidates = num_candidates or self.config.num_candidates
-        rows = tuple(prompt for prompt in prompts for _ in range(num_samples * num_candidates))
+        rows = tuple(prompt for prompt in prompts for _ in range(num_samples))
+        keys = clip_keys([prompt for prompt in rows for _ in range(num_candidates)], seed=seed)
         mulan = jnp.repeat(self.mulan.text_tokens(list(prompts)), num_samples * num_candidates, axis=0)
-        codes = self.generate_codes(
-            mulan,
-            num_semantic=self.config.audio.semantic_tokens(seconds),
-            keys=clip_keys(rows, seed=seed),
-            sampling=resolve_sampling({name: self.config.sampling(name) for name in STAGES}, sampling),
-            on_progress=on_progress,
-        )
+        sampling = resolve_sampling({name: self.config.sampling(name) for name in STAGES}, sampling)
         sample_rate_hz = self.config.audio.sample_rate_hz
-        wave = np.asarray(self.acoustic.decode(codes))[:, : max(1, round(seconds * sample_rate_hz))]
-        wave = np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
-        if num_candidates > 1:
-            rows = rows[::num_candidates]
-            heard = self.reranker.embed_audio(wave).reshape(len(prompts), num_samples, num_candidates, -1)
-            nearest = jnp.einsum("pscd,pd->psc", heard, self.reranker.embed_text(list(prompts))).argmax(axis=-1).ravel()
-            wave = wave.reshape(len(rows), num_candidates, -1)[np.arange(len(rows)), np.asarray(nearest)]
-        return Music(wave, sample_rate_hz, rows)
 
-    def generate_codes(
+        def play(codes):
+            wave = np.asarray(self.acoustic.decode(codes))[:, : max(1, round(seconds * sample_rate_hz))]
+            return np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
+
+        num_semantic = self.config.audio.semantic_tokens(seconds)
+        codes = self.coarse_codes(mulan, num_semantic=num_semantic, keys=keys, sampling=sampling, on_progress=on_progress)
+        if num_candidates > 1:
+            heard = self.reranker.embed_audio(play(codes)).reshape(len(prompts), num_samples, num_candidates, -1)
+            nearest = jnp.einsum("pscd,pd->psc", heard, self.reranker.embed_text(list(prompts))).argmax(axis=-1).ravel()
+            chosen = num_candidates * jnp.arange(len(rows)) + nearest
+            codes, mulan, keys = codes[chosen], mulan[chosen], keys[chosen]
+        if self.config.use_fine:
+            codes = self.fine_codes(codes, mulan, keys=keys, sampling=sampling, on_progress=on_progress)
+        return Music(play(codes), sample_rate_hz, rows)
+
+    def coarse_codes(
         self,
         mulan: Int[Array, "B Qm"],
         *,
@@ -262,24 +264,33 @@ class MusicLM:
         sampling: Mapping[str, SamplingConfig],
         on_progress: OnProgress | None = None,
     ) -> Int[Array, "B T50 q"]:
-        """Acoustic tokens for MuLan tokens, from text or from audio: the three stages, one after the other. Coarse levels alone without `use_fine`.
+        """The coarse levels of acoustic tokens for MuLan tokens, from text or from audio: the first two stages.
 
         Args: num_semantic: length in semantic tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
         """
-        config = self.config
-        shared = {"keys": keys, "windows": config.windows, "audio": config.audio}
-
-        def run(name, generate, *inputs, **options):
-            progress = _stage_progress(on_progress, name, tokens=len(mulan) * num_semantic * _tokens_per_semantic(config, name))
-            return generate(
-                self.stage(name), self.variables(name)["params"], *inputs, sampling=sampling[name], on_progress=progress, **options, **shared
-            )
-
+        run = functools.partial(self._run, count=len(mulan) * num_semantic, keys=keys, sampling=sampling, on_progress=on_progress)
         semantic = run("semantic", windows.generate_semantic, mulan, num_tokens=num_semantic)
-        coarse = run("coarse", windows.generate_coarse, mulan, semantic)
-        if not config.use_fine:
-            return coarse
-        return run("fine", windows.generate_fine, coarse, mulan=mulan if config.fine_sees_mulan else None)
+        return run("coarse", windows.generate_coarse, mulan, semantic)
+
+    def fine_codes(
+        self,
+        coarse: Int[Array, "B T50 q"],
+        mulan: Int[Array, "B Qm"],
+        *,
+        keys: jax.Array,
+        sampling: Mapping[str, SamplingConfig],
+        on_progress: OnProgress | None = None,
+    ) -> Int[Array, "B T50 Q"]:
+        """All levels of acoustic tokens for the coarse ones: the third stage."""
+        count = coarse.shape[0] * coarse.shape[1] // self.config.audio.frames_per_semantic
+        mulan = mulan if self.config.fine_sees_mulan else None
+        return self._run("fine", windows.generate_fine, coarse, mulan=mulan, count=count, keys=keys, sampling=sampling, on_progress=on_progress)
+
+    def _run(self, name: str, generate: Callable, *inputs, count: int, sampling: Mapping[str, SamplingConfig], on_progress: OnProgress | None, **options):
+        """One stage, whose progress is counted in tokens: so many for each of `count` semantic ones."""
+        progress = _stage_progress(on_progress, name, tokens=count * _tokens_per_semantic(self.config, name))
+        options |= {"windows": self.config.windows, "audio": self.config.audio}
+        return generate(self.stage(name), self.variables(name)["params"], *inputs, sampling=sampling[name], on_progress=progress, **options)
 
 
 def clip_keys(prompts: Sequence[str], *, seed: int) -> jax.Array:

@@ -281,14 +281,13 @@ def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Cal
 
 
 def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
-    """Trains MuLan on, with clips as they sound after the codec, in the levels that generation writes.
+    """Trains MuLan on, with clips as the coarse levels of the codec give them back.
 
     What MuLan hears in a recording, such as the lead instrument, it may not hear in a clip that was generated, among whose candidates it is to
     choose. A copy that learns this leaves MuLan, and with it the tokens that the stages know, as they are. Ours, no paper's.
     """
     model = run.config.model
     acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
-    levels = model.soundstream.num_levels if model.use_fine else model.coarse_levels
     recorded = _wave_sources(run, "reranker", run.text)
 
     def source(split: str, seed: int) -> Source:
@@ -296,7 +295,7 @@ def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
 
         def decoded(step: int) -> dict[str, np.ndarray]:
             batch = batches(step)
-            wave = np.asarray(acoustic.decode(acoustic.encode(batch["wave"])[..., :levels]))
+            wave = np.asarray(acoustic.decode(acoustic.encode(batch["wave"])[..., : model.coarse_levels]))
             return batch | {"wave": wave[:, : batch["wave"].shape[1]]}
 
         return decoded
@@ -609,7 +608,7 @@ def _steps() -> Iterator[Step]:
         _train_reranker,
         ("prepare", "soundstream", "mulan"),
         (_WEIGHTS,),
-        lambda fit: [*training_of("reranker")(fit), fit.model.soundstream, fit.model.use_fine, fit.model.coarse_levels],
+        lambda fit: [*training_of("reranker")(fit), fit.model.soundstream, fit.model.coarse_levels],
     )
     windows = lambda fit: [fit.encode_sec, fit.encode_context_sec]  # noqa: E731
     yield Step(

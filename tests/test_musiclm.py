@@ -51,10 +51,20 @@ def test_a_clip_does_not_depend_on_its_batch_mates(model, music):
     np.testing.assert_allclose(twice.wave, music.wave[2:], atol=1e-5)
 
 
+def coarse_only(model):
+    return MusicLM(dataclasses.replace(model.config, use_fine=False), {name: model.variables(name) for name in MODELS}, model.text)
+
+
+def similarities(model):
+    """[4, 2]: of the coarse clips that `music` has refined, to either prompt."""
+    heard = coarse_only(model).generate(PROMPTS, seconds=0.2, seed=3, num_samples=2)
+    return np.asarray(model.mulan.embed_audio(heard.wave) @ model.mulan.embed_text(PROMPTS).T)
+
+
 def test_the_candidate_nearest_to_the_prompt_is_kept(model, music):
     chosen = model.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
     assert chosen.prompts == tuple(PROMPTS)
-    similarity = np.asarray(model.mulan.embed_audio(music.wave) @ model.mulan.embed_text(PROMPTS).T)
+    similarity = similarities(model)
     for row in range(2):
         best = 2 * row + similarity[2 * row : 2 * row + 2, row].argmax()
         np.testing.assert_allclose(chosen.wave[row], music.wave[best], atol=1e-5)
@@ -66,7 +76,7 @@ def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
     variables["mulan"] = variables["mulan"] | {"reranker": variables["mulan"]["params"] | {"text_head": other}}
     contrary = MusicLM(model.config, variables, model.text)
     chosen = contrary.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
-    similarity = np.asarray(model.mulan.embed_audio(music.wave) @ model.mulan.embed_text(PROMPTS).T)
+    similarity = similarities(model)
     for row in range(2):  # The farthest, as text embeddings are turned round; the tokens, and so the candidates, are the same.
         worst = 2 * row + similarity[2 * row : 2 * row + 2, row].argmin()
         np.testing.assert_allclose(chosen.wave[row], music.wave[worst], atol=1e-5)
@@ -105,8 +115,8 @@ def test_progress_counts_every_token_of_every_stage(model):
 
 
 def test_without_the_fine_stage_the_coarse_levels_are_heard(model):
-    seen, coarse = [], MusicLM(dataclasses.replace(model.config, use_fine=False), {name: model.variables(name) for name in MODELS}, model.text)
-    wave = coarse.generate(["a slow guitar tune"], seconds=0.2, on_progress=lambda stage, done, total: seen.append(stage)).wave
+    seen = []
+    wave = coarse_only(model).generate(["a slow guitar tune"], seconds=0.2, on_progress=lambda stage, done, total: seen.append(stage)).wave
     assert wave.shape == (1, 4800) and np.abs(wave).max() > 0 and set(seen) == {"semantic", "coarse"}
 
 

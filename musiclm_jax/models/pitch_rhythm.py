@@ -1,13 +1,12 @@
 """A small audio tower for MuLan that has music's symmetries built in, where ResNet-50 would have to learn them from 44 million clips.
 
-    log-mels by the octave -> stem, block -> autocorrelation over time -------------> rhythm
-                                    |-> blocks, shortened in time alone -> mean and deviation over time
-                                              |-> convolutions over the bands -> mean and maximum over the bands -> harmony, in any key
-                                              |-> linear, band by band -----------------------------------------> pitch and timbre
+    log-mels by the octave -> stem, block -> autocorrelation over time -------------------------> rhythm
+                                    |-> octaves laid over each other -> chords -> keys ----------> harmony, in any key
+                                    |-> blocks, shortened in time -> mean and deviation over time -> linear, band by band -> pitch and timbre
 
-The mode is which degrees above the tonic sound: the same shape wherever the tonic is, so a convolution along a log-frequency axis that spans
-octaves finds it in all twelve keys from the examples of one. The tempo is at what lag onsets repeat. Ours, no paper's; it wants a front end
-with scale="octave".
+A chord is which intervals sound above its root, a mode which chords sound above the tonic: the same shapes wherever root and tonic lie on the circle
+of the twelve pitch classes, so convolutions around it find them in all keys from the examples of one. The tempo is at what lag onsets repeat. Ours, no
+paper's; it wants a front end with scale="octave".
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.models.resnet import Block, ResNetConfig, convolution, make_norm
-from musiclm_jax.nn.layers import Dense, partitioned
+from musiclm_jax.nn.layers import Dense, LayerNorm, partitioned
 
 _SHAPES = ResNetConfig(bottleneck=False)
 
@@ -38,9 +37,12 @@ class PitchRhythmConfig:
     # Lags of the autocorrelation, in steps of the stem's output: 64 of 80 ms are two bars of a slow tune.
     num_lags: int = 64
     rhythm_width: int = 64
-    # Of the convolutions over bands: 25 reach an octave up and down.
-    pitch_kernel: int = 25
-    pitch_width: int = 64
+    # Pitch classes of the octave: what the stem leaves of its bands.
+    num_classes: int = 12
+    # Steps of the stem's output in which one chord sounds: 5 of 80 ms.
+    chord_steps: int = 5
+    chord_width: int = 24
+    key_width: int = 48
     # Channels that each band keeps.
     band_width: int = 16
 
@@ -68,17 +70,27 @@ class PitchRhythmTower(nn.Module):
         x = block(_SHAPES, config.widths[0], (1, 1), dtype=self.dtype, name="block0")(x)
         repeats = autocorrelation(jnp.mean(x.astype(jnp.float32), axis=2), num_lags=config.num_lags)
         rhythm = nn.relu(Dense(config.rhythm_width, axes=(None, "conv"), name="rhythm")(jnp.mean(repeats, axis=-1)))
+        harmony = self._harmony(x.astype(jnp.float32))
         for i, (width, stride) in enumerate(zip(config.widths[1:], config.time_strides, strict=True), start=1):
             x = block(_SHAPES, width, (stride, 1), dtype=self.dtype, name=f"block{i}")(x)
-        x = x.astype(jnp.float32)
-        mean = jnp.mean(x, axis=1)
-        deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[:, None]), axis=1) + 1e-6)
-        bands = jnp.concatenate([mean, deviation], axis=-1)  # [B, M, 2 D]
-        timbre = Dense(config.band_width, axes=("conv", None), name="bands")(bands)
-        harmony = bands
-        for i in range(2):
-            harmony = nn.relu(_band_conv(config, name=f"pitch{i}")(harmony))
-        return jnp.concatenate([rhythm, jnp.mean(harmony, axis=1), jnp.max(harmony, axis=1), timbre.reshape(len(timbre), -1)], axis=-1)
+        timbre = Dense(config.band_width, axes=("conv", None), name="bands")(_over_time(x.astype(jnp.float32)))
+        return jnp.concatenate([rhythm, harmony, timbre.reshape(len(timbre), -1)], axis=-1)
+
+    def _harmony(self, x: Float[Array, "B T M D"]) -> Float[Array, "B D2"]:
+        config = self.config
+        batch, time, bands, width = x.shape
+        if bands % config.num_classes:
+            raise ValueError(f"{bands} bands after the stem are no whole number of octaves of num_classes={config.num_classes}: change num_mels or stem_stride")
+        steps = min(config.chord_steps, time)
+        x = jnp.mean(x[:, : time // steps * steps].reshape(batch, -1, steps, bands, width), axis=2)
+        x = x.reshape(batch, -1, bands // config.num_classes, config.num_classes, width)
+        x = jnp.moveaxis(x, 2, 3).reshape(batch, -1, config.num_classes, bands // config.num_classes * width)
+        x = Dense(config.chord_width, axes=("conv", None), name="octaves")(x)
+        chords = nn.relu(around(nn.relu(LayerNorm(name="octaves_norm")(x)), config.chord_width, name="chords"))
+        # What share of a chord's strength each root has: loud passages count no more than soft ones.
+        chords = chords / (jnp.sum(chords, axis=2, keepdims=True) + 1e-3)
+        keys = nn.relu(around(LayerNorm(name="chords_norm")(_over_time(chords)), config.key_width, name="keys"))
+        return jnp.concatenate([jnp.mean(keys, axis=1), jnp.max(keys, axis=1)], axis=-1)
 
 
 def autocorrelation(x: Float[Array, "B T D"], *, num_lags: int) -> Float[Array, "B L D"]:
@@ -93,7 +105,17 @@ def autocorrelation(x: Float[Array, "B T D"], *, num_lags: int) -> Float[Array, 
     return products / (products[:, :1] + 1e-3)
 
 
-def _band_conv(config: PitchRhythmConfig, *, name: str) -> nn.Conv:
+def around(x: Float[Array, "... C D"], features: int, *, name: str) -> Float[Array, "... C F"]:
+    """A convolution around a circle of C places, each of which sees all of it: turn the input, and the output turns along."""
+    places = x.shape[-2]
     kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"), (None, None, "conv"))
     bias_init = partitioned(nn.initializers.zeros, ("conv",))
-    return nn.Conv(config.pitch_width, (config.pitch_kernel,), kernel_init=kernel_init, bias_init=bias_init, name=name)
+    x = jnp.concatenate([x, x[..., : places - 1, :]], axis=-2)
+    return nn.Conv(features, (places,), padding="VALID", kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+
+
+def _over_time(x: Float[Array, "B T M D"]) -> Float[Array, "B M D2"]:
+    """Mean and deviation over time, beside each other."""
+    mean = jnp.mean(x, axis=1)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[:, None]), axis=1) + 1e-6)
+    return jnp.concatenate([mean, deviation], axis=-1)

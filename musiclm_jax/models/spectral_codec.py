@@ -7,6 +7,9 @@ that do not fit together, which is heard as noise. Here the codes say magnitudes
 on from frame to frame: single-pass spectrogram inversion (Beauregard, Harish and Wyse, DAFx 2015). Each peak of the spectrum is a partial; its
 frequency comes from a parabola through the peak, its phase from that frequency and the frame before, and its neighbours follow the peak.
 
+Nor can codes say how noise wavers: the decoder's guess of it is smooth, and bowed strings without their noise are flutes. So it says beside each
+magnitude how noisy the bin is, and the wavering of white noise is added in that measure.
+
 Everything after the spectrum is causal in the codes, so that a wave can be decoded in chunks; a frame looks `window_samples` ahead of its start.
 """
 
@@ -19,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.arrays import Array, Float
+from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import magnitude, stft
 from musiclm_jax.nn.conv import CausalConv, Past, ResidualUnit, chain
@@ -28,6 +31,8 @@ from musiclm_jax.nn.conv import CausalConv, Past, ResidualUnit, chain
 _LOUDEST = 10.0
 # Of a window's energy where all windows overlap: where less of it is left, at the very start, the wave fades in.
 _LEAST_OVERLAP = 0.1
+# Where noisiness starts: sigmoid(-2) = 0.12.
+_TONAL = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +82,7 @@ class SpectralCodec(nn.Module):
         self.decoder = [
             CausalConv(config.decoder_width, config.kernel_size),
             *units(config.decoder_dilations),
-            CausalConv(config.num_bins, 1, activate=True),
+            CausalConv(2 * config.num_bins, 1, activate=True),
         ]
 
     def encode(self, wave: Float[Array, "B N"]) -> Float[Array, "B T D"]:
@@ -94,19 +99,33 @@ class SpectralCodec(nn.Module):
 
     def decode_chunk(self, latents: Float[Array, "B T D"], past: Past) -> tuple[Float[Array, "B N"], Past]:
         """The next T frames of a wave, given the past of those before them."""
-        convs, inversion = (None, None) if past is None else past
-        spectrum, convs = self.decode_spectrum(latents, convs)
-        wave, inversion = invert(self.config, spectrum, inversion)
-        return wave, (convs, inversion)
+        convs, start, inversion = (None, 0, None) if past is None else past
+        smooth, noisiness, convs = self.decode_spectrum(latents, convs)
+        wave, inversion = invert(self.config, waver(self.config, smooth, noisiness, start), inversion)
+        return wave, (convs, jnp.asarray(start + latents.shape[1], jnp.int32), inversion)
 
-    def decode_spectrum(self, latents: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T F"], Past]:
-        """Log-magnitudes of T frames."""
+    def decode_spectrum(self, latents: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"], Past]:
+        """Smooth log-magnitudes of T frames, and how noisy each bin is, from 0 (a partial) to 1 (noise)."""
         x, past = chain(self.decoder, latents, past)
-        return jnp.minimum(x * self.config.log_std + self.config.log_mean, _LOUDEST), past
+        smooth, noisiness = jnp.split(x, 2, axis=-1)
+        return jnp.minimum(smooth * self.config.log_std + self.config.log_mean, _LOUDEST), nn.sigmoid(noisiness - _TONAL), past
 
     def __call__(self, wave: Float[Array, "B N"]) -> Float[Array, "B T F"]:
-        """Log-magnitudes through encoder and decoder, not quantized."""
+        """Smooth log-magnitudes through encoder and decoder, not quantized."""
         return self.decode_spectrum(self.encode(wave))[0]
+
+
+def waver(
+    config: SpectralCodecConfig, smooth: Float[Array, "B T F"], noisiness: Float[Array, "B T F"], start: int | Int[Array, ""]
+) -> Float[Array, "B T F"]:
+    """Log-magnitudes that waver as those of noise do, as far as `noisiness` says. Frame i of the noise, the same in every clip, is frame start + i."""
+    hops = -(-config.window_samples // config.frame_samples)
+    frames = start + jnp.arange(smooth.shape[1] + hops - 1)
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (config.frame_samples,)))(frames).reshape(1, -1)
+    spectrum = stft(noise, window=config.window_samples, hop=config.frame_samples)[:, : smooth.shape[1]]
+    power = 0.375 * config.window_samples  # Mean of the squared window times its length: the mean power of a bin.
+    # The logarithm of a Rayleigh variable of mean square 1 is -gamma / 2 on average.
+    return smooth + noisiness * (jnp.log(magnitude(spectrum) / power**0.5 + 1e-3) + np.euler_gamma / 2)
 
 
 def log_magnitudes(config: SpectralCodecConfig, wave: Float[Array, "B N"]) -> Float[Array, "B T F"]:

@@ -9,9 +9,9 @@ import pytest
 from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
-from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower, autocorrelation
+from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower, around, autocorrelation
 
-TINY = PitchRhythmConfig(widths=(4, 4, 8), num_lags=30, rhythm_width=5, pitch_kernel=5, pitch_width=6, band_width=3)
+TINY = PitchRhythmConfig(widths=(4, 4, 8), num_lags=30, rhythm_width=5, num_classes=40, chord_width=6, key_width=7, band_width=3)
 BANDS = 160
 
 
@@ -23,7 +23,7 @@ def tower(config=TINY):
 
 def parts(features):
     """Rhythm, harmony and timbre of features."""
-    return np.split(features, [TINY.rhythm_width, TINY.rhythm_width + 2 * TINY.pitch_width], axis=1)
+    return np.split(features, [TINY.rhythm_width, TINY.rhythm_width + 2 * TINY.key_width], axis=1)
 
 
 def chord(bands, *, frames=40):
@@ -49,11 +49,28 @@ def test_a_constant_repeats_nothing():
 
 def test_harmony_is_the_same_in_every_key_and_timbre_is_not():
     embed = tower()
-    # Major in two keys, and minor: bands are half a semitone apart.
-    major, higher, minor = (parts(embed(chord(notes)))[1:] for notes in ((60, 68, 74), (70, 78, 84), (60, 66, 74)))
+    # Major in two keys, and minor: an octave is 80 bands, of which the stem leaves 40.
+    major, higher, minor = (parts(embed(chord(notes)))[1:] for notes in ((20, 28, 34), (40, 48, 54), (20, 26, 34)))
     np.testing.assert_allclose(higher[0], major[0], atol=1e-4)
     assert np.abs(minor[0] - major[0]).max() > 1e-2
     assert np.abs(higher[1] - major[1]).max() > 1e-2
+
+
+def test_the_circle_has_no_start():
+    class Turn(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return around(x, 4, name="turn")
+
+    x = jax.random.normal(jax.random.key(0), (2, 3, 12, 5))
+    variables = Turn().init(jax.random.key(1), x)
+    turned = Turn().apply(variables, jnp.roll(x, 7, axis=2))
+    np.testing.assert_allclose(turned, jnp.roll(Turn().apply(variables, x), 7, axis=2), atol=1e-5)
+
+
+def test_bands_that_are_no_whole_octaves_are_refused():
+    with pytest.raises(ValueError, match="75 bands after the stem .* num_classes=40"):
+        PitchRhythmTower(TINY).init(jax.random.key(0), jnp.zeros((1, 40, 150)))
 
 
 def test_rhythm_tells_tempi_apart():
@@ -75,7 +92,7 @@ def test_recomputing_changes_nothing():
 
 
 def test_in_mulan():
-    mel = LogMelConfig(num_mels=24, scale="octave", min_hz=110.0)
+    mel = LogMelConfig(num_mels=80, scale="octave", min_hz=110.0)
     config = MuLanConfig(mel=mel, audio=TINY, text=dataclasses.replace(MuLanConfig().text, dim=12, num_heads=2, num_layers=1, mlp_dim=8))
     params = nn.unbox(mulan.init(config, jax.random.key(0)))
     embedding = mulan.embed_audio(config, params, jax.random.normal(jax.random.key(2), (2, 24_000)))

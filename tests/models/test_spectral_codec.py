@@ -6,7 +6,7 @@ import pytest
 from musiclm_jax.errors import UserError
 from musiclm_jax.losses import mel_distance
 from musiclm_jax.models import codec
-from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes
+from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
 
 TINY = SpectralCodecConfig(frame_samples=6, window_samples=20, encoder_width=8, decoder_width=6, dim=5, num_levels=3, num_codes=7)
 FULL = SpectralCodecConfig(floor=1e-3)
@@ -86,6 +86,23 @@ def test_phases_that_go_on_beat_any_others():
 def test_silence_is_silent_and_finite():
     back, _ = invert(FULL, log_magnitudes(FULL, jnp.zeros((1, 4800))))
     assert jnp.abs(back).max() < 1e-4
+
+
+def test_full_noisiness_wavers_as_white_noise_does():
+    noise = jax.random.normal(jax.random.key(3), (1, 100 * FULL.frame_samples))
+    theirs = log_magnitudes(FULL, noise)[:, :-4, 1:-1]
+    flat = jnp.full((1, 96, FULL.num_bins), jnp.mean(theirs))
+    ours = waver(FULL, flat, jnp.ones_like(flat), 0)[..., 1:-1]
+    for spread in (lambda x: jnp.mean(x), lambda x: jnp.std(x), lambda x: jnp.mean(jnp.abs(jnp.diff(x, axis=1))), lambda x: jnp.mean(jnp.abs(jnp.diff(x)))):
+        np.testing.assert_allclose(spread(ours), spread(theirs), rtol=0.03, atol=0.02)
+    np.testing.assert_array_equal(waver(FULL, flat, jnp.zeros_like(flat), 0), flat)
+
+
+def test_noise_goes_on_from_chunk_to_chunk():
+    flat = jnp.zeros((1, 9, FULL.num_bins))
+    whole = waver(FULL, flat, jnp.ones_like(flat), 2)
+    np.testing.assert_allclose(waver(FULL, flat[:, 4:], jnp.ones_like(flat[:, 4:]), 6), whole[:, 4:], atol=1e-4)
+    assert jnp.abs(whole[:, :5] - whole[:, 4:]).mean() > 0.3
 
 
 def test_nonsense_is_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.models import codec
-from musiclm_jax.models.spectral_codec import SpectralCodecConfig, log_magnitudes
+from musiclm_jax.models.spectral_codec import SpectralCodecConfig, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQConfig
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.spectral_codec import SpectralCodecTask
@@ -58,10 +58,18 @@ def test_loud_bins_weigh_more_than_hiss():
     assert off(jnp.zeros_like(spectrum)) == 0
 
 
+def test_roughness_asks_for_noise_that_wavers():
+    spectrum = log_magnitudes(TASK.model, jax.random.normal(KEY, (3, 6000)))
+    smooth = jnp.broadcast_to(jnp.mean(spectrum), spectrum.shape)
+    off = lambda noisiness: float(TASK._roughness(waver(TASK.model, smooth, jnp.full_like(smooth, noisiness), 0), spectrum))  # noqa: E731
+    assert off(1.0) < 0.5 * off(0.5) < 0.5 * off(0.0)
+    assert TASK._roughness(spectrum, spectrum) == 0
+
+
 def test_eval_measures_what_the_exported_variables_do(step):
     state, _ = step(TASK.init_state(KEY), batch(), KEY)
     metrics = jax.jit(TASK.eval_step)(state, batch(), KEY)
-    assert {"loss", "mel_distance", "mel_distance_1_level", "perplexity_1", "perplexity_3"} <= set(metrics)
+    assert {"loss", "mel_distance", "mel_distance_1_level", "roughness", "perplexity_1", "perplexity_3"} <= set(metrics)
     variables = TASK.variables(state)
     wave = batch()["wave"]
     fake = codec.decode(TASK.model, variables, codec.encode(TASK.model, variables, wave))[:, : wave.shape[1]]
