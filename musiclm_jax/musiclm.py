@@ -247,9 +247,12 @@ class MusicLM:
         num_semantic = self.config.audio.semantic_tokens(seconds)
         codes = self.coarse_codes(mulan, num_semantic=num_semantic, keys=keys, sampling=sampling, on_progress=on_progress)
         if num_candidates > 1:
-            heard = self.reranker.embed_audio(play(codes)).reshape(len(prompts), num_samples, num_candidates, -1)
+            candidates = play(codes)
+            heard = self.reranker.embed_audio(candidates).reshape(len(prompts), num_samples, num_candidates, -1)
             nearest = jnp.einsum("pscd,pd->psc", heard, self.reranker.embed_text(list(prompts))).argmax(axis=-1).ravel()
-            chosen = num_candidates * jnp.arange(len(rows)) + nearest
+            chosen = num_candidates * np.arange(len(rows)) + np.asarray(nearest)
+            if not self.config.use_fine:
+                return Music(candidates[chosen], sample_rate_hz, rows)
             codes, mulan, keys = codes[chosen], mulan[chosen], keys[chosen]
         if self.config.use_fine:
             codes = self.fine_codes(codes, mulan, keys=keys, sampling=sampling, on_progress=on_progress)

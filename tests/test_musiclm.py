@@ -70,6 +70,14 @@ def test_the_candidate_nearest_to_the_prompt_is_kept(model, music):
         np.testing.assert_allclose(chosen.wave[row], music.wave[best], atol=1e-5)
 
 
+def test_without_the_fine_stage_the_candidate_is_heard_as_it_was_judged(model):
+    coarse, similarity = coarse_only(model), similarities(model)
+    chosen = coarse.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
+    candidates = coarse.generate(PROMPTS, seconds=0.2, seed=3, num_samples=2)
+    for row in range(2):
+        np.testing.assert_allclose(chosen.wave[row], candidates.wave[2 * row + similarity[2 * row : 2 * row + 2, row].argmax()], atol=1e-5)
+
+
 def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
     other = jax.tree.map(lambda leaf: -leaf, model.variables("mulan")["params"]["text_head"])
     variables = {name: model.variables(name) for name in MODELS}

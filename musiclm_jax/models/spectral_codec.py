@@ -69,6 +69,11 @@ class SpectralCodecConfig:
     def num_bins(self) -> int:
         return self.window_samples // 2 + 1
 
+    @property
+    def window_frames(self) -> int:
+        """Frames that sound together."""
+        return -(-self.window_samples // self.frame_samples)
+
 
 class SpectralCodec(nn.Module):
     """Encoder and decoder; the codebooks live outside, beside the parameters. The methods are those of `soundstream.SoundStream`."""
@@ -119,8 +124,7 @@ def waver(
     config: SpectralCodecConfig, smooth: Float[Array, "B T F"], noisiness: Float[Array, "B T F"], start: int | Int[Array, ""]
 ) -> Float[Array, "B T F"]:
     """Log-magnitudes that waver as those of noise do, as far as `noisiness` says. Frame i of the noise, the same in every clip, is frame start + i."""
-    hops = -(-config.window_samples // config.frame_samples)
-    frames = start + jnp.arange(smooth.shape[1] + hops - 1)
+    frames = start + jnp.arange(smooth.shape[1] + config.window_frames - 1)
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (config.frame_samples,)))(frames).reshape(1, -1)
     spectrum = stft(noise, window=config.window_samples, hop=config.frame_samples)[:, : smooth.shape[1]]
     power = 0.375 * config.window_samples  # Mean of the squared window times its length: the mean power of a bin.
@@ -135,8 +139,7 @@ def log_magnitudes(config: SpectralCodecConfig, wave: Float[Array, "B N"]) -> Fl
 
 def invert(config: SpectralCodecConfig, spectrum: Float[Array, "B T F"], past: Past = None) -> tuple[Float[Array, "B N"], Past]:
     """A wave with these log-magnitudes, N = T * frame_samples, and the past for the frames that follow."""
-    hop, window = config.frame_samples, config.window_samples
-    hops = -(-window // hop)  # Frames that sound together.
+    hop, window, hops = config.frame_samples, config.window_samples, config.window_frames
     if past is None:
         past = (
             jnp.zeros((spectrum.shape[0], config.num_bins)),
