@@ -101,10 +101,11 @@ model_option = click.option("--model", default="demo", show_default=True, help="
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed, prompt and model give the same clip.")
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--candidates", type=int, show_default="the model's", help="Clips made for each, of which the nearest to the prompt is kept.")
+@click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the nearest go on.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
 @click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Choose among the k likeliest tokens; 0: all. Or fine=64.")
 @model_option
-def generate(prompts, seconds, out, seed, samples, candidates, temperatures, top_ks, model) -> None:
+def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, model) -> None:
     """Writes music that fits each PROMPT to a 24 kHz WAV file.
 
     Several prompts are made together, in little more time than one.
@@ -120,7 +121,7 @@ def generate(prompts, seconds, out, seed, samples, candidates, temperatures, top
     from musiclm_jax.progress import ProgressLine
 
     sampling = overrides(temperature=temperatures, top_k=top_ks)
-    request = {"seconds": seconds, "seed": seed, "num_samples": samples, "num_candidates": candidates, "sampling": sampling}
+    request = {"seconds": seconds, "seed": seed, "num_samples": samples, "num_candidates": candidates, "num_drafts": drafts, "sampling": sampling}
     check_request(prompts, **request)
     paths = numbered(out, len(prompts) * samples)
     for path in paths:
@@ -238,7 +239,7 @@ def fit(data, size, workdir, gin_files, bindings) -> None:
 def train(step, data, size, workdir, gin_files, bindings, dry_run) -> None:
     """Runs one STEP of `fit`; those before it must be done.
 
-    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, reranker, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
+    Steps: prepare, soundstream, w2v_bert, kmeans, mulan, rvq, reranker, semantic_reranker, semantic_tokens, acoustic_tokens, semantic, coarse, fine,
     export. And melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
 
     \b

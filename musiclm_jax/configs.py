@@ -48,11 +48,14 @@ class MusicLMConfig:
     fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
     # Clips made for each one that is returned, of which the reranker chooses the nearest to the prompt. The paper's: 1.
     num_candidates: int = 1
+    # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates. The paper's: 1.
+    num_drafts: int = 1
 
     def __post_init__(self):
         spec = self.audio
-        if self.num_candidates < 1:
-            raise UserError(f"num_candidates={self.num_candidates}: choose 1 (no choice) or more")
+        for name in ("num_candidates", "num_drafts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: choose 1 (no choice) or more")
         if self.soundstream.frame_samples != spec.frame_samples:
             raise UserError(
                 f"soundstream has frames of {self.soundstream.frame_samples} samples, audio of {spec.frame_samples}: "
@@ -60,6 +63,11 @@ class MusicLMConfig:
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
             raise UserError(f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples")
+        if spec.semantic_samples % self.mulan.mel.hop_samples:
+            raise UserError(
+                f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} is no part of the {spec.semantic_samples} samples of a semantic token, "
+                "whose spectrum MuLan is to read: choose one that divides them"
+            )
         for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")

@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from musiclm_jax import sharding
 from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.errors import UserError
-from musiclm_jax.steps import STEPS, TRAINED, FitConfig
+from musiclm_jax.steps import RERANKERS, STEPS, TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
 
 # What XLA does not write out: it reads the operand in the shape that is asked for.
@@ -119,9 +119,13 @@ def abstract_batch(config: FitConfig, name: str) -> dict[str, jax.ShapeDtypeStru
         streams = {"mulan": shape(model.tokens.mulan_levels), "semantic": shape(steps), "acoustic": acoustic}
         return {segment.stream: streams[segment.stream] for segment in model.layout(name).segments}
     batch = {"wave": shape(crop_samples(training.crop_sec, model.audio.sample_rate_hz), dtype=jnp.float32)}
-    if name in ("mulan", "reranker"):
+    if name in ("mulan", *RERANKERS):
         length = model.mulan.text.max_tokens
         batch |= {"text_ids": shape(length), "text_mask": shape(length, dtype=bool)}
+    if name == "semantic_reranker":
+        mel, tokens = model.mulan.mel, model.audio.semantic_tokens(training.crop_sec)
+        batch["mels"] = shape(tokens * (model.audio.semantic_samples // mel.hop_samples), mel.num_mels, dtype=jnp.float32)
+        del batch["wave"]
     if name == "melody":
         batch |= {"other_wave": batch["wave"], "melody": shape()}
     return batch

@@ -1,6 +1,7 @@
 """From a folder of captioned clips to a bundle: all the training of MusicLM, step by step, each done once.
 
-    prepare -> soundstream -> w2v_bert -> kmeans -> mulan -> rvq -> reranker -> semantic_tokens, acoustic_tokens -> semantic, coarse, fine -> export
+    prepare -> soundstream -> w2v_bert -> kmeans -> mulan -> rvq -> reranker, semantic_reranker -> semantic_tokens, acoustic_tokens
+            -> semantic, coarse, fine -> export
 
 and, by `run_step` alone, since bundles do not hold it yet: prepare -> melody.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import audio, bundle, windows
-from musiclm_jax.arrays import Array, Int
+from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.stage import StageDecoder
@@ -57,6 +57,7 @@ def check_request(
     seed: int = 0,
     num_samples: int = 1,
     num_candidates: int | None = None,
+    num_drafts: int | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises UserError for what no model can do. The arguments are those of `MusicLM.generate`."""
@@ -71,8 +72,9 @@ def check_request(
         raise UserError(f"seconds={seconds:g}: choose a number above 0 and up to {MAX_SECONDS}")
     if num_samples < 1:
         raise UserError(f"samples={num_samples}: choose 1 or more")
-    if num_candidates is not None and num_candidates < 1:
-        raise UserError(f"candidates={num_candidates}: choose 1 (no choice) or more")
+    for name, number in (("candidates", num_candidates), ("drafts", num_drafts)):
+        if number is not None and number < 1:
+            raise UserError(f"{name}={number}: choose 1 (no choice) or more")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
     resolve_sampling({name: SamplingConfig() for name in STAGES}, sampling)
@@ -195,7 +197,15 @@ class MusicLM:
         """What chooses among candidates: the MuLan that knows how the codec sounds (`fit` trains it), or in a bundle without it MuLan itself. It
         has no tokens of its own."""
         variables = self.variables("mulan")
-        return MuLanTokenizer(self.config.mulan, {"params": variables.get("reranker", variables["params"])}, self.text)
+        return MuLanTokenizer(self.config.mulan, variables.get("reranker", {"params": variables["params"]}), self.text)
+
+    @functools.cached_property
+    def semantic_reranker(self) -> MuLanTokenizer:
+        """What chooses among drafts: the MuLan that reads semantic tokens (`embed_semantic`). UserError in a bundle without it."""
+        try:
+            return MuLanTokenizer(self.config.mulan, self.variables("mulan")["semantic_reranker"], self.text)
+        except KeyError:
+            raise UserError("the model has nothing that could choose among drafts; set num_drafts to 1, or make the bundle with `musiclm fit`") from None
 
     def stage(self, name: str) -> StageDecoder:
         """The stage "semantic", "coarse" or "fine", as the sampler knows it."""
@@ -211,6 +221,7 @@ class MusicLM:
         seed: int = 0,
         num_samples: int = 1,
         num_candidates: int | None = None,
+        num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
@@ -226,17 +237,20 @@ class MusicLM:
             num_samples: clips per prompt.
             num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
                 prompt's. None: `config.num_candidates`.
+            num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on to the coarse stage: those
+                nearest to the prompt (`semantic_reranker`). None: `config.num_drafts`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
             UserError: an empty prompt, or a number out of range.
         """
-        check_request(prompts, seconds=seconds, seed=seed, num_samples=num_samples, num_candidates=num_candidates, sampling=sampling)
-        num_candidates = num_candidates or self.config.num_candidates
+        numbers = {"num_samples": num_samples, "num_candidates": num_candidates, "num_drafts": num_drafts}
+        check_request(prompts, seconds=seconds, seed=seed, sampling=sampling, **numbers)
+        num_candidates, num_drafts = num_candidates or self.config.num_candidates, num_drafts or self.config.num_drafts
         rows = tuple(prompt for prompt in prompts for _ in range(num_samples))
-        keys = clip_keys([prompt for prompt in rows for _ in range(num_candidates)], seed=seed)
-        mulan = jnp.repeat(self.mulan.text_tokens(list(prompts)), num_samples * num_candidates, axis=0)
+        keys = clip_keys([prompt for prompt in rows for _ in range(num_candidates * num_drafts)], seed=seed)
+        mulan = jnp.repeat(self.mulan.text_tokens(list(prompts)), len(keys) // len(prompts), axis=0)
         sampling = resolve_sampling({name: self.config.sampling(name) for name in STAGES}, sampling)
         sample_rate_hz = self.config.audio.sample_rate_hz
 
@@ -244,36 +258,50 @@ class MusicLM:
             wave = np.asarray(self.acoustic.decode(codes))[:, : max(1, round(seconds * sample_rate_hz))]
             return np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
 
-        num_semantic = self.config.audio.semantic_tokens(seconds)
-        codes = self.coarse_codes(mulan, num_semantic=num_semantic, keys=keys, sampling=sampling, on_progress=on_progress)
+        how = {"sampling": sampling, "on_progress": on_progress}
+        semantic = self.semantic_tokens(mulan, count=self.config.audio.semantic_tokens(seconds), keys=keys, **how)
+        if num_drafts > 1:
+            read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
+            chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
+            semantic, mulan, keys = semantic[chosen], mulan[chosen], keys[chosen]
+        codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
             candidates = play(codes)
-            heard = self.reranker.embed_audio(candidates).reshape(len(prompts), num_samples, num_candidates, -1)
-            nearest = jnp.einsum("pscd,pd->psc", heard, self.reranker.embed_text(list(prompts))).argmax(axis=-1).ravel()
-            chosen = num_candidates * np.arange(len(rows)) + np.asarray(nearest)
+            chosen = _nearest(self.reranker.embed_audio(candidates), self.reranker.embed_text(list(rows)), keep=1)
             if not self.config.use_fine:
                 return Music(candidates[chosen], sample_rate_hz, rows)
             codes, mulan, keys = codes[chosen], mulan[chosen], keys[chosen]
         if self.config.use_fine:
-            codes = self.fine_codes(codes, mulan, keys=keys, sampling=sampling, on_progress=on_progress)
+            codes = self.fine_codes(codes, mulan, keys=keys, **how)
         return Music(play(codes), sample_rate_hz, rows)
 
-    def coarse_codes(
+    def semantic_tokens(
         self,
         mulan: Int[Array, "B Qm"],
         *,
-        num_semantic: int,
+        count: int,
+        keys: jax.Array,
+        sampling: Mapping[str, SamplingConfig],
+        on_progress: OnProgress | None = None,
+    ) -> Int[Array, "B T25"]:
+        """Semantic tokens for MuLan tokens, from text or from audio: the first stage.
+
+        Args: count: of tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
+        """
+        options = {"num_tokens": count, "count": len(mulan) * count, "keys": keys, "sampling": sampling, "on_progress": on_progress}
+        return self._run("semantic", windows.generate_semantic, mulan, **options)
+
+    def coarse_codes(
+        self,
+        semantic: Int[Array, "B T25"],
+        mulan: Int[Array, "B Qm"],
+        *,
         keys: jax.Array,
         sampling: Mapping[str, SamplingConfig],
         on_progress: OnProgress | None = None,
     ) -> Int[Array, "B T50 q"]:
-        """The coarse levels of acoustic tokens for MuLan tokens, from text or from audio: the first two stages.
-
-        Args: num_semantic: length in semantic tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
-        """
-        run = functools.partial(self._run, count=len(mulan) * num_semantic, keys=keys, sampling=sampling, on_progress=on_progress)
-        semantic = run("semantic", windows.generate_semantic, mulan, num_tokens=num_semantic)
-        return run("coarse", windows.generate_coarse, mulan, semantic)
+        """The coarse levels of acoustic tokens for semantic ones: the second stage."""
+        return self._run("coarse", windows.generate_coarse, mulan, semantic, count=semantic.size, keys=keys, sampling=sampling, on_progress=on_progress)
 
     def fine_codes(
         self,
@@ -294,6 +322,13 @@ class MusicLM:
         progress = _stage_progress(on_progress, name, tokens=count * _tokens_per_semantic(self.config, name))
         options |= {"windows": self.config.windows, "audio": self.config.audio}
         return generate(self.stage(name), self.variables(name)["params"], *inputs, sampling=sampling[name], on_progress=progress, **options)
+
+
+def _nearest(embeddings: Float[Array, "N D"], texts: Float[Array, "R D"], *, keep: int) -> Int[np.ndarray, "k"]:
+    """Of the N / R rows of each text, which follow each other, the numbers of the `keep` nearest to it, the nearest first; k = keep R."""
+    cosines = np.einsum("rcd,rd->rc", np.asarray(embeddings).reshape(len(texts), -1, texts.shape[-1]), np.asarray(texts))
+    best = np.argsort(-cosines, axis=1, kind="stable")[:, :keep]
+    return (best + cosines.shape[1] * np.arange(len(texts))[:, None]).ravel()
 
 
 def clip_keys(prompts: Sequence[str], *, seed: int) -> jax.Array:

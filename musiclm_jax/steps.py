@@ -26,6 +26,7 @@ from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
+from musiclm_jax.features import log_mel
 from musiclm_jax.models import embedders, melody, mulan, w2v_bert
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
@@ -72,7 +73,7 @@ class FitConfig:
     soundstream: Training = Training(CodecTask())
     w2v_bert: Training = Training(W2vBertTask())
     mulan: Training = Training(MuLanTask(), crop_sec=10.0)
-    # MuLan once more, through the codec; its size is `model.mulan`.
+    # MuLan twice more, through the codec and through semantic tokens; its size is `model.mulan`.
     reranker: Training = Training(MuLanTask(), crop_sec=10.0)
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
     coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
@@ -125,13 +126,13 @@ class FitConfig:
         return dataclasses.replace(self.model.mulan, hop_sec=self.mulan_hop_sec)
 
     def training(self, name: str) -> Training:
-        return getattr(self, name)
+        return self.reranker if name in RERANKERS else getattr(self, name)
 
     def task(self, name: str) -> Task:
         """The task of a part, with the sizes of `model` and the length of its run."""
         training = self.training(name)
         changes: dict[str, Any] = {"name": name}
-        sized = "mulan" if name == "reranker" else name
+        sized = "mulan" if name in RERANKERS else name
         if sized in MODELS:
             changes["model"] = getattr(self.model, sized)
         if name in STAGES:
@@ -182,7 +183,7 @@ class Run:
     def whole_variables(self, name: str) -> dict[str, Any]:
         """The weights of a model; those of w2v-BERT and MuLan come from several steps."""
         whole = self.variables(name)
-        for extra in {"w2v_bert": ("kmeans",), "mulan": ("rvq", "reranker")}.get(name, ()):
+        for extra in {"w2v_bert": ("kmeans",), "mulan": ("rvq", *RERANKERS)}.get(name, ()):
             whole |= self.variables(extra)
         return whole
 
@@ -210,7 +211,8 @@ class Step:
 
 
 # Steps that train a model; `FitConfig.training` and `FitConfig.task` know them.
-TRAINED = ("soundstream", "w2v_bert", "mulan", "reranker", *STAGES, "melody")
+RERANKERS = ("reranker", "semantic_reranker")
+TRAINED = ("soundstream", "w2v_bert", "mulan", *RERANKERS, *STAGES, "melody")
 _WEIGHTS = "variables.safetensors"
 
 
@@ -247,11 +249,12 @@ def _prepare(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _train(
-    run: Run, folder: Path, name: str, source: Callable[[str, int], Source], *, held_out: bool, **options: Any
+    run: Run, folder: Path, name: str, source: Callable[[str, int], Source], *, held_out: bool | None = None, **options: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains a part on source(split, seed); returns its weights and its last metrics. held_out: whether there is a split "test"."""
+    """Trains a part on source(split, seed); returns its weights and its last metrics. held_out: whether there is a split "test"; None: as of `run.clips`."""
     training, task = run.config.training(name), run.config.task(name)
     seed = training.loop.seed
+    held_out = bool(run.clips.split("test")) if held_out is None else held_out
     eval_source = source("test", seed + 1) if held_out else None
     state = train(task, source("train", seed), workdir=folder, config=training.loop, eval_source=eval_source, **options)
     return task.variables(state), {key: value for key, value in read_metrics(folder).items() if key not in ("step", "sec_left")}
@@ -259,7 +262,7 @@ def _train(
 
 def _train_on_waves(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
     text = _vocabulary(run, folder) if name == "mulan" else None
-    variables, results = _train(run, folder, name, _wave_sources(run, name, text), held_out=bool(run.clips.split("test")))
+    variables, results = _train(run, folder, name, _wave_sources(run, name, text))
     _save_variables(folder, variables)
     one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
     if one is not None and one < 1.03 * all_levels:
@@ -280,37 +283,62 @@ def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Cal
     return source
 
 
-def _train_reranker(run: Run, folder: Path) -> dict[str, Any]:
-    """Trains MuLan on, with clips as the coarse levels of the codec give them back.
+def _train_reranker(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
+    """Trains MuLan on, with clips as generation has them where it chooses: "reranker" hears the coarse levels of the codec, "semantic_reranker" the
+    semantic tokens, each as the mean spectrum of what it stands for.
 
     What MuLan hears in a recording, such as the lead instrument, it may not hear in a clip that was generated, among whose candidates it is to
-    choose. A copy that learns this leaves MuLan, and with it the tokens that the stages know, as they are. Ours, no paper's.
+    choose. Copies that learn this leave MuLan, and with it the tokens that the stages know, as they are. Ours, no paper's.
     """
-    model = run.config.model
-    acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
-    recorded = _wave_sources(run, "reranker", run.text)
+    model, start, kept = run.config.model, run.variables("mulan")["params"], {}
+    recorded = _wave_sources(run, name, run.text)
+    if name == "reranker":
+        acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
+
+        def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
+            codes = acoustic.encode(wave)[..., : model.coarse_levels]
+            return {"wave": np.asarray(acoustic.decode(codes))[:, : wave.shape[1]]}
+
+    else:
+        semantic = SemanticTokenizer(model.w2v_bert, run.whole_variables("w2v_bert"))
+        kept["spectra"] = _token_spectra(run, semantic, recorded("train", run.config.seed))
+        spectra = jnp.asarray(kept["spectra"])
+
+        def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
+            mels = mulan.token_mels(model.mulan, spectra, semantic.encode(wave), token_samples=semantic.config.token_samples)
+            return {"mels": np.asarray(mels)}
 
     def source(split: str, seed: int) -> Source:
         batches = recorded(split, seed)
 
-        def decoded(step: int) -> dict[str, np.ndarray]:
+        def through(step: int) -> dict[str, np.ndarray]:
             batch = batches(step)
-            wave = np.asarray(acoustic.decode(acoustic.encode(batch["wave"])[..., : model.coarse_levels]))
-            return batch | {"wave": wave[:, : batch["wave"].shape[1]]}
+            wave = batch.pop("wave")
+            return batch | heard(wave)
 
-        return decoded
+        return through
 
-    start = run.variables("mulan")["params"]
-    variables, results = _train(
-        run,
-        folder,
-        "reranker",
-        source,
-        held_out=bool(run.clips.split("test")),
-        warm_start=lambda state: state.replace(params=state.params | {"mulan": start}),
-    )
-    _save_variables(folder, {"reranker": variables["params"]})
+    variables, results = _train(run, folder, name, source, warm_start=lambda state: state.replace(params=state.params | {"mulan": start}))
+    _save_variables(folder, {name: variables | kept})
     return results
+
+
+def _token_spectra(run: Run, semantic: SemanticTokenizer, source: Source) -> np.ndarray:
+    """The mean log-mel spectrum, as MuLan sees it, of what each semantic token stands for: float32 [V, M]. A token that is not met has that of all."""
+    config, training = run.config, run.config.reranker
+    mel, codes = config.model.mulan.mel, config.model.w2v_bert.num_clusters
+    frames = jax.jit(lambda wave: log_mel(wave, mel))
+    total, count = np.zeros((codes, mel.num_mels)), np.zeros(codes)
+    progress, num_batches = ProgressLine(unit="batches"), max(1, round(config.kmeans_sec / (training.crop_sec * training.batch_size)))
+    for step in range(num_batches):
+        wave = source(step)["wave"]
+        spectra = np.asarray(frames(wave))
+        ids = np.repeat(np.asarray(semantic.encode(wave)), config.model.w2v_bert.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
+        np.add.at(total, ids, spectra)
+        count += np.bincount(ids.ravel(), minlength=codes)
+        progress("spectra", step + 1, num_batches)
+    everything = total.sum(axis=0) / count.sum()
+    return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], everything).astype(np.float32)
 
 
 def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
@@ -480,10 +508,9 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
         codebooks = {kind: _CODEBOOKS[kind](run) for kind in _STAGE_TOKENS[name]}
         rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
         options["warm_start"] = lambda state: state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
-    held_out = bool(run.clips.split("test"))
-    variables, results = _train(run, folder, name, source, held_out=held_out, **options)
+    variables, results = _train(run, folder, name, source, **options)
     _save_variables(folder, variables)
-    return results | (_beside_counting(results["eval_loss"], store, layout) if held_out else {})
+    return results | (_beside_counting(results["eval_loss"], store, layout) if "eval_loss" in results else {})
 
 
 def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dict[str, float]:
@@ -574,7 +601,7 @@ def _steps() -> Iterator[Step]:
             parts = [fit.task(name), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
             if name in STAGES:
                 return [*parts, fit.text_share, fit.mulan_windows, fit.model.audio]
-            if name in ("mulan", "reranker") and fit.text_mix:  # Only then: trainings of before there was a mix stay done.
+            if name in ("mulan", *RERANKERS) and fit.text_mix:  # Only then: trainings of before there was a mix stay done.
                 return [*parts, fit.text_mix]
             return [*parts, fit.seed] if name == "melody" else parts
 
@@ -605,10 +632,18 @@ def _steps() -> Iterator[Step]:
     yield Step(
         "reranker",
         "training",
-        _train_reranker,
+        functools.partial(_train_reranker, name="reranker"),
         ("prepare", "soundstream", "mulan"),
         (_WEIGHTS,),
         lambda fit: [*training_of("reranker")(fit), fit.model.soundstream, fit.model.coarse_levels],
+    )
+    yield Step(
+        "semantic_reranker",
+        "training",
+        functools.partial(_train_reranker, name="semantic_reranker"),
+        ("prepare", "w2v_bert", "kmeans", "mulan"),
+        (_WEIGHTS,),
+        lambda fit: [*training_of("semantic_reranker")(fit), fit.model.w2v_bert, fit.kmeans_sec, fit.seed],
     )
     windows = lambda fit: [fit.encode_sec, fit.encode_context_sec]  # noqa: E731
     yield Step(
@@ -630,7 +665,7 @@ def _steps() -> Iterator[Step]:
     for name in STAGES:
         run = functools.partial(_train_stage, name=name)
         yield Step(name, "training", run, ("prepare", "rvq", *(f"{kind}_tokens" for kind in _STAGE_TOKENS[name])), (_WEIGHTS,), training_of(name))
-    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", "reranker", *STAGES)
+    trained = ("prepare", "soundstream", "w2v_bert", "kmeans", "mulan", "rvq", *RERANKERS, *STAGES)
     yield Step("export", "writing the bundle", _export, trained, ("bundle/config.json",), lambda fit: [fit.model, fit.bundle_dtype])
     yield Step("melody", "training", _train_melody, ("prepare",), (_WEIGHTS, "config.json"), training_of("melody"), in_fit=False)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
-from musiclm_jax.models import codec, mulan, w2v_bert
+from musiclm_jax.models import codec, embedders, mulan, w2v_bert
 from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
@@ -79,6 +79,10 @@ class MuLanTokenizer:
         """Unit embeddings of 24 kHz waves: all 10 s windows, one each second, averaged and brought back to length 1."""
         return _mulan_embed_audio(self.config, self.variables["params"], jnp.asarray(wave))
 
+    def embed_semantic(self, tokens: Int[Array, "B T"], *, token_samples: int) -> Float[Array, "B D"]:
+        """As `embed_audio`, of semantic tokens of so many samples: variables must have "spectra" [V, M], the log-mel spectra that they stand for."""
+        return _mulan_embed_semantic(self.config, self.variables["params"], self.variables["spectra"], tokens, token_samples)
+
     def embed_text(self, texts: Sequence[str]) -> Float[Array, "B D"]:
         """Unit embeddings of texts. A text of more than `max_tokens` pieces is cut: see `truncated`. UserError if one is empty."""
         ids, mask = self.text.encode(texts, max_tokens=self.config.text.max_tokens)
@@ -110,3 +114,13 @@ _mulan_embed_text = jax.jit(mulan.embed_text, static_argnums=0)
 @functools.partial(jax.jit, static_argnums=0)
 def _mulan_embed_audio(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
     return mulan.average_windows(mulan.embed_windows(config, params, wave))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _mulan_embed_semantic(config: MuLanConfig, params: Any, spectra: Float[Array, "V M"], tokens: Int[Array, "B T"], token_samples: int) -> Float[Array, "B D"]:
+    def embed(tokens):
+        return mulan.embed_audio(config, params, mulan.token_mels(config, spectra, tokens, token_samples=token_samples))
+
+    # No longer than the tokens: there is none that stands for silence.
+    window, hop = min(config.window_samples // token_samples, tokens.shape[1]), config.hop_samples // token_samples
+    return mulan.average_windows(embedders.embed_windows(embed, tokens, window=window, hop=hop))

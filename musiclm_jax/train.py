@@ -25,6 +25,7 @@ from musiclm_jax import sharding
 from musiclm_jax.checkpoint import Checkpoints
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
+from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.records import to_dict, write_text
 from musiclm_jax.tasks.task import Task, TrainState
 
@@ -163,8 +164,15 @@ _REMEDY = "Lower the learning rate or raise warmup_steps, and start this part an
 
 
 def _identity(task: Task) -> Any:
-    """What must be equal for a checkpoint to be continued."""
-    return to_dict(task) if dataclasses.is_dataclass(task) else {"name": task.name}
+    """What must be equal for a checkpoint to be continued. The length of a schedule need not be: what was trained may be trained for longer, and its
+    learning rate goes on where a run of the new length would be."""
+    if not dataclasses.is_dataclass(task):
+        return {"name": task.name}
+    identity = to_dict(task)
+    for field in dataclasses.fields(task):
+        if isinstance(getattr(task, field.name), OptimizerConfig):
+            del identity[field.name]["total_steps"]
+    return identity
 
 
 @contextlib.contextmanager

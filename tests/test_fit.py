@@ -126,13 +126,13 @@ def test_a_step_beside_fit_runs_only_when_asked_for(ran, places, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------- The mix of MuLan's texts
 
 
-def test_a_mix_belongs_to_mulan_and_its_reranker_and_none_leaves_trainings_done():
+def test_a_mix_belongs_to_mulan_and_its_rerankers_and_none_leaves_trainings_done():
     plain, mixed = FitConfig(), FitConfig(text_mix=(("short", 2.0),))
     training = plain.mulan
     parts = [plain.task("mulan"), training.batch_size, training.crop_sec, training.loop.num_steps, training.loop.seed]
     assert STEPS["mulan"].config(plain) == parts and STEPS["mulan"].config(mixed) == [*parts, (("short", 2.0),)]
     for name, step in STEPS.items():
-        assert (step.config(plain) == step.config(mixed)) == (name not in ("mulan", "reranker")), name
+        assert (step.config(plain) == step.config(mixed)) == (name not in ("mulan", "reranker", "semantic_reranker")), name
 
 
 def test_mulan_learns_from_the_kinds_of_the_mix(tmp_path, monkeypatch):
@@ -205,10 +205,10 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     process = start(tmp_path, "", "FINE_STEPS=6")
     assert process.wait(timeout=1800) == 0, (tmp_path / "out").read_text()[-3000:]
     _, killed, resumed, longer = (tmp_path / "out").read_text().split("RUN\n")
-    assert "[2/13] soundstream: finished" in killed and "w2v_bert: finished" not in killed
-    assert "[2/13] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[13/13] export: finished" in resumed
-    assert longer.count(": done\n") == 11  # All but the two that changed.
-    assert "from step 4 to step 6" in longer and "[13/13] export: finished" in longer
+    assert "[2/14] soundstream: finished" in killed and "w2v_bert: finished" not in killed
+    assert "[2/14] soundstream: done" in resumed and "w2v_bert: 0.0" in resumed and "[14/14] export: finished" in resumed
+    assert longer.count(": done\n") == 12  # All but the two that changed.
+    assert "from step 4 to step 6" in longer and "[14/14] export: finished" in longer
 
     # The bundle works, and its card says how it came about.
     config = load_config("test", bindings=["FINE_STEPS=6"])
@@ -225,6 +225,10 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     np.testing.assert_array_equal(acoustic[:100], np.asarray(model.acoustic.encode(wave))[0])
     np.testing.assert_array_equal(semantic[:50], np.asarray(model.semantic.encode(wave))[0])
     np.testing.assert_array_equal(texts[:2], np.asarray(model.mulan.text_tokens(["a low tone", "noise"])))
-    # The reranker started from MuLan, and went on.
-    moved = np.abs(np.asarray(model.reranker.embed_text(["a low tone"]) - model.mulan.embed_text(["a low tone"]))).max()
-    assert 0 < moved < 0.5
+    # The rerankers started from MuLan, and went on.
+    for reranker in (model.reranker, model.semantic_reranker):
+        moved = np.abs(np.asarray(reranker.embed_text(["a low tone"]) - model.mulan.embed_text(["a low tone"]))).max()
+        assert 0 < moved < 0.5
+    # A token that sounds in no clip has the mean spectrum of all; the others have their own.
+    spectra, used = model.semantic_reranker.variables["spectra"], np.unique(semantic)
+    assert spectra.shape == (7, model.config.mulan.mel.num_mels) and len(np.unique(spectra[used], axis=0)) == len(used) > 1

@@ -35,9 +35,10 @@ def test_the_run_of_fit_parses_on_every_size(size):
 
 
 def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
-    assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(["fit.gin", *(f"{part}_base.gin" for part in TRAINED)])
+    parts = [part for part in TRAINED if part != "semantic_reranker"]  # Both rerankers are trained alike.
+    assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(["fit.gin", *(f"{part}_base.gin" for part in parts)])
     base = load_config("base")
-    for part in TRAINED:
+    for part in parts:
         path = main.gin_folder() / "runs" / f"{part}_base.gin"
         assert load_config(None, [f"runs/{path.name}"]) == load_config("base", [str(path)]) == base
     copy = tmp_path / "fine_base.gin"  # One's own, changed.

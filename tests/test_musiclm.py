@@ -10,6 +10,7 @@ from tiny_musiclm import tiny_config, tiny_musiclm
 from musiclm_jax import bundle
 from musiclm_jax import musiclm as musiclm_lib
 from musiclm_jax.errors import UserError
+from musiclm_jax.models import mulan as mulan_lib
 from musiclm_jax.musiclm import MODELS, MusicLM, clip_keys, resolve_sampling
 from musiclm_jax.sampling import SamplingConfig
 
@@ -81,13 +82,36 @@ def test_without_the_fine_stage_the_candidate_is_heard_as_it_was_judged(model):
 def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
     other = jax.tree.map(lambda leaf: -leaf, model.variables("mulan")["params"]["text_head"])
     variables = {name: model.variables(name) for name in MODELS}
-    variables["mulan"] = variables["mulan"] | {"reranker": variables["mulan"]["params"] | {"text_head": other}}
+    variables["mulan"] = variables["mulan"] | {"reranker": {"params": variables["mulan"]["params"] | {"text_head": other}}}
     contrary = MusicLM(model.config, variables, model.text)
     chosen = contrary.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
     similarity = similarities(model)
     for row in range(2):  # The farthest, as text embeddings are turned round; the tokens, and so the candidates, are the same.
         worst = 2 * row + similarity[2 * row : 2 * row + 2, row].argmin()
         np.testing.assert_allclose(chosen.wave[row], music.wave[worst], atol=1e-5)
+
+
+def test_the_drafts_nearest_to_the_prompt_go_on(model):
+    config, variables = model.config, {name: model.variables(name) for name in MODELS}
+    spectra = np.random.default_rng(0).normal(-3, 2, (config.w2v_bert.num_clusters, config.mulan.mel.num_mels)).astype(np.float32)
+    variables["mulan"] = variables["mulan"] | {"semantic_reranker": {"params": variables["mulan"]["params"], "spectra": spectra}}
+    choosy = MusicLM(dataclasses.replace(config, use_fine=False), variables, model.text)
+    chosen = choosy.generate(PROMPTS, seconds=0.4, seed=3, num_drafts=3)
+    every = choosy.generate(PROMPTS, seconds=0.4, seed=3, num_samples=3)
+    for row, prompt in enumerate(PROMPTS):
+        mulan = jnp.repeat(choosy.mulan.text_tokens([prompt]), 3, axis=0)
+        sampling = resolve_sampling({name: config.sampling(name) for name in ("semantic", "coarse", "fine")}, None)
+        drafts = np.asarray(choosy.semantic_tokens(mulan, count=10, keys=clip_keys([prompt] * 3, seed=3), sampling=sampling))
+        mels = np.repeat(spectra[drafts], config.audio.semantic_samples // config.mulan.mel.hop_samples, axis=1)
+        read = mulan_lib.embed_audio(config.mulan, variables["mulan"]["params"], jnp.asarray(mels))
+        cosines = np.asarray(read @ choosy.mulan.embed_text([prompt])[0])
+        assert np.ptp(cosines) > 1e-3
+        np.testing.assert_allclose(chosen.wave[row], every.wave[3 * row + cosines.argmax()], atol=1e-5)
+    # With as many candidates as drafts would leave, the reranker of waves chooses among the nearest two.
+    both = choosy.generate(PROMPTS, seconds=0.4, seed=3, num_drafts=3, num_candidates=2)
+    assert both.wave.shape == (2, 9600)
+    with pytest.raises(UserError, match="num_drafts"):
+        model.generate(PROMPTS, seconds=0.4, num_drafts=2)
 
 
 def test_keys_differ_by_seed_prompt_and_number():
@@ -137,6 +161,7 @@ def test_requests_that_no_model_can_serve(model):
         (dict(seconds=301), "300"),
         (dict(num_samples=0), "samples"),
         (dict(num_candidates=0), "candidates"),
+        (dict(num_drafts=0), "drafts"),
         (dict(seed=-1), "seed"),
         (dict(sampling={"violin": {}}), "violin"),
         (dict(sampling={"fine": {"temperature": float("nan")}}), "temperature"),

@@ -12,6 +12,7 @@ from tiny_task import TinyTask, source
 
 from musiclm_jax.data.prefetch import prefetch
 from musiclm_jax.errors import UserError
+from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.task import gradient_step
 from musiclm_jax.train import TrainConfig, read_metrics, train
 
@@ -60,6 +61,17 @@ def test_a_finished_run_takes_no_step_and_a_longer_one_goes_on(tmp_path):
     assert_equal(first, again)
     longer = train(TinyTask(), source, workdir=tmp_path, config=TrainConfig(num_steps=13))
     assert_equal(longer, train(TinyTask(), source, workdir=tmp_path / "whole", config=TrainConfig(num_steps=13)))
+
+
+def test_a_schedule_may_grow_and_nothing_else_of_the_config_may_change(tmp_path):
+    def run(steps, rate=0.1):
+        task = TinyTask(optimizer=OptimizerConfig(learning_rate=rate, schedule="cosine", warmup_steps=1, total_steps=steps))
+        return train(task, source, workdir=tmp_path, config=TrainConfig(num_steps=steps, save_every=2))
+
+    run(4)
+    assert int(run(6).step) == 6
+    with pytest.raises(UserError, match="another config"):
+        run(8, rate=0.2)
 
 
 def test_seed_and_step_decide_the_noise(tmp_path):

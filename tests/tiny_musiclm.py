@@ -69,7 +69,7 @@ def tiny_musiclm(config: MusicLMConfig | None = None) -> MusicLM:
         },
         "w2v_bert": {
             "params": params(W2vBert(w2v).init, key, wave, **w2v_args),
-            "standardize": {"mean": np.zeros(w2v.dim, np.float32), "std": np.ones(w2v.dim, np.float32)},
+            "standardize": {"mean": np.zeros(w2v.dim, np.float32), "matrix": np.eye(w2v.dim, dtype=np.float32)},
             "kmeans": {"centroids": normal(w2v.num_clusters, w2v.dim)},
         },
         "mulan": {

@@ -16,8 +16,12 @@ def num_windows(num_samples: int, *, window: int, hop: int) -> int:
     return max(0, num_samples - window) // hop + 1
 
 
-def embed_windows(embed: Callable[[Array], Array], wave: Float[Array, "B N"], *, window: int, hop: int) -> Float[Array, "B W D"]:
+def embed_windows(
+    embed: Callable[[Array], Array], wave: Float[Array, "B N"] | Int[Array, "B N"], *, window: int, hop: int
+) -> Float[Array, "B W D"]:
     """`embed` ([B, window] -> [B, D]) of all windows, one each `hop` samples. A wave shorter than a window is zero-padded on the right.
+
+    Tokens do in place of a wave, with windows counted in them; code 0 would pad them.
 
     One window of the batch is computed at a time, so that memory does not grow with the length of the wave.
     """

@@ -109,16 +109,18 @@ class MuLan(nn.Module):
             self.bias = self.param("bias", partitioned(nn.initializers.constant(-10.0), ()), (), jnp.float32)
 
     def __call__(
-        self, wave: Float[Array, "B N"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False
+        self, audio: Float[Array, "B ..."], ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"], Float[Array, ""], Float[Array, ""]]:
-        """(audio embeddings, text embeddings, temperature, bias; the bias is 0 but for the sigmoid loss)."""
+        """(audio embeddings, text embeddings, temperature, bias; the bias is 0 but for the sigmoid loss). audio: as in `embed_audio`."""
         temperature = jnp.maximum(jnp.exp(self.log_temperature), self.config.min_temperature)
         bias = self.bias if self.config.loss == "sigmoid" else jnp.zeros(())
-        return self.embed_audio(wave, train=train), self.embed_text(ids, mask, train=train), temperature, bias
+        return self.embed_audio(audio, train=train), self.embed_text(ids, mask, train=train), temperature, bias
 
-    def embed_audio(self, wave: Float[Array, "B N"], *, train: bool = False) -> Float[Array, "B D"]:
+    def embed_audio(self, audio: Float[Array, "B ..."], *, train: bool = False) -> Float[Array, "B D"]:
+        """audio: waves [B, N], or their log-mels [B, T, M]."""
         config = self.config
-        mels = (log_mel(wave, config.mel) - config.mel_mean) / config.mel_std
+        mels = audio if audio.ndim == 3 else log_mel(audio, config.mel)
+        mels = (mels - config.mel_mean) / config.mel_std
         if train:
             mels = spec_augment(mels, config.spec_augment, rng=self.make_rng("augment"))
         return l2_normalize(self.audio_head(self.audio_tower(mels)))
@@ -149,9 +151,14 @@ def init(config: MuLanConfig, rng: Key) -> Any:
     return MuLan(config).init(rng, wave, ids, ids == 0)["params"]
 
 
-def embed_audio(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
-    """Unit embeddings of waves that are one window each (of any length, though 10 s is what training saw)."""
-    return MuLan(config).apply({"params": params}, wave, method=MuLan.embed_audio)
+def embed_audio(config: MuLanConfig, params: Any, audio: Float[Array, "B ..."]) -> Float[Array, "B D"]:
+    """Unit embeddings of waves [B, N], or of log-mels [B, T, M], that are one window each (of any length, though 10 s is what training saw)."""
+    return MuLan(config).apply({"params": params}, audio, method=MuLan.embed_audio)
+
+
+def token_mels(config: MuLanConfig, spectra: Float[Array, "V M"], tokens: Int[Array, "B T"], *, token_samples: int) -> Float[Array, "B T2 M"]:
+    """Log-mels of semantic tokens of `token_samples` each: for each frame the spectrum that its token stands for."""
+    return jnp.repeat(spectra[tokens], token_samples // config.mel.hop_samples, axis=1)
 
 
 def embed_text(config: MuLanConfig, params: Any, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -58,6 +58,9 @@ class W2vBertConfig:
     learn_codes: bool = True
     # Semantic tokens: k-means clusters.
     num_clusters: int = 1024
+    # Whether k-means sees the features whitened, instead of each dimension standardised by itself, as in AudioLM. A few directions that many
+    # dimensions share else decide which cluster is nearest, and what the others tell of pitch and timbre is lost.
+    whiten: bool = False
     # Recompute blocks in the backward pass, to save memory.
     remat: bool = False
     # Of the matrix products: "float32" or "bfloat16".
@@ -221,28 +224,40 @@ def features(config: W2vBertConfig, params: Any, wave: Float[Array, "B N"]) -> F
 def semantic_ids(config: W2vBertConfig, variables: dict[str, Any], wave: Float[Array, "B N"]) -> Int[Array, "B T"]:
     """Semantic tokens in [0, num_clusters), int32, T = ceil(N / 960).
 
-    variables: {"params", "standardize": {"mean", "std"}, "kmeans": {"centroids"}}, the last two from `fit_kmeans`.
+    variables: {"params", "standardize": {"mean", "matrix"}, "kmeans": {"centroids"}}, the last two from `fit_kmeans`.
     """
     x = features(config, variables["params"], wave)
-    x = (x - variables["standardize"]["mean"]) / variables["standardize"]["std"]
+    x = _standardize(x, **variables["standardize"])
     return assign(x, variables["kmeans"]["centroids"])
 
 
+def _standardize(x: Float[Array, "... D"], *, mean: Float[Array, "D"], matrix: Float[Array, "D D"]) -> Float[Array, "... D"]:
+    return jnp.matmul(x - mean, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
 def fit_kmeans(config: W2vBertConfig, params: Any, waves: Iterable[np.ndarray], *, rng: Key, num_iters: int = 30) -> dict[str, Any]:
-    """Standardise each feature dimension over the fitting set, then cluster (AudioLM, arXiv 2209.03143, section III-B).
+    """Standardise or whiten the features over the fitting set, then cluster (AudioLM, arXiv 2209.03143, section III-B, standardises).
 
     Args:
       waves: Batches [B, N], 24 kHz; each new shape costs a compilation. All their features are held in host memory: 4 D bytes per frame.
       rng: For the start of k-means.
 
     Returns:
-      {"standardize": {"mean" [D], "std" [D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables.
+      {"standardize": {"mean" [D], "matrix" [D, D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables. k-means sees
+      (x - mean) @ matrix.
     """
     batches = [np.asarray(features(config, params, jnp.asarray(wave))).reshape(-1, config.dim) for wave in waves]
     if not batches:
         raise UserError("fit_kmeans got no audio: pass at least one batch of waves")
     x = np.concatenate(batches)
-    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    mean, std = mean.astype(np.float32), np.maximum(std, 1e-5).astype(np.float32)
-    centroids = kmeans(rng, jnp.asarray((x - mean) / std), num_clusters=config.num_clusters, num_iters=num_iters)
-    return {"standardize": {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}, "kmeans": {"centroids": centroids}}
+    mean = x.mean(0, dtype=np.float64).astype(np.float32)
+    if config.whiten:
+        # Principal directions, each at unit variance: no matter how strong, all count alike.
+        variances, directions = np.linalg.eigh(np.cov(x, rowvar=False, dtype=np.float64))
+    else:
+        variances, directions = x.var(0, dtype=np.float64), np.eye(config.dim)
+    # What hardly varies is rounding, as along the one direction that a LayerNorm leaves empty: it stays out.
+    scales = np.where(variances > 1e-6 * variances.max(), variances, np.inf) ** -0.5
+    standardize = {"mean": jnp.asarray(mean), "matrix": jnp.asarray((directions * scales).astype(np.float32))}
+    centroids = kmeans(rng, _standardize(jnp.asarray(x), **standardize), num_clusters=config.num_clusters, num_iters=num_iters)
+    return {"standardize": standardize, "kmeans": {"centroids": centroids}}

@@ -68,7 +68,7 @@ def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Ar
 
 @dataclasses.dataclass(frozen=True)
 class MuLanTask:
-    """Batch: "wave" float32 [B, N], "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
+    """Batch: "wave" float32 [B, N], or in its place "mels" [B, T, M]; "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
 
     Metrics: loss, and loss_chance, the loss of a model to which all pairs look alike (log B for "infonce", log 2(B - 1) for "decoupled");
     audio_to_text and text_to_audio, recall@1 within the batch, and recall_chance (1/B without twins); temperature; and the mean cosines
@@ -106,7 +106,7 @@ class MuLanTask:
     def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:
         ids, mask = batch["text_ids"], batch["text_mask"]
         audio, text, temperature, bias = mulan.MuLan(self.model).apply(
-            {"params": params["mulan"]}, batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
+            {"params": params["mulan"]}, batch["mels"] if "mels" in batch else batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
         )
         cosines = jnp.einsum("bd,cd->bc", audio, text, precision=jax.lax.Precision.HIGHEST)
         same = same_text(ids, mask)

@@ -100,12 +100,21 @@ def test_tokens_of_a_clip_do_not_depend_on_its_batch_mates(variables):
 
 def test_fit_standardises_each_dimension(params, variables):
     x = jnp.concatenate([features(TINY, params, waves(seed=s)).reshape(-1, 6) for s in range(3)])
-    z = (x - variables["standardize"]["mean"]) / variables["standardize"]["std"]
+    z = (x - variables["standardize"]["mean"]) @ variables["standardize"]["matrix"]
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-4)
     # Each centroid is the mean of its frames, in standardised units.
     ids = np.asarray(semantic_ids(TINY, variables, waves(seed=0)))
     assert len(np.unique(ids)) > 1 and variables["kmeans"]["centroids"].shape == (7, 6)
+
+
+def test_fit_whitens(params):
+    config = dataclasses.replace(TINY, whiten=True)
+    fitted = fit_kmeans(config, params, (np.asarray(waves(seed=s)) for s in range(3)), rng=jax.random.key(3), num_iters=5)
+    x = jnp.concatenate([features(config, params, waves(seed=s)).reshape(-1, 6) for s in range(3)])
+    z = (x - fitted["standardize"]["mean"]) @ fitted["standardize"]["matrix"]
+    # The features come from a LayerNorm: one of six directions is empty.
+    np.testing.assert_allclose(np.cov(z, rowvar=False), np.diag([0, 1, 1, 1, 1, 1]), atol=1e-3)
 
 
 def test_fit_is_deterministic_and_needs_audio(params, variables):
