@@ -284,29 +284,13 @@ def _wave_sources(run: Run, name: str, text: TextTokenizer | None = None) -> Cal
 
 
 def _train_reranker(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
-    """Trains MuLan on, with clips as generation has them where it chooses: "reranker" hears the coarse levels of the codec, "semantic_reranker" the
-    semantic tokens, each as the mean spectrum of what it stands for.
+    """Trains MuLan on, with clips as generation has them where it chooses: `_HEARD`.
 
     What MuLan hears in a recording, such as the lead instrument, it may not hear in a clip that was generated, among whose candidates it is to
     choose. Copies that learn this leave MuLan, and with it the tokens that the stages know, as they are. Ours, no paper's.
     """
-    model, start, kept = run.config.model, run.variables("mulan")["params"], {}
-    recorded = _wave_sources(run, name, run.text)
-    if name == "reranker":
-        acoustic = AcousticTokenizer(model.soundstream, run.variables("soundstream"))
-
-        def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
-            codes = acoustic.encode(wave)[..., : model.coarse_levels]
-            return {"wave": np.asarray(acoustic.decode(codes))[:, : wave.shape[1]]}
-
-    else:
-        semantic = SemanticTokenizer(model.w2v_bert, run.whole_variables("w2v_bert"))
-        kept["spectra"] = _token_spectra(run, semantic, recorded("train", run.config.seed))
-        spectra = jnp.asarray(kept["spectra"])
-
-        def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
-            mels = mulan.token_mels(model.mulan, spectra, semantic.encode(wave), token_samples=semantic.config.token_samples)
-            return {"mels": np.asarray(mels)}
+    heard, kept = _HEARD[name](run)
+    start, recorded = run.variables("mulan")["params"], _wave_sources(run, name, run.text)
 
     def source(split: str, seed: int) -> Source:
         batches = recorded(split, seed)
@@ -323,22 +307,59 @@ def _train_reranker(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
     return results
 
 
-def _token_spectra(run: Run, semantic: SemanticTokenizer, source: Source) -> np.ndarray:
+# What MuLan is to hear of waves [B, N], as a part of its batch, and the variables that this takes.
+_Heard = tuple[Callable[[np.ndarray], dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def _through_codec(run: Run) -> _Heard:
+    """The coarse levels of the codec, decoded."""
+    acoustic = AcousticTokenizer(run.config.model.soundstream, run.variables("soundstream"))
+
+    def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
+        codes = acoustic.encode(wave)[..., : run.config.model.coarse_levels]
+        return {"wave": np.asarray(acoustic.decode(codes))[:, : wave.shape[1]]}
+
+    return heard, {}
+
+
+def _through_tokens(run: Run) -> _Heard:
+    """The semantic tokens, each as the mean spectrum of what it stands for."""
+    config, semantic = run.config.model.mulan, SemanticTokenizer(run.config.model.w2v_bert, run.whole_variables("w2v_bert"))
+    spectra = _token_spectra(run, semantic)
+
+    def heard(wave: np.ndarray) -> dict[str, np.ndarray]:
+        mels = mulan.token_mels(config, jnp.asarray(spectra), semantic.encode(wave), token_samples=semantic.config.token_samples)
+        return {"mels": np.asarray(mels)}
+
+    return heard, {"spectra": spectra}
+
+
+_HEARD: dict[str, Callable[[Run], _Heard]] = {"reranker": _through_codec, "semantic_reranker": _through_tokens}
+
+
+def _token_spectra(run: Run, semantic: SemanticTokenizer) -> np.ndarray:
     """The mean log-mel spectrum, as MuLan sees it, of what each semantic token stands for: float32 [V, M]. A token that is not met has that of all."""
-    config, training = run.config, run.config.reranker
-    mel, codes = config.model.mulan.mel, config.model.w2v_bert.num_clusters
+    mel, codes = run.config.model.mulan.mel, semantic.config.num_clusters
     frames = jax.jit(lambda wave: log_mel(wave, mel))
     total, count = np.zeros((codes, mel.num_mels)), np.zeros(codes)
-    progress, num_batches = ProgressLine(unit="batches"), max(1, round(config.kmeans_sec / (training.crop_sec * training.batch_size)))
-    for step in range(num_batches):
-        wave = source(step)["wave"]
+    for wave in _crops(run, run.config.reranker):
         spectra = np.asarray(frames(wave))
-        ids = np.repeat(np.asarray(semantic.encode(wave)), config.model.w2v_bert.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
+        ids = np.repeat(np.asarray(semantic.encode(wave)), semantic.config.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
         np.add.at(total, ids, spectra)
         count += np.bincount(ids.ravel(), minlength=codes)
-        progress("spectra", step + 1, num_batches)
     everything = total.sum(axis=0) / count.sum()
     return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], everything).astype(np.float32)
+
+
+def _crops(run: Run, training: Training) -> Iterator[np.ndarray]:
+    """Batches [B, N] of random crops of the training clips, of `kmeans_sec` seconds in all, or of as many as there are."""
+    source = wave_source(run.clips, split="train", seed=run.config.seed, crop_sec=training.crop_sec, batch_size=training.batch_size)
+    there = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
+    num_batches = max(1, round(min(run.config.kmeans_sec, there) / (training.crop_sec * training.batch_size)))
+    progress = ProgressLine(unit="batches")
+    for step in range(num_batches):
+        yield source(step)["wave"]
+        progress("crops", step + 1, num_batches)
 
 
 def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
@@ -353,23 +374,17 @@ def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
 
 def _kmeans(run: Run, folder: Path) -> dict[str, Any]:
     """Clusters the features of random training crops."""
-    config, training = run.config, run.config.w2v_bert
-    crop = {"crop_sec": training.crop_sec, "batch_size": training.batch_size}
-    source = wave_source(run.clips, split="train", seed=config.seed, **crop)
-    total = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
-    batch_sec = training.crop_sec * training.batch_size
-    num_batches = max(1, round(min(config.kmeans_sec, total) / batch_sec))
-    params = run.variables("w2v_bert")["params"]
-    progress = ProgressLine(unit="batches")
+    seconds = 0.0
 
     def waves() -> Iterator[np.ndarray]:
-        for step in range(num_batches):
-            yield source(step)["wave"]
-            progress("features", step + 1, num_batches)
+        nonlocal seconds
+        for wave in _crops(run, run.config.w2v_bert):
+            seconds += wave.size / run.clips.sample_rate_hz
+            yield wave
 
-    fitted = w2v_bert.fit_kmeans(config.model.w2v_bert, params, waves(), rng=jax.random.key(config.seed))
-    _save_variables(folder, fitted)
-    return {"seconds_of_audio": num_batches * batch_sec}
+    params = run.variables("w2v_bert")["params"]
+    _save_variables(folder, w2v_bert.fit_kmeans(run.config.model.w2v_bert, params, waves(), rng=jax.random.key(run.config.seed)))
+    return {"seconds_of_audio": seconds}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tokens
