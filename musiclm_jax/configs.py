@@ -50,12 +50,16 @@ class MusicLMConfig:
     num_candidates: int = 1
     # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates. The paper's: 1.
     num_drafts: int = 1
+    # Drafts grow by at most so many seconds; then the nearest to the prompt go on, each in `num_drafts` ways.
+    draft_sec: float | int = 30.0
 
     def __post_init__(self):
         spec = self.audio
         for name in ("num_candidates", "num_drafts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: choose 1 (no choice) or more")
+        if not self.draft_sec > 0:
+            raise UserError(f"draft_sec={self.draft_sec}: choose a length above 0")
         if self.soundstream.frame_samples != spec.frame_samples:
             raise UserError(
                 f"soundstream has frames of {self.soundstream.frame_samples} samples, audio of {spec.frame_samples}: "

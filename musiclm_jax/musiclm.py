@@ -237,8 +237,8 @@ class MusicLM:
             num_samples: clips per prompt.
             num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
                 prompt's. None: `config.num_candidates`.
-            num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on to the coarse stage: those
-                nearest to the prompt (`semantic_reranker`). None: `config.num_drafts`.
+            num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on: those nearest to the prompt
+                (`semantic_reranker`), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
@@ -259,11 +259,24 @@ class MusicLM:
             return np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
 
         how = {"sampling": sampling, "on_progress": on_progress}
-        semantic = self.semantic_tokens(mulan, count=self.config.audio.semantic_tokens(seconds), keys=keys, **how)
+        count, semantic = self.config.audio.semantic_tokens(seconds), None
+        rounds = -(-count // self.config.audio.semantic_tokens(self.config.draft_sec)) if num_drafts > 1 else 1
+
+        def of_all_rounds(stage, done, _):
+            if done or semantic is None:
+                on_progress(stage, done, len(keys) * count)
+
+        for end in (count * (i + 1) // rounds for i in range(rounds)):
+            prompt = None if semantic is None else jnp.repeat(semantic, num_drafts, axis=0)
+            semantic = self.semantic_tokens(
+                mulan, count=end, prompt=prompt, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds
+            )
+            if num_drafts > 1:
+                read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
+                chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
+                semantic = semantic[chosen]
         if num_drafts > 1:
-            read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
-            chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
-            semantic, mulan, keys = semantic[chosen], mulan[chosen], keys[chosen]
+            mulan, keys = mulan[chosen], keys[chosen]
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
             candidates = play(codes)
@@ -282,14 +295,15 @@ class MusicLM:
         count: int,
         keys: jax.Array,
         sampling: Mapping[str, SamplingConfig],
+        prompt: Int[Array, "B n"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Int[Array, "B T25"]:
         """Semantic tokens for MuLan tokens, from text or from audio: the first stage.
 
-        Args: count: of tokens, 40 ms each. keys: [B], one per clip. sampling: of each stage.
+        Args: count: of tokens, 40 ms each, those of `prompt`, which they continue, among them. keys: [B], one per clip. sampling: of each stage.
         """
         options = {"num_tokens": count, "count": len(mulan) * count, "keys": keys, "sampling": sampling, "on_progress": on_progress}
-        return self._run("semantic", windows.generate_semantic, mulan, **options)
+        return self._run("semantic", windows.generate_semantic, mulan, prompt=prompt, **options)
 
     def coarse_codes(
         self,

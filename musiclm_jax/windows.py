@@ -65,9 +65,11 @@ def generate_semantic(
     windows: WindowConfig = WindowConfig(),
     sampling: SamplingConfig = SamplingConfig(),
     audio: AudioSpec = AudioSpec(),
+    prompt: Int[Array, "B n"] | None = None,
     on_progress: Progress | None = None,
 ) -> Int[Array, "B T"]:
-    """Semantic tokens [B, num_tokens] for MuLan tokens. params: the stage's trained parameters ("params" of its variables)."""
+    """Semantic tokens [B, num_tokens] for MuLan tokens, of which the first n are `prompt`. params: the stage's trained parameters ("params" of its
+    variables)."""
     codes = _slide(
         stage,
         params,
@@ -77,6 +79,7 @@ def generate_semantic(
         hop=audio.semantic_tokens(windows.semantic_hop_sec),
         keys=keys,
         sampling=sampling,
+        codes=None if prompt is None else prompt[..., None],
         on_progress=on_progress,
     )
     return codes[:, :, 0]
@@ -162,19 +165,21 @@ def _slide(
     hop: int,
     keys: jax.Array,
     sampling: SamplingConfig,
+    codes: Int[Array, "B n Q"] | None = None,
     on_progress: Progress | None,
 ) -> Int[Array, "B T Q"]:
     """One window after the other, each prompted with what the windows before it say about its beginning.
 
-    conditions: (first step, number of steps) of a window -> its streams.
+    conditions: (first step, number of steps) of a window -> its streams. codes: those that are known, of the first n < T steps.
     """
     params = stage.prepare(params)
     window = min(window, total)
     levels = stage.layout.target.levels
     stage_keys = _fold(keys, stage.layout.name)
-    codes = None
     for start in window_starts(total, window=window, hop=hop):
         done = 0 if codes is None else codes.shape[1]
+        if start + window <= done:
+            continue
         piece = sample_codes(
             stage,
             params,

@@ -91,19 +91,30 @@ def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
         np.testing.assert_allclose(chosen.wave[row], music.wave[worst], atol=1e-5)
 
 
-def test_the_drafts_nearest_to_the_prompt_go_on(model):
+@pytest.fixture(scope="module")
+def choosy(model):
+    """The model with a semantic reranker and without a fine stage."""
     config, variables = model.config, {name: model.variables(name) for name in MODELS}
     spectra = np.random.default_rng(0).normal(-3, 2, (config.w2v_bert.num_clusters, config.mulan.mel.num_mels)).astype(np.float32)
     variables["mulan"] = variables["mulan"] | {"semantic_reranker": {"params": variables["mulan"]["params"], "spectra": spectra}}
-    choosy = MusicLM(dataclasses.replace(config, use_fine=False), variables, model.text)
+    return MusicLM(dataclasses.replace(config, use_fine=False), variables, model.text)
+
+
+def draw_semantic(model, text, number, **options):
+    """So many rows of semantic tokens for one prompt, as `generate` draws them with seed 3."""
+    mulan = jnp.repeat(model.mulan.text_tokens([text]), number, axis=0)
+    sampling = resolve_sampling({name: model.config.sampling(name) for name in ("semantic", "coarse", "fine")}, None)
+    return np.asarray(model.semantic_tokens(mulan, keys=clip_keys([text] * number, seed=3), sampling=sampling, **options))
+
+
+def test_the_drafts_nearest_to_the_prompt_go_on(model, choosy):
+    config, spectra = choosy.config, choosy.variables("mulan")["semantic_reranker"]["spectra"]
     chosen = choosy.generate(PROMPTS, seconds=0.4, seed=3, num_drafts=3)
     every = choosy.generate(PROMPTS, seconds=0.4, seed=3, num_samples=3)
     for row, prompt in enumerate(PROMPTS):
-        mulan = jnp.repeat(choosy.mulan.text_tokens([prompt]), 3, axis=0)
-        sampling = resolve_sampling({name: config.sampling(name) for name in ("semantic", "coarse", "fine")}, None)
-        drafts = np.asarray(choosy.semantic_tokens(mulan, count=10, keys=clip_keys([prompt] * 3, seed=3), sampling=sampling))
+        drafts = draw_semantic(choosy, prompt, 3, count=10)
         mels = np.repeat(spectra[drafts], config.audio.semantic_samples // config.mulan.mel.hop_samples, axis=1)
-        read = mulan_lib.embed_audio(config.mulan, variables["mulan"]["params"], jnp.asarray(mels))
+        read = mulan_lib.embed_audio(config.mulan, choosy.variables("mulan")["params"], jnp.asarray(mels))
         cosines = np.asarray(read @ choosy.mulan.embed_text([prompt])[0])
         assert np.ptp(cosines) > 1e-3
         np.testing.assert_allclose(chosen.wave[row], every.wave[3 * row + cosines.argmax()], atol=1e-5)
@@ -112,6 +123,24 @@ def test_the_drafts_nearest_to_the_prompt_go_on(model):
     assert both.wave.shape == (2, 9600)
     with pytest.raises(UserError, match="num_drafts"):
         model.generate(PROMPTS, seconds=0.4, num_drafts=2)
+
+
+def test_drafts_are_chosen_in_rounds(choosy, monkeypatch):
+    rounds = MusicLM(dataclasses.replace(choosy.config, draft_sec=0.2), {name: choosy.variables(name) for name in MODELS}, choosy.text)
+    went_on, told = [], []
+    coarse_codes = rounds.coarse_codes
+    monkeypatch.setattr(rounds, "coarse_codes", lambda semantic, *args, **options: went_on.append(semantic) or coarse_codes(semantic, *args, **options))
+    report = lambda stage, done, total: stage == "semantic" and told.append((done, total))  # noqa: E731
+    rounds.generate(PROMPTS, seconds=0.36, seed=3, num_drafts=3, num_candidates=2, on_progress=report)
+    assert told[0] == (0, 108) and told[-1] == (108, 108) and [done for done, _ in told] == sorted(done for done, _ in told)
+    for row, prompt in enumerate(PROMPTS):  # 9 tokens: 4 and then 5
+        text, seen = np.asarray(rounds.semantic_reranker.embed_text([prompt]))[0], None
+        for count in (4, 9):
+            drafts = draw_semantic(rounds, prompt, 6, count=count, prompt=None if seen is None else jnp.asarray(seen))
+            read = np.asarray(rounds.semantic_reranker.embed_semantic(jnp.asarray(drafts), token_samples=rounds.config.audio.semantic_samples))
+            best = drafts[np.argsort(-read @ text, kind="stable")[:2]]
+            seen = np.repeat(best, 3, axis=0)
+        np.testing.assert_array_equal(went_on[0][2 * row : 2 * row + 2], best)
 
 
 def test_keys_differ_by_seed_prompt_and_number():

@@ -76,6 +76,17 @@ def test_semantic(total):
     np.testing.assert_array_equal(out, expected[:, :, 0])
 
 
+@pytest.mark.parametrize("total,known", [(4, 1), (6, 3), (13, 2), (13, 6), (13, 8), (13, 10)])
+def test_semantic_goes_on_from_a_prompt(total, known):
+    stage = Hash(stage_layout("semantic", TOKENS))
+    run = lambda **options: generate_semantic(stage, None, MULAN, num_tokens=total, keys=keys(), windows=WINDOWS, **options)  # noqa: E731
+    whole = run()
+    np.testing.assert_array_equal(run(prompt=whole[:, :known]), whole)
+    other = run(prompt=(whole[:, :known] + 1) % 97)
+    np.testing.assert_array_equal(other[:, :known], (whole[:, :known] + 1) % 97)
+    assert (other[:, known:] != whole[:, known:]).any()
+
+
 @pytest.mark.parametrize("total", [4, 6, 13, 30])
 def test_coarse(total):
     stage = Hash(stage_layout("coarse", TOKENS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -87,14 +88,18 @@ def cached_attention(
     return out + jnp.einsum("bhts,bhsk->bhtk", new.astype(value.dtype), value)
 
 
-def rotate(x: Float[Array, "B H T K"], position: Int[Array, ""] | int, longest: float) -> Float[Array, "B H T K"]:
+def rotate(
+    x: Float[Array, "B H T K"], position: Int[Array, ""] | int, longest: float, *, limit: float = math.inf, sign: int = 1
+) -> Float[Array, "B H T K"]:
     """Rotary positions (RoFormer, arXiv 2104.09864, section 3.2) of queries or keys at [position, position + T): pairs of widths turn with the
     position, so that the product of a query and a key depends on the distance between them, in a way that their content decides.
 
-    Periods: from 4 positions to `longest`, in geometric progression, where the paper's run from 6 to 60,000.
+    Periods: from 4 positions to `longest`, in geometric progression, where the paper's run from 6 to 60,000. Pairs whose period is above `limit`
+    stay as they are. sign: -1 turns back.
     """
     half = x.shape[-1] // 2
-    turns = (position + jnp.arange(x.shape[2]))[:, None] / np.geomspace(4.0, longest, half).astype(np.float32)
+    periods = np.geomspace(4.0, longest, half)
+    turns = (position + jnp.arange(x.shape[2]))[:, None] * np.where(periods <= limit, sign / periods, 0).astype(np.float32)
     cos, sin = jnp.cos(2 * np.pi * turns).astype(x.dtype), jnp.sin(2 * np.pi * turns).astype(x.dtype)
     return jnp.concatenate([x[..., :half] * cos - x[..., half:] * sin, x[..., :half] * sin + x[..., half:] * cos], axis=-1)
 
@@ -140,6 +145,8 @@ class SelfAttention(nn.Module):
     dropout: float = 0.0
     # Longest period of the rotary positions, in positions. 0: none.
     rotary: float = 0.0
+    # Values turn too, in pairs of widths with a period up to this, and the output turns back: what a head reads then says how far away it was.
+    rotary_values: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -169,6 +176,8 @@ class SelfAttention(nn.Module):
         query, key, value = jnp.einsum("btnhk->nbhtk", qkv)
         if self.rotary:
             query, key = rotate(query, position, self.rotary), rotate(key, position, self.rotary)
+        if self.rotary_values:
+            value = rotate(value, position, self.rotary, limit=self.rotary_values)
         dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
         if cache is None:
             out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)
@@ -176,6 +185,8 @@ class SelfAttention(nn.Module):
             position = jnp.asarray(position, jnp.int32)
             out = cached_attention(query, key, value, cache, position, bias=bias, mask=mask, scale=scale)
             cache = cache.write(key, value, _after(out, position))
+        if self.rotary_values:
+            out = rotate(out, position, self.rotary, limit=self.rotary_values, sign=-1)
         kernel = self.param("out_kernel", partitioned(_out_init(self.out_init_scale), ("heads", "kv", "embed")), (heads, head_dim, width), jnp.float32)
         out = jnp.einsum("bhtk,hkd->btd", out, kernel.astype(self.dtype))
         if self.use_bias:

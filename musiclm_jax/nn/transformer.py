@@ -43,6 +43,9 @@ class TransformerConfig:
     # Longest period of rotary positions, in tokens, beside T5's. T5's bias cannot depend on what is played: a query that looks one beat back has to
     # know how long a beat is. The paper's: 0, none.
     rotary: float = 0.0
+    # Rotary periods, in tokens, up to which the values turn too: a head that adds up what it finds is told when that was, as a phase, and several
+    # events at equal distances add up to a beat. The paper's: 0, none.
+    rotary_values: float = 0.0
     # Recompute each layer in the backward pass: memory for about a third more time.
     remat: bool = False
     # Of activations and cache: "float32" or "bfloat16". Parameters, softmax, norms and logits stay float32.
@@ -61,6 +64,8 @@ class TransformerConfig:
             )
         if self.rotary and (self.rotary < 4 or self.head_dim % 2):
             raise ValueError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose 4 or more with an even head_dim, or 0 for none")
+        if self.rotary_values and not self.rotary:
+            raise ValueError(f"rotary_values={self.rotary_values}: only with rotary, whose periods it reads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
 
@@ -140,7 +145,15 @@ class Block(nn.Module):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not self.train)
         attention = SelfAttention(
-            cfg.num_heads, cfg.head_dim, use_bias=False, logit_scale=1.0, dropout=cfg.dropout, rotary=cfg.rotary, dtype=dtype, name="attention"
+            cfg.num_heads,
+            cfg.head_dim,
+            use_bias=False,
+            logit_scale=1.0,
+            dropout=cfg.dropout,
+            rotary=cfg.rotary,
+            rotary_values=cfg.rotary_values,
+            dtype=dtype,
+            name="attention",
         )
         y, cache = attention(RMSNorm(dtype=dtype, name="attention_norm")(x), bias=bias, cache=cache, position=position, train=self.train)
         x = x + dropout(y)

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +61,27 @@ def test_rotary_products_depend_on_the_distance_alone():
     np.testing.assert_allclose(rotate(query, 100, 50.0)[..., [3, 7]], query[..., [3, 7]], atol=1e-4)  # The slowest pair, two turns on.
     pair = rotate(jnp.concatenate([key, query], axis=2), 6, 50.0)
     np.testing.assert_allclose(pair[:, :, 1:], rotate(query, 7, 50.0), atol=1e-5)
+
+
+def test_rotary_values_say_when_what_is_read_was():
+    attention = lambda values: SelfAttention(num_heads=2, head_dim=8, rotary=50.0, rotary_values=values)  # noqa: E731
+    x = random(0, 1, 7, 11)
+    swapped = x[:, jnp.array([0, 4, 2, 3, 1, 5, 6])]
+    params = nn.meta.unbox(attention(0.0).init(jax.random.key(1), x))
+    params["params"]["qkv_kernel"] = params["params"]["qkv_kernel"].at[:, :2].set(0)  # all are read alike, whenever they were
+    read = lambda values, x: attention(values).apply(params, x)[0][:, -1]  # noqa: E731
+    np.testing.assert_allclose(read(0.0, swapped), read(0.0, x), atol=1e-6)
+    assert jnp.abs(read(20.0, swapped) - read(20.0, x)).max() > 0.05
+    alone = jnp.zeros((1, 7, 11)).at[:, 6].set(x[:, 6])  # distance 0 turns nothing
+    np.testing.assert_allclose(read(20.0, alone), read(0.0, alone), atol=1e-6)
+
+
+def test_rotation_of_the_faster_pairs_and_back():
+    x = random(0, 1, 1, 5, 8)
+    turned = rotate(x, 3, 32.0, limit=10.0)  # periods 4, 8, 16 and 32
+    np.testing.assert_array_equal(turned[..., [2, 3, 6, 7]], x[..., [2, 3, 6, 7]])
+    np.testing.assert_allclose(turned[..., [0, 1, 4, 5]], rotate(x, 3, 32.0)[..., [0, 1, 4, 5]])
+    np.testing.assert_allclose(rotate(turned, 3, 32.0, limit=10.0, sign=-1), x, atol=1e-6)
 
 
 def test_dropout_only_in_training_and_shared_by_queries():

@@ -113,7 +113,10 @@ def test_bfloat16_is_close_and_float32_inside():
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.15)
 
 
-@pytest.mark.parametrize("field,value", [("dim", 0), ("dropout", 1.0), ("num_buckets", 7), ("max_distance", 4), ("rotary", 2.0), ("dtype", "float64")])
+@pytest.mark.parametrize(
+    "field,value",
+    [("dim", 0), ("dropout", 1.0), ("num_buckets", 7), ("max_distance", 4), ("rotary", 2.0), ("rotary_values", 9.0), ("dtype", "float64")],
+)
 def test_nonsense_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         TransformerConfig(**{**TINY.__dict__, field: value})
