@@ -268,9 +268,7 @@ class MusicLM:
 
         for end in (count * (i + 1) // rounds for i in range(rounds)):
             prompt = None if semantic is None else jnp.repeat(semantic, num_drafts, axis=0)
-            semantic = self.semantic_tokens(
-                mulan, count=end, prompt=prompt, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds
-            )
+            semantic = self.semantic_tokens(mulan, count=end, prompt=prompt, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
             if num_drafts > 1:
                 read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
                 chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
