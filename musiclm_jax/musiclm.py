@@ -267,8 +267,7 @@ class MusicLM:
                 on_progress(stage, done, len(keys) * count)
 
         for end in (count * (i + 1) // rounds for i in range(rounds)):
-            prompt = None if semantic is None else jnp.repeat(semantic, num_drafts, axis=0)
-            semantic = self.semantic_tokens(mulan, count=end, prompt=prompt, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
+            semantic = self.semantic_tokens(mulan, count=end, prompt=semantic, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
             if num_drafts > 1:
                 read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
                 chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
@@ -293,12 +292,12 @@ class MusicLM:
         count: int,
         keys: jax.Array,
         sampling: Mapping[str, SamplingConfig],
-        prompt: Int[Array, "B n"] | None = None,
+        prompt: Int[Array, "b n"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Int[Array, "B T25"]:
         """Semantic tokens for MuLan tokens, from text or from audio: the first stage.
 
-        Args: count: of tokens, 40 ms each, those of `prompt`, which they continue, among them. keys: [B], one per clip. sampling: of each stage.
+        Args: count: of tokens, 40 ms each, those of `prompt`, which they continue in B / b ways each, among them. keys: [B], one per clip. sampling: of each stage.
         """
         options = {"num_tokens": count, "count": len(mulan) * count, "keys": keys, "sampling": sampling, "on_progress": on_progress}
         return self._run("semantic", windows.generate_semantic, mulan, prompt=prompt, **options)

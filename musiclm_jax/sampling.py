@@ -122,7 +122,7 @@ def sample_codes(
     num_steps: int,
     keys: jax.Array,
     sampling: SamplingConfig = SamplingConfig(),
-    prompt: Int[Array, "B n Q"] | None = None,
+    prompt: Int[Array, "b n Q"] | None = None,
     on_progress: Progress | None = None,
 ) -> Int[Array, "B T Q"]:
     """Target codes of T = num_steps time steps, the first n of which are `prompt`.
@@ -131,7 +131,8 @@ def sample_codes(
         params: what the decoder's `__call__` takes (`StageDecoder.prepare`).
         prefix_ids: the conditions, as ids (`StageLayout.prefix_ids`).
         keys: [B] random keys, one per row.
-        prompt: codes that are already known; the rest continues them.
+        prompt: codes that are already known; the rest continues them. Of b < B rows each goes on in B / b ways, one after the other, whose prefixes
+            must be the same: they are read once.
         on_progress: called with (codes drawn, codes to draw), from the host, about every `PROGRESS_STEPS` codes.
     """
     layout, levels = decoder.layout, decoder.layout.target.levels
@@ -142,13 +143,15 @@ def sample_codes(
         raise ValueError(f"the prompt has {known // levels} steps, the target {num_steps}: nothing to draw")
     if keys.shape[0] != batch:
         raise ValueError(f"expected one key per row: {batch}, got {keys.shape[0]}")
+    ways = 1 if prompt is None else batch // prompt.shape[0]
+    prefix_ids = prefix_ids[::ways]
     if sampling.guidance != 1:  # rows [B, 2 B) run without conditions
         prefix_ids = jnp.concatenate([prefix_ids, jnp.full_like(prefix_ids, layout.mask_id)])
     codes = jnp.zeros((batch, total), jnp.int32)
     if prompt is not None:
-        codes = codes.at[:, :known].set(prompt.reshape(batch, known))
+        codes = codes.at[:, :known].set(jnp.repeat(prompt.reshape(-1, known), ways, axis=0))
         ids = layout.to_ids(len(layout.prefix), prompt)
-        prefix_ids = jnp.concatenate([prefix_ids, jnp.tile(ids, (prefix_ids.shape[0] // batch, 1))], axis=1)
+        prefix_ids = jnp.concatenate([prefix_ids, jnp.tile(ids, (prefix_ids.shape[0] // len(ids), 1))], axis=1)
 
     state = _prefill(decoder, params, prefix_ids, codes, keys, sampling, num_steps, known)
     if on_progress:
@@ -181,9 +184,11 @@ def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps", "known"))
 def _prefill(decoder, params, ids, codes, keys, sampling, num_steps, known) -> DecodeState:
-    """The prefix (and prompt) into a cache of exactly its length, and the first code."""
+    """The prefix (and prompt) into a cache of exactly its length, in as many ways as there are rows of codes for each, and the first code."""
     cache = decoder.init_cache(*ids.shape)
     logits, cache = decoder(params, ids, cache, num_steps=num_steps, position=0, level=0)
+    ways = len(codes) * (1 if sampling.guidance == 1 else 2) // len(ids)
+    logits, cache = jax.tree.map(lambda x: jnp.repeat(x, ways, axis=0), (logits, cache)) if ways > 1 else (logits, cache)
     return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, 0, sampling)), cache)
 
 

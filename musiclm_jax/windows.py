@@ -65,11 +65,11 @@ def generate_semantic(
     windows: WindowConfig = WindowConfig(),
     sampling: SamplingConfig = SamplingConfig(),
     audio: AudioSpec = AudioSpec(),
-    prompt: Int[Array, "B n"] | None = None,
+    prompt: Int[Array, "b n"] | None = None,
     on_progress: Progress | None = None,
 ) -> Int[Array, "B T"]:
-    """Semantic tokens [B, num_tokens] for MuLan tokens, of which the first n are `prompt`. params: the stage's trained parameters ("params" of its
-    variables)."""
+    """Semantic tokens [B, num_tokens] for MuLan tokens, of which the first n are `prompt`, in B / b ways each (`sample_codes`). params: the stage's
+    trained parameters ("params" of its variables)."""
     codes = _slide(
         stage,
         params,
@@ -165,12 +165,12 @@ def _slide(
     hop: int,
     keys: jax.Array,
     sampling: SamplingConfig,
-    codes: Int[Array, "B n Q"] | None = None,
+    codes: Int[Array, "b n Q"] | None = None,
     on_progress: Progress | None,
 ) -> Int[Array, "B T Q"]:
     """One window after the other, each prompted with what the windows before it say about its beginning.
 
-    conditions: (first step, number of steps) of a window -> its streams. codes: those that are known, of the first n < T steps.
+    conditions: (first step, number of steps) of a window -> its streams. codes: those that are known, of the first n < T steps, each for B / b rows.
     """
     params = stage.prepare(params)
     window = min(window, total)
@@ -190,7 +190,8 @@ def _slide(
             prompt=None if codes is None or done == start else codes[:, start:],
             on_progress=_offset(on_progress, done * levels, total * levels),
         )
-        codes = piece if codes is None else jnp.concatenate([codes, piece[:, done - start :]], axis=1)
+        new = piece[:, done - start :]
+        codes = new if codes is None else jnp.concatenate([jnp.repeat(codes, len(new) // len(codes), axis=0), new], axis=1)
     return codes
 
 

@@ -87,6 +87,16 @@ def test_semantic_goes_on_from_a_prompt(total, known):
     assert (other[:, known:] != whole[:, known:]).any()
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("total,known", [(6, 3), (13, 8)])
+def test_a_prompt_that_goes_on_in_several_ways_is_read_once(total, known, guidance):
+    stage = Hash(stage_layout("semantic", TOKENS))
+    options = {"num_tokens": total, "keys": keys(6), "windows": WINDOWS, "sampling": SamplingConfig(2.0, guidance=guidance)}
+    prompt = jax.random.randint(jax.random.key(5), (2, known), 0, 97)
+    run = lambda prompt: generate_semantic(stage, None, jnp.repeat(MULAN, 3, axis=0), prompt=prompt, **options)  # noqa: E731
+    np.testing.assert_array_equal(run(prompt), run(jnp.repeat(prompt, 3, axis=0)))
+
+
 @pytest.mark.parametrize("total", [4, 6, 13, 30])
 def test_coarse(total):
     stage = Hash(stage_layout("coarse", TOKENS))
