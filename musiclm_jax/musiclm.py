@@ -297,7 +297,8 @@ class MusicLM:
     ) -> Int[Array, "B T25"]:
         """Semantic tokens for MuLan tokens, from text or from audio: the first stage.
 
-        Args: count: of tokens, 40 ms each, those of `prompt`, which they continue in B / b ways each, among them. keys: [B], one per clip. sampling: of each stage.
+        Args: count: of tokens, 40 ms each, those of `prompt` among them, which goes on in B / b ways each. keys: [B], one per clip. sampling: of each
+        stage.
         """
         options = {"num_tokens": count, "count": len(mulan) * count, "keys": keys, "sampling": sampling, "on_progress": on_progress}
         return self._run("semantic", windows.generate_semantic, mulan, prompt=prompt, **options)

@@ -143,6 +143,8 @@ def sample_codes(
         raise ValueError(f"the prompt has {known // levels} steps, the target {num_steps}: nothing to draw")
     if keys.shape[0] != batch:
         raise ValueError(f"expected one key per row: {batch}, got {keys.shape[0]}")
+    if prompt is not None and batch % prompt.shape[0]:
+        raise ValueError(f"{batch} rows cannot continue {prompt.shape[0]} prompts in equally many ways")
     ways = 1 if prompt is None else batch // prompt.shape[0]
     prefix_ids = prefix_ids[::ways]
     if sampling.guidance != 1:  # rows [B, 2 B) run without conditions

@@ -191,6 +191,8 @@ def test_wrong_calls_are_named():
         sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys[:2])
     with pytest.raises(ValueError, match="nothing to draw"):
         sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys, prompt=jnp.zeros((3, 2, 2), jnp.int32))
+    with pytest.raises(ValueError, match="3 rows cannot continue 2 prompts"):
+        sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys, prompt=jnp.zeros((2, 1, 2), jnp.int32))
 
 
 @pytest.mark.parametrize("total", [1, 511, 513, 1800, 2262])
