@@ -260,19 +260,20 @@ class MusicLM:
 
         how = {"sampling": sampling, "on_progress": on_progress}
         count, semantic = self.config.audio.semantic_tokens(seconds), None
-        rounds = -(-count // self.config.audio.semantic_tokens(self.config.draft_sec)) if num_drafts > 1 else 1
+        if num_drafts == 1:
+            semantic = self.semantic_tokens(mulan, count=count, keys=keys, **how)
+        else:
+            rounds = -(-count // self.config.audio.semantic_tokens(self.config.draft_sec))
+            reranker, texts = self.semantic_reranker, self.semantic_reranker.embed_text(list(rows))
 
-        def of_all_rounds(stage, done, _):
-            if done or semantic is None:
-                on_progress(stage, done, len(keys) * count)
+            def of_all_rounds(stage, done, _):
+                if done or semantic is None:
+                    on_progress(stage, done, len(keys) * count)
 
-        for end in (count * (i + 1) // rounds for i in range(rounds)):
-            semantic = self.semantic_tokens(mulan, count=end, prompt=semantic, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
-            if num_drafts > 1:
-                read = self.semantic_reranker.embed_semantic(semantic, token_samples=self.config.audio.semantic_samples)
-                chosen = _nearest(read, self.semantic_reranker.embed_text(list(rows)), keep=num_candidates)
-                semantic = semantic[chosen]
-        if num_drafts > 1:
+            for end in (count * (i + 1) // rounds for i in range(rounds)):
+                drafts = self.semantic_tokens(mulan, count=end, prompt=semantic, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
+                chosen = _nearest(reranker.embed_semantic(drafts, token_samples=self.config.audio.semantic_samples), texts, keep=num_candidates)
+                semantic = drafts[chosen]
             mulan, keys = mulan[chosen], keys[chosen]
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
