@@ -352,14 +352,18 @@ def _token_spectra(run: Run, semantic: SemanticTokenizer) -> np.ndarray:
 
 
 def _crops(run: Run, training: Training) -> Iterator[np.ndarray]:
-    """Batches [B, N] of random crops of the training clips, of `kmeans_sec` seconds in all, or of as many as there are."""
+    """Batches [B, N] of random crops of the training clips."""
     source = wave_source(run.clips, split="train", seed=run.config.seed, crop_sec=training.crop_sec, batch_size=training.batch_size)
-    there = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
-    num_batches = max(1, round(min(run.config.kmeans_sec, there) / (training.crop_sec * training.batch_size)))
-    progress = ProgressLine(unit="batches")
+    progress, num_batches = ProgressLine(unit="batches"), _num_crop_batches(run, training)
     for step in range(num_batches):
         yield source(step)["wave"]
         progress("crops", step + 1, num_batches)
+
+
+def _num_crop_batches(run: Run, training: Training) -> int:
+    """How many make `kmeans_sec` seconds in all, or as many as there are."""
+    there = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
+    return max(1, round(min(run.config.kmeans_sec, there) / (training.crop_sec * training.batch_size)))
 
 
 def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
@@ -374,17 +378,10 @@ def _vocabulary(run: Run, folder: Path) -> TextTokenizer:
 
 def _kmeans(run: Run, folder: Path) -> dict[str, Any]:
     """Clusters the features of random training crops."""
-    seconds = 0.0
-
-    def waves() -> Iterator[np.ndarray]:
-        nonlocal seconds
-        for wave in _crops(run, run.config.w2v_bert):
-            seconds += wave.size / run.clips.sample_rate_hz
-            yield wave
-
-    params = run.variables("w2v_bert")["params"]
-    _save_variables(folder, w2v_bert.fit_kmeans(run.config.model.w2v_bert, params, waves(), rng=jax.random.key(run.config.seed)))
-    return {"seconds_of_audio": seconds}
+    training, params = run.config.w2v_bert, run.variables("w2v_bert")["params"]
+    fitted = w2v_bert.fit_kmeans(run.config.model.w2v_bert, params, _crops(run, training), rng=jax.random.key(run.config.seed))
+    _save_variables(folder, fitted)
+    return {"seconds_of_audio": _num_crop_batches(run, training) * training.crop_sec * training.batch_size}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tokens
