@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_params import random_params
 
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.features import LogMelConfig
@@ -14,7 +15,6 @@ from musiclm_jax.models.stage import Stage, StageConfig
 from musiclm_jax.models.text_tower import TextTowerConfig
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig
 from musiclm_jax.musiclm import MusicLM
-from musiclm_jax.sharding import unbox
 from musiclm_jax.text import TextTokenizer
 from musiclm_jax.tokens import STAGES
 
@@ -57,9 +57,7 @@ def tiny_musiclm(config: MusicLMConfig | None = None) -> MusicLM:
     key, wave = jax.random.key(0), jnp.zeros((1, 1920))
 
     def params(init, *args, **kwargs):
-        """Random parameters of the right shapes, without compiling the initializers."""
-        shapes = unbox(jax.eval_shape(lambda: init(*args, **kwargs)))
-        return jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), shapes.get("params", shapes))
+        return random_params(init, *args, scale=0.3, generator=rng, **kwargs)
 
     w2v_args = dict(mask=jnp.zeros((1, 2), bool), rng=key, temperature=1.0, train=False)
     variables = {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.features import LogMelConfig, log_mel
@@ -32,9 +33,7 @@ TINY = MelodyConfig(
 
 @functools.cache
 def params():
-    """Random numbers in the shapes of the parameters: compiling `init` would take longer than the tests."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: nn.unbox(melody.init(TINY, jax.random.key(0))))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    return random_params(melody.init, TINY, jax.random.key(0))
 
 
 embed = jax.jit(melody.embed, static_argnums=0)

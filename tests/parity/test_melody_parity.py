@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import melody
@@ -26,11 +26,6 @@ CONFIG = melody.MelodyConfig(
     embedding_dim=7,
     window_sec=2.6,
 )
-
-
-def random_params():
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: nn.unbox(melody.init(CONFIG, jax.random.key(0))))
-    return jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def encoder_of(params):
@@ -64,7 +59,7 @@ def encoder_of(params):
 
 
 def test_melody_embedder_against_torch():
-    params = random_params()
+    params = random_params(melody.init, CONFIG, jax.random.key(0))
     wave = jnp.asarray(np.random.default_rng(1).normal(size=(3, CONFIG.window_samples)), jnp.float32)
     # The front end is ours on both sides: test_features.py has it against librosa.
     mels = (np.array(log_mel(wave, CONFIG.mel)) - CONFIG.mel_mean) / CONFIG.mel_std
