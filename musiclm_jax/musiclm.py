@@ -238,7 +238,7 @@ class MusicLM:
             num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
                 prompt's. None: `config.num_candidates`.
             num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on: those nearest to the prompt
-                (`semantic_reranker`), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
+                (`semantic_reranker`, by their last 10 s), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
@@ -259,11 +259,12 @@ class MusicLM:
             return np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
 
         how = {"sampling": sampling, "on_progress": on_progress}
-        count, semantic = self.config.audio.semantic_tokens(seconds), None
+        spec, semantic = self.config.audio, None
+        count = spec.semantic_tokens(seconds)
         if num_drafts == 1:
             semantic = self.semantic_tokens(mulan, count=count, keys=keys, **how)
         else:
-            rounds = -(-count // self.config.audio.semantic_tokens(self.config.draft_sec))
+            rounds, window = -(-count // spec.semantic_tokens(self.config.draft_sec)), spec.semantic_tokens(self.config.mulan.window_sec)
             reranker, texts = self.semantic_reranker, self.semantic_reranker.embed_text(list(rows))
 
             def of_all_rounds(stage, done, _):
@@ -272,7 +273,7 @@ class MusicLM:
 
             for end in (count * (i + 1) // rounds for i in range(rounds)):
                 drafts = self.semantic_tokens(mulan, count=end, prompt=semantic, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
-                chosen = _nearest(reranker.embed_semantic(drafts, token_samples=self.config.audio.semantic_samples), texts, keep=num_candidates)
+                chosen = _nearest(reranker.embed_semantic(drafts[:, -window:], token_samples=spec.semantic_samples), texts, keep=num_candidates)
                 semantic = drafts[chosen]
             mulan, keys = mulan[chosen], keys[chosen]
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)

@@ -125,19 +125,23 @@ def test_the_drafts_nearest_to_the_prompt_go_on(model, choosy):
         model.generate(PROMPTS, seconds=0.4, num_drafts=2)
 
 
-def test_drafts_are_chosen_in_rounds(choosy, monkeypatch):
+@pytest.mark.parametrize("seconds, ends", [(0.36, (4, 9)), (0.8, (5, 10, 15, 20))])
+def test_drafts_are_chosen_in_rounds(choosy, monkeypatch, seconds, ends):
     rounds = MusicLM(dataclasses.replace(choosy.config, draft_sec=0.2), {name: choosy.variables(name) for name in MODELS}, choosy.text)
     went_on, told = [], []
     coarse_codes = rounds.coarse_codes
     monkeypatch.setattr(rounds, "coarse_codes", lambda semantic, *args, **options: went_on.append(semantic) or coarse_codes(semantic, *args, **options))
     report = lambda stage, done, total: stage == "semantic" and told.append((done, total))  # noqa: E731
-    rounds.generate(PROMPTS, seconds=0.36, seed=3, num_drafts=3, num_candidates=2, on_progress=report)
-    assert told[0] == (0, 108) and told[-1] == (108, 108) and [done for done, _ in told] == sorted(done for done, _ in told)
-    for row, prompt in enumerate(PROMPTS):  # 9 tokens: 4 and then 5
+    rounds.generate(PROMPTS, seconds=seconds, seed=3, num_drafts=3, num_candidates=2, on_progress=report)
+    total = len(PROMPTS) * 6 * ends[-1]
+    assert told[0] == (0, total) and told[-1] == (total, total) and [done for done, _ in told] == sorted(done for done, _ in told)
+    window = rounds.config.audio.semantic_tokens(rounds.config.mulan.window_sec)
+    assert window in range(10, 15)  # All is heard at 10 tokens, and the last ones at 15.
+    for row, prompt in enumerate(PROMPTS):
         text, seen = np.asarray(rounds.semantic_reranker.embed_text([prompt]))[0], None
-        for count in (4, 9):
+        for count in ends:
             drafts = draw_semantic(rounds, prompt, 6, count=count, prompt=None if seen is None else jnp.asarray(seen))
-            read = np.asarray(rounds.semantic_reranker.embed_semantic(jnp.asarray(drafts), token_samples=rounds.config.audio.semantic_samples))
+            read = np.asarray(rounds.semantic_reranker.embed_semantic(jnp.asarray(drafts[:, -window:]), token_samples=rounds.config.audio.semantic_samples))
             best = drafts[np.argsort(-read @ text, kind="stable")[:2]]
             seen = np.repeat(best, 3, axis=0)
         np.testing.assert_array_equal(went_on[0][2 * row : 2 * row + 2], best)
