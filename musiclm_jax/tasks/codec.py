@@ -92,11 +92,12 @@ class CodecTask:
         generate = lambda params: self._generate(params, state, wave, rng)  # noqa: E731
         (fake, commitment), pull_back, (quantizer, metrics) = jax.vjp(generate, state.params["generator"], has_aux=True)
         reconstruction, slope = jax.value_and_grad(self._reconstruction)(fake, wave)
-        # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
-        adversary = jax.lax.cond(
-            state.step >= self.discriminator_start_step, self._adversary_step, self._adversary_rest,
-            state.params["discriminator"], state.opt_state["discriminator"], fake, wave,
-        )  # fmt: skip
+        judged = state.params["discriminator"], state.opt_state["discriminator"], fake, wave
+        if self.discriminator_start_step:
+            # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
+            adversary = jax.lax.cond(state.step >= self.discriminator_start_step, self._adversary_step, self._adversary_rest, *judged)
+        else:
+            adversary = self._adversary_step(*judged)
         (grads,) = pull_back((slope + adversary.slope, jnp.float32(self.commitment_weight)))
         updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state["generator"], state.params["generator"])
         metrics |= adversary.metrics | {
