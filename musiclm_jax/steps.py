@@ -75,6 +75,7 @@ class FitConfig:
     mulan: Training = Training(MuLanTask(), crop_sec=10.0)
     # MuLan twice more, through the codec and through semantic tokens; its size is `model.mulan`.
     reranker: Training = Training(MuLanTask(), crop_sec=10.0)
+    semantic_reranker: Training = Training(MuLanTask(), crop_sec=10.0)
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)
     coarse: Training = Training(StageTask(name="coarse"), crop_sec=10.0)
     fine: Training = Training(StageTask(name="fine"), crop_sec=3.0)
@@ -126,7 +127,7 @@ class FitConfig:
         return dataclasses.replace(self.model.mulan, hop_sec=self.mulan_hop_sec)
 
     def training(self, name: str) -> Training:
-        return self.reranker if name in RERANKERS else getattr(self, name)
+        return getattr(self, name)
 
     def task(self, name: str) -> Task:
         """The task of a part, with the sizes of `model` and the length of its run."""
@@ -342,7 +343,7 @@ def _token_spectra(run: Run, semantic: SemanticTokenizer) -> np.ndarray:
     mel, codes = run.config.model.mulan.mel, semantic.config.num_clusters
     frames = jax.jit(lambda wave: log_mel(wave, mel))
     total, count = np.zeros((codes, mel.num_mels)), np.zeros(codes)
-    for wave in _crops(run, run.config.reranker):
+    for wave in _crops(run, run.config.semantic_reranker):
         spectra = np.asarray(frames(wave))
         ids = np.repeat(np.asarray(semantic.encode(wave)), semantic.config.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
         np.add.at(total, ids, spectra)
