@@ -46,6 +46,11 @@ def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
     assert load_config(None, [str(copy)]).fine.batch_size == 64 and load_config(None).model == load_config("demo").model != base.model
 
 
+def test_recipes_in_the_docs_parse():
+    (path,) = (Path(__file__).parents[1] / "docs").rglob("*.gin")
+    assert load_config("base", [str(path)]).soundstream.loop.num_steps == 20_000
+
+
 def test_base_is_the_paper():
     config = load_config("base")
     assert config.model == MusicLMConfig()
