@@ -238,7 +238,7 @@ class MusicLM:
             num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
                 prompt's. None: `config.num_candidates`.
             num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on: those nearest to the prompt
-                (`semantic_reranker`, by their last 10 s), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
+                (`semantic_reranker`, by their last MuLan window), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
