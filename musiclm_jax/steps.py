@@ -73,7 +73,7 @@ class FitConfig:
     soundstream: Training = Training(CodecTask())
     w2v_bert: Training = Training(W2vBertTask())
     mulan: Training = Training(MuLanTask(), crop_sec=10.0)
-    # MuLan twice more, through the codec and through semantic tokens; its size is `model.mulan`.
+    # MuLan twice more, through the codec and through semantic tokens; their size is `model.mulan`.
     reranker: Training = Training(MuLanTask(), crop_sec=10.0)
     semantic_reranker: Training = Training(MuLanTask(), crop_sec=10.0)
     semantic: Training = Training(StageTask(name="semantic"), crop_sec=30.0)

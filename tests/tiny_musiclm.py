@@ -1,5 +1,7 @@
 """A MusicLM with random weights, of the true rates and of the smallest sizes, for tests of everything around the models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,10 +56,8 @@ def tiny_musiclm(config: MusicLMConfig | None = None) -> MusicLM:
     config = config or tiny_config()
     rng, codec, w2v, mulan = np.random.default_rng(0), config.soundstream, config.w2v_bert, config.mulan
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    params = functools.partial(random_params, scale=0.3, generator=rng)
     key, wave = jax.random.key(0), jnp.zeros((1, 1920))
-
-    def params(init, *args, **kwargs):
-        return random_params(init, *args, scale=0.3, generator=rng, **kwargs)
 
     w2v_args = dict(mask=jnp.zeros((1, 2), bool), rng=key, temperature=1.0, train=False)
     variables = {
