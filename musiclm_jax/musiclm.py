@@ -259,22 +259,11 @@ class MusicLM:
             return np.stack([audio.normalize_loudness(clip, sample_rate_hz=sample_rate_hz) for clip in wave])
 
         how = {"sampling": sampling, "on_progress": on_progress}
-        spec, semantic = self.config.audio, None
-        count = spec.semantic_tokens(seconds)
+        count = self.config.audio.semantic_tokens(seconds)
         if num_drafts == 1:
             semantic = self.semantic_tokens(mulan, count=count, keys=keys, **how)
         else:
-            rounds, window = -(-count // spec.semantic_tokens(self.config.draft_sec)), spec.semantic_tokens(self.config.mulan.window_sec)
-            reranker, texts = self.semantic_reranker, self.semantic_reranker.embed_text(list(rows))
-
-            def of_all_rounds(stage, done, _):
-                if done or semantic is None:
-                    on_progress(stage, done, len(keys) * count)
-
-            for end in (count * (i + 1) // rounds for i in range(rounds)):
-                drafts = self.semantic_tokens(mulan, count=end, prompt=semantic, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
-                chosen = _nearest(reranker.embed_semantic(drafts[:, -window:], token_samples=spec.semantic_samples), texts, keep=num_candidates)
-                semantic = drafts[chosen]
+            semantic, chosen = self._nearest_drafts(mulan, rows, count=count, keep=num_candidates, keys=keys, **how)
             mulan, keys = mulan[chosen], keys[chosen]
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
@@ -286,6 +275,33 @@ class MusicLM:
         if self.config.use_fine:
             codes = self.fine_codes(codes, mulan, keys=keys, **how)
         return Music(play(codes), sample_rate_hz, rows)
+
+    def _nearest_drafts(
+        self,
+        mulan: Int[Array, "B Qm"],
+        prompts: Sequence[str],
+        *,
+        count: int,
+        keep: int,
+        keys: jax.Array,
+        sampling: Mapping[str, SamplingConfig],
+        on_progress: OnProgress | None,
+    ) -> tuple[Int[Array, "k T25"], Int[np.ndarray, "k"]]:
+        """The `keep` nearest to each prompt of its B / len(prompts) drafts of `count` tokens, and their rows. Each `draft_sec` those that are kept by then
+        go on in as many ways as fill the rows again."""
+        spec, reranker = self.config.audio, self.semantic_reranker
+        rounds, window = -(-count // spec.semantic_tokens(self.config.draft_sec)), spec.semantic_tokens(self.config.mulan.window_sec)
+        texts, kept = reranker.embed_text(list(prompts)), None
+
+        def of_all_rounds(stage, done, _):
+            if done or kept is None:
+                on_progress(stage, done, len(keys) * count)
+
+        for end in (count * (i + 1) // rounds for i in range(rounds)):
+            drafts = self.semantic_tokens(mulan, count=end, prompt=kept, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
+            chosen = _nearest(reranker.embed_semantic(drafts[:, -window:], token_samples=spec.semantic_samples), texts, keep=keep)
+            kept = drafts[chosen]
+        return kept, chosen
 
     def semantic_tokens(
         self,
