@@ -147,7 +147,7 @@ def invert(config: SpectralCodecConfig, spectrum: Float[Array, "B T F"], past: P
             jnp.zeros((1, hops - 1, hops * hop)),
         )
     phase, frames, weights = past
-    phases, phase = _phases(config, spectrum, phase)
+    phases, phase = _phases(config, jax.lax.stop_gradient(spectrum), phase)  # Peaks jump; gradients go through the magnitudes alone.
     magnitudes = jnp.maximum(jnp.exp(spectrum) - config.floor, 0.0)
     hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), (0, hops * hop - window)).astype(np.float32)
     new = jnp.fft.irfft(jax.lax.complex(magnitudes * jnp.cos(phases), magnitudes * jnp.sin(phases)), n=window)

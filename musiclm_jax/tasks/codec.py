@@ -180,8 +180,9 @@ class CodecTask:
         return _Adversary(zero, jnp.zeros_like(fake), params, opt_state, {"adversarial": zero, "feature": zero, "discriminator": zero})
 
 
-def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float) -> Int[Array, "B"]:
-    """Quantizer dropout (SoundStream, section III-C): how many levels each example uses; uniform on 1 .. Q for a part `dropout` of them, else Q."""
+def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float, others: Int[Array, ""] | int | None = None) -> Int[Array, "B"]:
+    """Quantizer dropout (SoundStream, section III-C): how many levels each example uses; uniform on 1 .. Q for a part `dropout` of them, and
+    for the `others` so many, or Q."""
     rng_levels, rng_partial = jax.random.split(rng)
     levels = jax.random.randint(rng_levels, (batch,), 1, num_levels + 1)
-    return jnp.where(jax.random.bernoulli(rng_partial, dropout, (batch,)), levels, num_levels)
+    return jnp.where(jax.random.bernoulli(rng_partial, dropout, (batch,)), levels, num_levels if others is None else others)

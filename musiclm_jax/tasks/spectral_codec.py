@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.arrays import Array, Float, Key
-from musiclm_jax.features import mel_filterbank
+from musiclm_jax.arrays import Array, Float, Int, Key
+from musiclm_jax.features import magnitude, mel_filterbank, stft
 from musiclm_jax.losses import mel_distance
 from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode
 from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.tasks.codec import draw_levels
 from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
+
+# Of `_roughness`: window and hop in samples, 43 and 10 ms at 24 kHz; mel bands; power below which nothing is heard (60 dB below full scale); frames of
+# a neighbourhood.
+_ROUGH_WINDOW, _ROUGH_HOP, _ROUGH_MELS, _ROUGH_FLOOR, _ROUGH_FRAMES = 1024, 240, 64, 0.0625, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,7 @@ class SpectralCodecTask:
 
     Loss: mean |difference| of log-magnitudes, bins weighted by how densely the mel scale lies there and by how far they are above the floor, plus
     the same, without weights, of `loss_mels` mel bands: the bands see to the power of noise, whose single bins nobody can know. These are losses of
-    the smooth spectrum, before it wavers; that it wavers as much as the clip's is `roughness`, the mean |difference| of how far log-magnitudes
-    are from those of the next frame and the next bin, on average over neighbourhoods of `rough_frames` frames and one of `rough_mels` bands.
+    the smooth spectrum, before it wavers. Of the wave that is heard in the end: `mel_distance` and `roughness`, for which see `_roughness`.
     """
 
     name: str = "soundstream"
@@ -37,17 +40,22 @@ class SpectralCodecTask:
     loss_mels: int = 150
     # Weight of a bin at the floor; each neper above the floor adds 1.
     floor_weight: float = 0.3
-    roughness_weight: float = 1.0
-    rough_frames: int = 8
-    rough_mels: int = 64
+    mel_distance_weight: float = 0.5
+    roughness_weight: float = 40.0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0)
     # Before this step the decoder gets the latents as they are, while the codebooks already follow them.
     quantizer_start_step: int = 0
     # Part of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
     commitment_weight: float = 0.25
+    # From this step on encoder and codebooks stand still, and with them the tokens, and the decoder learns to make the most of the first
+    # `finish_levels`, all that it gets of examples without dropout: where a coarse stage writes no more, that is what is heard. None: never.
+    finish_step: int | None = None
+    finish_levels: int = 1
 
     def __post_init__(self):
+        if not 1 <= self.finish_levels <= self.model.num_levels:
+            raise ValueError(f"finish_levels={self.finish_levels}: choose 1 to the {self.model.num_levels} levels of the codec")
         if not 0 <= self.quantizer_dropout <= 1:
             raise ValueError(f"quantizer_dropout={self.quantizer_dropout} is a part of the examples: choose it in [0, 1]")
 
@@ -72,61 +80,71 @@ class SpectralCodecTask:
         codes = rvq_encode(codebooks, self.codec.apply(params, spectrum, method="encode_spectrum"))
         decode = lambda codes: self.codec.apply(params, rvq_decode(codebooks, codes), method="decode_spectrum")[:2]  # noqa: E731
         ours, one_level = (decode(codes[..., :levels]) for levels in (self.model.num_levels, 1))
-
-        def distance(decoded):
-            theirs = invert(self.model, waver(self.model, *decoded, 0))[0]
-            return mel_distance(theirs[:, : wave.shape[1]], wave, sample_rate_hz=self.sample_rate_hz)
-
         counts = jnp.sum(jax.nn.one_hot(codes.reshape(-1, self.model.num_levels), self.model.num_codes), axis=0)
         metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(counts))}
-        distances = {"mel_distance": distance(ours), "mel_distance_1_level": distance(one_level)}
-        return metrics | distances | {"loss": self._difference(ours[0], spectrum), "roughness": self._roughness(waver(self.model, *ours, 0), spectrum)}
+        heard = self._heard(*ours, 0, wave)
+        alone = {f"{name}_1_level": value for name, value in self._heard(*one_level, 0, wave).items()}
+        return metrics | heard | alone | {"loss": self._difference(ours[0], spectrum)}
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         return {"params": nn.meta.unbox(state.params), "quantizer": {"codebooks": state.stats["quantizer"].codebooks}}
 
     def _loss(self, params: Any, state: TrainState, batch: Batch, rng: Key):
         rng_levels, rng_quantizer, rng_noise = jax.random.split(rng, 3)
-        spectrum = log_magnitudes(self.model, jnp.asarray(batch["wave"]))
+        wave = jnp.asarray(batch["wave"])
+        spectrum = log_magnitudes(self.model, wave)
         latents = self.codec.apply({"params": params}, spectrum, method="encode_spectrum")
-        num_levels = draw_levels(rng_levels, len(latents), num_levels=self.model.num_levels, dropout=self.quantizer_dropout)
+        finishes = jnp.asarray(False) if self.finish_step is None else state.step >= self.finish_step
+        latents = jnp.where(finishes, jax.lax.stop_gradient(latents), latents)
+        others = jnp.where(finishes, self.finish_levels, self.model.num_levels)
+        num_levels = draw_levels(rng_levels, len(latents), num_levels=self.model.num_levels, dropout=self.quantizer_dropout, others=others)
         quantized, _, commitment, quantizer, metrics = quantize_train(
             latents, state.stats["quantizer"], self.quantizer, num_levels=num_levels, rng=rng_quantizer
         )
+        quantizer = jax.tree.map(lambda new, old: jnp.where(finishes, old, new), quantizer, state.stats["quantizer"])
         quantized = jnp.where(state.step >= self.quantizer_start_step, quantized, latents)
         smooth, noisiness, _ = self.codec.apply({"params": params}, quantized, method="decode_spectrum")
         reconstruction = self._difference(smooth, spectrum)
         start = jax.random.randint(rng_noise, (), 0, 2**20)  # Other noise at each step.
-        roughness = self._roughness(waver(self.model, smooth, noisiness, start), spectrum)
-        loss = reconstruction + self.roughness_weight * roughness + self.commitment_weight * commitment
-        metrics |= {"loss": loss, "reconstruction": reconstruction, "roughness": roughness, "commitment": commitment}
+        heard = self._heard(smooth, noisiness, start, wave)
+        loss = reconstruction + self.mel_distance_weight * heard["mel_distance"] + self.roughness_weight * heard["roughness"]
+        loss = loss + self.commitment_weight * commitment
+        metrics |= heard | {"loss": loss, "reconstruction": reconstruction, "commitment": commitment}
         return loss, (metrics, {"quantizer": quantizer})
 
+    def _heard(self, smooth: jax.Array, noisiness: jax.Array, start: Int[Array, ""] | int, wave: Float[Array, "B N"]) -> Metrics:
+        """How far the wave of a decoded spectrum, whose noise starts at frame `start`, is from `wave`."""
+        ours = invert(self.model, waver(self.model, smooth, noisiness, start))[0][:, : wave.shape[1]]
+        return {"mel_distance": mel_distance(ours, wave, sample_rate_hz=self.sample_rate_hz), "roughness": self._roughness(ours, wave)}
+
     def _difference(self, ours: Float[Array, "B T F"], theirs: Float[Array, "B T F"]) -> Float[Array, ""]:
-        filters = self._bands(self.loss_mels)
+        filters = self._bands(self.loss_mels, num_fft=self.model.window_samples)
         density = filters.sum(axis=1)
         weight = density * (self.floor_weight + theirs - np.log(self.model.floor))
         bins = jnp.sum(jnp.abs(ours - theirs) * weight) / jnp.sum(weight)
         bands = lambda spectrum: jnp.log(jnp.exp(spectrum) @ filters + 1e-3)  # noqa: E731
         return bins + jnp.mean(jnp.abs(bands(ours) - bands(theirs)))
 
-    def _roughness(self, ours: Float[Array, "B T F"], theirs: Float[Array, "B T F"]) -> Float[Array, ""]:
-        filters = self._bands(self.rough_mels)
-        frames = max(1, min(self.rough_frames, theirs.shape[1] - 1))
+    def _roughness(self, ours: Float[Array, "B N"], theirs: Float[Array, "B N"]) -> Float[Array, ""]:
+        """Mean square difference of how much waves waver: of the mean change of a mel band, in nepers within 20 and 40 ms, over 200 ms.
 
-        def rough(spectrum):
-            over_time = jnp.abs(jnp.diff(spectrum, axis=1)) @ filters
-            over_bins = (jnp.abs(jnp.diff(spectrum, axis=2)) @ filters[1:])[:, 1:]
-            both = jnp.concatenate([over_time, over_bins], axis=-1)
-            whole = both.shape[1] // frames * frames
-            return jnp.mean(both[:, :whole].reshape(len(both), -1, frames, both.shape[-1]), axis=2)
+        What beats, a bow or a breath do to a band is no partial's place or power, yet tells strings from a flute. Squares, since a decoder that does not
+        know is to waver as much as is usual; less than half of the time there is more, and absolute differences would make it smooth.
+        """
+        filters = jnp.asarray(self._bands(_ROUGH_MELS, num_fft=_ROUGH_WINDOW))
 
-        return jnp.mean(jnp.abs(rough(ours) - rough(theirs)))
+        def rough(wave):
+            power = jnp.square(magnitude(stft(wave, window=_ROUGH_WINDOW, hop=_ROUGH_HOP))) @ filters
+            bands = 0.5 * jnp.log(power + _ROUGH_FLOOR)
+            changes = jnp.abs(jnp.stack([bands[:, 2:-2] - bands[:, :-4], bands[:, 4:] - bands[:, :-4]]))
+            frames = min(_ROUGH_FRAMES, changes.shape[2])
+            whole = changes[:, :, : changes.shape[2] // frames * frames]
+            return whole.reshape(*whole.shape[:2], -1, frames, whole.shape[3]).mean(axis=3)
 
-    def _bands(self, num_mels: int) -> Float[np.ndarray, "F M"]:
+        return jnp.mean(jnp.square(rough(ours) - rough(theirs)))
+
+    def _bands(self, num_mels: int, *, num_fft: int) -> Float[np.ndarray, "F M"]:
         """Mel bands whose weights add to 1; the lowest, narrower than a bin, may hold none and are left out."""
-        filters = mel_filterbank(
-            sample_rate_hz=self.sample_rate_hz, num_fft=self.model.window_samples, num_mels=num_mels, min_hz=0.0, max_hz=self.sample_rate_hz / 2
-        )
+        filters = mel_filterbank(sample_rate_hz=self.sample_rate_hz, num_fft=num_fft, num_mels=num_mels, min_hz=0.0, max_hz=self.sample_rate_hz / 2)
         used = filters.sum(axis=0) > 0
         return filters[:, used] / filters[:, used].sum(axis=0)

@@ -1,12 +1,13 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from musiclm_jax.models import codec
-from musiclm_jax.models.spectral_codec import SpectralCodecConfig, log_magnitudes, waver
+from musiclm_jax.models.spectral_codec import SpectralCodecConfig, invert, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQConfig
 from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.spectral_codec import SpectralCodecTask
@@ -59,11 +60,35 @@ def test_loud_bins_weigh_more_than_hiss():
 
 
 def test_roughness_asks_for_noise_that_wavers():
-    spectrum = log_magnitudes(TASK.model, jax.random.normal(KEY, (3, 6000)))
-    smooth = jnp.broadcast_to(jnp.mean(spectrum), spectrum.shape)
-    off = lambda noisiness: float(TASK._roughness(waver(TASK.model, smooth, jnp.full_like(smooth, noisiness), 0), spectrum))  # noqa: E731
-    assert off(1.0) < 0.5 * off(0.5) < 0.5 * off(0.0)
-    assert TASK._roughness(spectrum, spectrum) == 0
+    model, noise = SpectralCodecConfig(), 0.1 * jax.random.normal(KEY, (3, 24_000))
+    smooth = jnp.full_like(log_magnitudes(model, noise), jnp.log(0.1 * (0.375 * model.window_samples) ** 0.5))
+    wavers = lambda noisiness: invert(model, waver(model, smooth, jnp.full_like(smooth, noisiness), 0))[0]  # noqa: E731
+    off = lambda noisiness: float(TASK._roughness(wavers(noisiness), noise))  # noqa: E731
+    assert off(1.0) < 0.7 * off(0.5) and off(0.5) < 0.9 * off(0.25)
+    assert TASK._roughness(noise, noise) == 0
+
+
+def test_how_noisy_each_bin_is_is_learned_from_what_is_heard():
+    def slope(task):
+        state = task.init_state(KEY)
+        grads = nn.meta.unbox(jax.jit(jax.grad(lambda params: task._loss(params, state, batch(), KEY)[0]))(state.params))
+        return jnp.abs(grads[f"decoder_{len(task.model.decoder_dilations) + 1}"]["bias"][task.model.num_bins :]).max()
+
+    assert slope(TASK) > 0 == slope(dataclasses.replace(TASK, mel_distance_weight=0.0, roughness_weight=0.0))
+
+
+def test_at_the_end_the_decoder_alone_learns_from_the_levels_that_are_written():
+    task = dataclasses.replace(TASK, finish_step=10, finish_levels=1, quantizer_dropout=0.0)
+    step = jax.jit(task.train_step)
+    state, _ = jax.jit(TASK.train_step)(TASK.init_state(KEY), batch(), KEY)
+    before = state.replace(step=jnp.asarray(10), opt_state=task.init_state(KEY).opt_state)
+    after, metrics = step(before, batch(), KEY)
+    moved = {name: jax.tree.reduce(lambda a, b: a | b, jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.params[name], after.params[name]))
+             for name in before.params}  # fmt: skip
+    assert moved == {name: name.startswith("decoder") for name in before.params}
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), before.stats, after.stats))
+    _, more = jax.jit(dataclasses.replace(task, finish_levels=3).train_step)(before, batch(), KEY)
+    assert abs(metrics["reconstruction"] - more["reconstruction"]) > 1e-4
 
 
 def test_eval_measures_what_the_exported_variables_do(step):
@@ -81,3 +106,5 @@ def test_eval_measures_what_the_exported_variables_do(step):
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="quantizer_dropout=2"):
         dataclasses.replace(TASK, quantizer_dropout=2.0)
+    with pytest.raises(ValueError, match="finish_levels=4: choose 1 to the 3"):
+        dataclasses.replace(TASK, finish_levels=4)
