@@ -26,7 +26,7 @@ _ROUGH_WINDOW, _ROUGH_HOP, _ROUGH_MELS, _ROUGH_FLOOR, _ROUGH_FRAMES = 1024, 240,
 
 @dataclasses.dataclass(frozen=True)
 class SpectralCodecTask:
-    """Trains a SpectralCodec. Batches: {"wave": float32 [B, N]} in [-1, 1]. State: params, stats {"quantizer": RVQState}.
+    """Trains a SpectralCodec. Batches: {"wave": float32 [B, N]} in [-1, 1], N above 1024. State: params, stats {"quantizer": RVQState}.
 
     Loss: mean |difference| of log-magnitudes, bins weighted by how densely the mel scale lies there and by how far they are above the floor, plus
     the same, without weights, of `loss_mels` mel bands: the bands see to the power of noise, whose single bins nobody can know. These are losses of
@@ -42,14 +42,17 @@ class SpectralCodecTask:
     floor_weight: float = 0.3
     mel_distance_weight: float = 0.5
     roughness_weight: float = 40.0
+    # Before this step these two count nothing: they teach little while the spectrum is far off, and disturb what does.
+    heard_start_step: int = 0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0)
     # Before this step the decoder gets the latents as they are, while the codebooks already follow them.
     quantizer_start_step: int = 0
     # Part of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
     commitment_weight: float = 0.25
-    # From this step on encoder and codebooks stand still, and with them the tokens, and the decoder learns to make the most of the first
-    # `finish_levels`, all that it gets of examples without dropout: where a coarse stage writes no more, that is what is heard. None: never.
+    # From this step on encoder and codebooks learn no more (the encoder's momentum runs out within tens of steps), and the decoder learns to make the
+    # most of the first `finish_levels`, all that it gets of examples without dropout: where a coarse stage writes no more, that is what is heard. None:
+    # never.
     finish_step: int | None = None
     finish_levels: int = 1
 
@@ -107,8 +110,8 @@ class SpectralCodecTask:
         reconstruction = self._difference(smooth, spectrum)
         start = jax.random.randint(rng_noise, (), 0, 2**20)  # Other noise at each step.
         heard = self._heard(smooth, noisiness, start, wave)
-        loss = reconstruction + self.mel_distance_weight * heard["mel_distance"] + self.roughness_weight * heard["roughness"]
-        loss = loss + self.commitment_weight * commitment
+        of_the_wave = self.mel_distance_weight * heard["mel_distance"] + self.roughness_weight * heard["roughness"]
+        loss = reconstruction + jnp.where(state.step >= self.heard_start_step, of_the_wave, 0.0) + self.commitment_weight * commitment
         metrics |= heard | {"loss": loss, "reconstruction": reconstruction, "commitment": commitment}
         return loss, (metrics, {"quantizer": quantizer})
 
