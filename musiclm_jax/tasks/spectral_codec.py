@@ -134,7 +134,7 @@ class SpectralCodecTask:
         What beats, a bow or a breath do to a band is no partial's place or power, yet tells strings from a flute. Squares, since a decoder that does not
         know is to waver as much as is usual; less than half of the time there is more, and absolute differences would make it smooth.
         """
-        filters = jnp.asarray(self._bands(_ROUGH_MELS, num_fft=_ROUGH_WINDOW))
+        filters = self._bands(_ROUGH_MELS, num_fft=_ROUGH_WINDOW)
 
         def rough(wave):
             power = jnp.square(magnitude(stft(wave, window=_ROUGH_WINDOW, hop=_ROUGH_HOP))) @ filters

@@ -77,12 +77,12 @@ def test_how_noisy_each_bin_is_is_learned_from_what_is_heard():
     assert slope(TASK) > 0 == slope(dataclasses.replace(TASK, heard_start_step=1))
 
 
-def test_at_the_end_the_decoder_alone_learns_from_the_levels_that_are_written():
+def test_at_the_end_the_decoder_alone_learns_from_the_levels_that_are_written(step):
     task = dataclasses.replace(TASK, finish_step=10, finish_levels=1, quantizer_dropout=0.0)
-    step = jax.jit(task.train_step)
-    state, _ = jax.jit(TASK.train_step)(TASK.init_state(KEY), batch(), KEY)
-    before = state.replace(step=jnp.asarray(10), opt_state=task.init_state(KEY).opt_state)  # Without momentum.
-    after, metrics = step(before, batch(), KEY)
+    start = TASK.init_state(KEY)
+    state, _ = step(start, batch(), KEY)
+    before = state.replace(step=jnp.asarray(10), opt_state=start.opt_state)  # Without momentum.
+    after, metrics = jax.jit(task.train_step)(before, batch(), KEY)
     moved = {name: jax.tree.reduce(lambda a, b: a | b, jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.params[name], after.params[name]))
              for name in before.params}  # fmt: skip
     assert moved == {name: name.startswith("decoder") for name in before.params}
