@@ -222,8 +222,7 @@ def evaluate_adherence(
         seconds: length of the generated clips; real ones are cut to their first `seconds`.
         seed: of the choice of captions, of every call of `generate`, and of the estimators' degradations.
         batch_size: captions per call of `generate`. MusicLM's clips do not depend on it.
-        fit_clips: training clips on which the estimators are fitted, at most. With few of them the verdict on a clip that is not clear depends on which
-            they are: of the default's, 300 were too few for the mode.
+        fit_clips: training clips on which the estimators are fitted, at most. With 300 the verdict on a mode that is not clear depended on which they were.
         out_dir: where to write adherence.json and the generated clips as 000.wav, 001.wav ...; None writes nothing.
         progress: called with a line about each step.
 

@@ -316,8 +316,7 @@ def fit_estimators(
     return Estimators(
         instrument=fit_spectral_classifier(timbre, [clip["instrument"] for clip in labels]),
         drums=fit_spectral_classifier(timbre, [clip["drums"] for clip in labels]),
-        # Real clips are told apart whatever the penalty. With a small one the weights, and verdicts on less clear clips, are an accident of which
-        # clips are fitted: docs/demo.md.
+        # Whatever the penalty, real clips are told apart. With a small one, verdicts on less clear clips depend on which clips were fitted: docs/demo.md.
         key=fit_choice(np.stack([f.keys for f in features]), key_is, penalty=1e-2),
         tempo=fit_choice(np.stack([f.tempi for f in features]), tempo_is),
     )
