@@ -288,7 +288,7 @@ def _fit(data_dir: Path, clips: Sequence[dict[str, Any]], num_samples: int, rng:
     def crop(clip: dict[str, Any]) -> Float[np.ndarray, "N"]:
         wave = audio.read(data_dir / clip["file_name"])
         start = int(rng.integers(max(len(wave) - num_samples, 0) + 1))
-        return wave[start : start + num_samples]
+        return wave[start : start + num_samples].copy()  # A view would keep the whole clip in memory.
 
     try:
         return fit_estimators([crop(clip) for clip in clips], [clip["attributes"] for clip in clips], rng=rng)
