@@ -194,8 +194,8 @@ class MusicLM:
 
     @functools.cached_property
     def reranker(self) -> MuLanTokenizer:
-        """What chooses among candidates: the MuLan that knows how the codec sounds (`fit` trains it), or in a bundle without it MuLan itself. It
-        has no tokens of its own."""
+        """What chooses among candidates, together with MuLan: the one that knows how the codec sounds (`fit` trains it), or in a bundle without it
+        MuLan itself. It has no tokens of its own."""
         variables = self.variables("mulan")
         return MuLanTokenizer(self.config.mulan, variables.get("reranker", {"params": variables["params"]}), self.text)
 
@@ -235,8 +235,8 @@ class MusicLM:
             seconds: length of each clip, up to 300.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
-            num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embedding (`reranker`) is nearest to its
-                prompt's. None: `config.num_candidates`.
+            num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embeddings by `reranker` and by `mulan` are
+                nearest to its prompt's. None: `config.num_candidates`.
             num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates go on: those nearest to the prompt
                 (`semantic_reranker`, by their last MuLan window), chosen anew each `config.draft_sec`. None: `config.num_drafts`.
             sampling: {"semantic" | "coarse" | "fine": a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
@@ -268,7 +268,10 @@ class MusicLM:
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
             candidates = play(codes)
-            chosen = _nearest(self.reranker.embed_audio(candidates), self.reranker.embed_text(list(rows)), keep=1)
+            judges = (self.reranker, self.mulan)
+            sounds = np.concatenate([judge.embed_audio(candidates) for judge in judges], axis=-1)
+            texts = np.concatenate([judge.embed_text(list(rows)) for judge in judges], axis=-1)
+            chosen = _nearest(sounds, texts, keep=1)  # by the sum of both cosines
             if not self.config.use_fine:
                 return Music(candidates[chosen], sample_rate_hz, rows)
             codes, mulan, keys = codes[chosen], mulan[chosen], keys[chosen]

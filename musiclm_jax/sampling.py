@@ -2,7 +2,8 @@
 
 One pass over the prefix fills the cache, then a loop inside jit draws one code per step. Attention looks at the whole cache, so the cache
 grows with the sequence, in at most `MAX_BUCKETS` sizes: each size is one compilation of the step. The draw at target index i of row b uses
-fold_in(keys[b], i) and nothing else, so that a row does not depend on the rows beside it, nor on how the loop is cut.
+fold_in(keys[b], i) and nothing else, so that a row does not depend on the rows beside it, nor on how the loop is cut. Rows are split over the
+devices of this process.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax import sharding
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.errors import UserError
 from musiclm_jax.tokens import StageLayout
 
 # Cache sizes per sequence, and the least length that is worth one more: compile time against attention over empty slots.
 MAX_BUCKETS = 3
-MIN_BUCKET = 512
+MIN_BUCKET = 256
 # With a progress callback the loop pauses this often.
 PROGRESS_STEPS = 50
 
@@ -71,6 +73,10 @@ class Decoder(Protocol):
     def init_cache(self, batch: int, length: int) -> Any: ...
 
     def grow_cache(self, cache: Any, length: int) -> Any: ...
+
+    def branch_cache(self, cache: Any, batch: int) -> Any:
+        """A cache of b rows -> one of `batch` rows, each of b going on in batch / b ways; no room for more yet."""
+        ...
 
     def __call__(self, params: Any, ids: Array, cache: Any, *, num_steps: int, position: Any, level: Any) -> tuple[Array, Any]:
         """Ids [B, T] at [position, position + T) of a sequence with `num_steps` target steps -> float32 logits [B, C] of the next code, of level
@@ -147,51 +153,66 @@ def sample_codes(
         raise ValueError(f"{batch} rows cannot continue {prompt.shape[0]} prompts in equally many ways")
     ways = 1 if prompt is None else batch // prompt.shape[0]
     prefix_ids = prefix_ids[::ways]
-    if sampling.guidance != 1:  # rows [B, 2 B) run without conditions
-        prefix_ids = jnp.concatenate([prefix_ids, jnp.full_like(prefix_ids, layout.mask_id)])
     codes = jnp.zeros((batch, total), jnp.int32)
     if prompt is not None:
         codes = codes.at[:, :known].set(jnp.repeat(prompt.reshape(-1, known), ways, axis=0))
-        ids = layout.to_ids(len(layout.prefix), prompt)
-        prefix_ids = jnp.concatenate([prefix_ids, jnp.tile(ids, (prefix_ids.shape[0] // len(ids), 1))], axis=1)
+    mesh = sharding.row_mesh(len(prefix_ids))
+    params = jax.device_put(params, sharding.replicated(mesh))
+    prefix_ids, prompt, codes, keys = sharding.put_rows((prefix_ids, prompt, codes, keys), mesh)
 
-    state = _prefill(decoder, params, prefix_ids, codes, keys, sampling, num_steps, known)
+    state = _prefill(decoder, params, prefix_ids, prompt, codes, keys, sampling, num_steps)
     if on_progress:
         state.codes.block_until_ready()
         on_progress(1, total - known)
     done = known + 1  # the cache holds positions [0, prefix_length + done - 1)
-    for length in cache_lengths(prefix_length + total):
+    shared = prefix_length + known if ways > 1 else 0  # of these positions, kept once
+    for length in cache_lengths(prefix_length + total - shared):
+        length += shared
         stop = min(total, length - prefix_length + 1)  # drawing code i writes position prefix_length + i - 1
         if stop <= done:
             continue
         state = _grow(decoder, state, length)
         while done < stop:
             pause = min(stop, done + PROGRESS_STEPS) if on_progress else stop
-            state = _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, done, pause)
+            state = _decode(decoder, params, state, keys, sampling, num_steps, ways, prefix_length, done, pause)
             done = pause
             if on_progress:
                 state.codes.block_until_ready()
                 on_progress(done - known, total - known)
-    return state.codes.reshape(batch, num_steps, levels)
+    return jnp.asarray(jax.device_get(state.codes)).reshape(batch, num_steps, levels)
 
 
-def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level: jax.Array | int, sampling: SamplingConfig) -> jax.Array:
+def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level: jax.Array | int, sampling: SamplingConfig, ways: int) -> jax.Array:
     if sampling.guidance != 1:
-        conditional, free = jnp.split(logits, 2)
+        conditional, free = (logits.reshape(-1, 2, ways, logits.shape[-1])[:, i].reshape(len(keys), -1) for i in range(2))
         logits = free + sampling.guidance * (conditional - free)
     if sampling.cooling != 1:
         logits = logits / sampling.cooling**level
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps", "known"))
-def _prefill(decoder, params, ids, codes, keys, sampling, num_steps, known) -> DecodeState:
-    """The prefix (and prompt) into a cache of exactly its length, in as many ways as there are rows of codes for each, and the first code."""
-    cache = decoder.init_cache(*ids.shape)
-    logits, cache = decoder(params, ids, cache, num_steps=num_steps, position=0, level=0)
-    ways = len(codes) * (1 if sampling.guidance == 1 else 2) // len(ids)
-    logits, cache = jax.tree.map(lambda x: jnp.repeat(x, ways, axis=0), (logits, cache)) if ways > 1 else (logits, cache)
-    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, 0, sampling)), cache)
+def _guided(ids: Int[Array, "B T"], free: Int[Array, "B T"], sampling: SamplingConfig, ways: int = 1) -> Int[Array, "R T"]:
+    """The decoder's rows: with guidance, the `ways` of one prompt with its conditions, then without, then those of the next prompt. So rows of one
+    clip are on one device."""
+    if sampling.guidance == 1:
+        return ids
+    return jnp.stack([x.reshape(-1, ways, x.shape[-1]) for x in (ids, free)], axis=1).reshape(-1, ids.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps"))
+def _prefill(decoder, params, prefix_ids, prompt, codes, keys, sampling, num_steps) -> DecodeState:
+    """The prefix and prompt into a cache of exactly their length, which branches if there are more rows of codes, and the first code."""
+    layout, known = decoder.layout, 0
+    ids = _guided(prefix_ids, jnp.full_like(prefix_ids, layout.mask_id), sampling)
+    if prompt is not None:
+        known = prompt.shape[1] * prompt.shape[2]
+        prompt_ids = layout.to_ids(len(layout.prefix), prompt)
+        ids = jnp.concatenate([ids, _guided(prompt_ids, prompt_ids, sampling)], axis=1)
+    logits, cache = decoder(params, ids, decoder.init_cache(*ids.shape), num_steps=num_steps, position=0, level=0)
+    ways = len(codes) // len(prefix_ids)
+    if ways > 1:
+        logits, cache = jnp.repeat(logits, ways, axis=0), decoder.branch_cache(cache, len(ids) * ways)
+    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, 0, sampling, ways)), cache)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length"))
@@ -199,8 +220,8 @@ def _grow(decoder, state, length) -> DecodeState:
     return state.replace(cache=decoder.grow_cache(state.cache, length))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps"), donate_argnames="state")
-def _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, start, stop) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps", "ways"), donate_argnames="state")
+def _decode(decoder, params, state, keys, sampling, num_steps, ways, prefix_length, start, stop) -> DecodeState:
     """Codes [start, stop), one after the other. The bounds are traced: one compilation per cache length."""
     target = decoder.layout.target
 
@@ -208,12 +229,11 @@ def _decode(decoder, params, state, keys, sampling, num_steps, prefix_length, st
         last_level = (index - 1) % target.levels
         last = jax.lax.dynamic_slice_in_dim(state.codes, index - 1, 1, axis=1)
         ids = last + decoder.layout.target_offset + target.codes * last_level
-        if sampling.guidance != 1:
-            ids = jnp.concatenate([ids, ids])
+        ids = _guided(ids, ids, sampling, ways)
         position = prefix_length + index - 1
         level = index % target.levels
         logits, cache = decoder(params, ids, state.cache, num_steps=num_steps, position=position, level=level)
-        code = _draw_next(logits, keys, index, level, sampling)
+        code = _draw_next(logits, keys, index, level, sampling, ways)
         return DecodeState(jax.lax.dynamic_update_slice_in_dim(state.codes, code[:, None], index, axis=1), cache)
 
     return jax.lax.fori_loop(start, stop, step, state)

@@ -121,6 +121,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def row_mesh(rows: int) -> Mesh:
+    """A mesh of one axis for rows that have nothing to do with each other: as many of this process's devices as `rows` splits evenly over."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    return Mesh(np.array(devices[:count]), BATCH_AXES[:1])
+
+
+def put_rows(tree: Any, mesh: Mesh) -> Any:
+    """The arrays on the devices of a `row_mesh`, their leading axes split over them."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch on the devices, its leading axis split over them. Raises `UserError` where the batch does not split evenly."""
     check_batch(batch, mesh)

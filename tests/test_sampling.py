@@ -31,6 +31,9 @@ class Scripted:
     def grow_cache(self, cache, length):
         return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])), constant_values=-1)
 
+    def branch_cache(self, cache, batch):
+        return jnp.repeat(cache, batch // len(cache), axis=0)
+
     def __call__(self, params, ids, cache, *, num_steps, position, level):
         cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
         last = (ids[:, -1] - self.layout.target_offset) % self.layout.target.codes
@@ -145,6 +148,20 @@ def test_a_stage_row_does_not_depend_on_its_batch():
     alone = [sample_codes(decoder, prepared, prefix_ids[i : i + 1], num_steps=5, keys=keys[i : i + 1]) for i in range(3)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
     assert len({row.tobytes() for row in np.asarray(together)}) == 3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_stage_goes_on_in_several_ways_from_one_cache(guidance):
+    decoder, _, prepared, prefix_ids = build_stage()
+    prompt = jax.random.randint(jax.random.key(3), (3, 2, 2), 0, 11)
+    keys = jax.random.split(jax.random.key(1), 12)
+    run = lambda prompt: sample_codes(  # noqa: E731
+        decoder, prepared, jnp.repeat(prefix_ids, 4, axis=0), num_steps=6, keys=keys, prompt=prompt, sampling=SamplingConfig(guidance=guidance)
+    )
+    codes = np.asarray(run(prompt))
+    np.testing.assert_array_equal(codes, run(jnp.repeat(prompt, 4, axis=0)))
+    np.testing.assert_array_equal(codes[:, :2], np.repeat(prompt, 4, axis=0))
+    assert len({row.tobytes() for row in codes}) == 12
 
 
 def test_hot_draws_stay_in_the_block():

@@ -33,15 +33,33 @@ PROGRAM = """
 """
 
 
-def run(devices, workdir, mesh, *, steps=3):
+SAMPLING = """
+    import json, jax, numpy as np, test_sampling as t
+    from musiclm_jax import sharding
+    from musiclm_jax.sampling import SamplingConfig, sample_codes
+
+    decoder, _, params, prefix_ids = t.build_stage()
+    prompt = jax.random.randint(jax.random.key(3), (2, 2, 2), 0, 11)
+    options = {"num_steps": 6, "keys": jax.random.split(jax.random.key(1), 6), "sampling": SamplingConfig(guidance=2.0)}
+    codes = [sample_codes(decoder, params, prefix_ids[np.arange(6) // 3], prompt=prompt, **options)]
+    codes.append(sample_codes(decoder, params, prefix_ids[np.arange(6) % 3], **options))
+    print("RESULT", json.dumps({"codes": [x.tolist() for x in codes], "devices": [sharding.row_mesh(rows).size for rows in (1, 2, 5, 6, 8)]}))
+"""
+
+
+def run_program(program, *args, devices):
     tests = Path(__file__).parent
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), env.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), json.dumps(mesh), str(workdir), str(steps)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), *args], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.split("RESULT ")[1])
+
+
+def run(devices, workdir, mesh, *, steps=3):
+    result = run_program(PROGRAM, json.dumps(mesh), str(workdir), str(steps), devices=devices)
     losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return losses, json.loads(done.stdout.split("RESULT ")[1])
+    return losses, result
 
 
 def test_four_devices_train_as_one_and_take_over_its_checkpoint(tmp_path):
@@ -55,6 +73,12 @@ def test_four_devices_train_as_one_and_take_over_its_checkpoint(tmp_path):
     on_four, _ = run(4, tmp_path / "one", {"data": 2, "fsdp": 2}, steps=5)
     on_one, _ = run(1, tmp_path / "reference", {}, steps=5)
     assert on_four == pytest.approx(on_one, rel=1e-5)
+
+
+def test_devices_sample_what_one_does():
+    one, four = run_program(SAMPLING, devices=1), run_program(SAMPLING, devices=4)
+    assert four["codes"] == one["codes"]
+    assert one["devices"] == [1] * 5 and four["devices"] == [1, 2, 1, 3, 4]
 
 
 def test_one_device_needs_nothing():

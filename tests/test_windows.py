@@ -32,6 +32,9 @@ class Hash:
     def grow_cache(self, cache, length):
         return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])))
 
+    def branch_cache(self, cache, batch):
+        return jnp.repeat(cache, batch // len(cache), axis=0)
+
     def __call__(self, params, ids, cache, *, num_steps, position, level):
         cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
         weights = jnp.arange(cache.shape[1]) * 7919 % 83 + 1

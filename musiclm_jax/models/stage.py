@@ -184,6 +184,9 @@ class StageDecoder:
     def grow_cache(self, cache: tuple[KVCache, ...], length: int) -> tuple[KVCache, ...]:
         return tuple(layer.grow(length) for layer in cache)
 
+    def branch_cache(self, cache: tuple[KVCache, ...], batch: int) -> tuple[KVCache, ...]:
+        return tuple(layer.branch(batch) for layer in cache)
+
     def __call__(
         self,
         params: dict[str, Any],

@@ -20,11 +20,13 @@ class KVCache:
     """Keys and values seen so far. Slots at or beyond the caller's position are garbage and must be masked.
 
     Fields: key, value: [B, H, S, K]. Heads come before positions because a batched product reads them so: in [B, S, H, K] the CPU
-    backend would transpose the whole cache at every step.
+    backend would transpose the whole cache at every step. trunk: what came before these positions, [b, H, P, K], each row of which B / b rows
+    that follow each other have in common (`branch`): it is kept, and read, once for all of them.
     """
 
     key: jax.Array
     value: jax.Array
+    trunk: KVCache | None = None
 
     @classmethod
     def zeros(cls, *, batch: int, length: int, heads: int, head_dim: int, dtype=jnp.float32) -> KVCache:
@@ -33,19 +35,34 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        return self.key.shape[2]
+        """P + S."""
+        return self.start + self.key.shape[2]
+
+    @property
+    def start(self) -> int:
+        """P, the first position that can be written."""
+        return 0 if self.trunk is None else self.trunk.length
 
     def write(self, key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], position: Int[Array, ""]) -> KVCache:
-        """The cache with T new entries at slots [position, position + T)."""
-        at = (0, 0, position, 0)
-        return KVCache(
-            jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at),
-            jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at),
+        """The cache with T new entries at positions [position, position + T)."""
+        at = (0, 0, position - self.start, 0)
+        return self.replace(
+            key=jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at),
+            value=jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at),
         )
 
     def grow(self, length: int) -> KVCache:
         """The cache with room for `length` positions."""
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length - self.length), (0, 0))), self)
+        more = ((0, 0), (0, 0), (0, length - self.length), (0, 0))
+        return self.replace(key=jnp.pad(self.key, more), value=jnp.pad(self.value, more))
+
+    def branch(self, batch: int) -> KVCache:
+        """A cache of `batch` rows, a multiple of b, that all begin with this one, and have no room for more yet."""
+        rows, heads, _, head_dim = self.key.shape
+        if self.trunk is not None or batch % rows:
+            raise ValueError(f"{rows} rows {'that branched before ' if self.trunk else ''}cannot branch into {batch}")
+        empty = jnp.zeros((batch, heads, 0, head_dim), self.key.dtype)
+        return KVCache(empty, empty, trunk=self)
 
 
 def dot_product_attention(
@@ -59,8 +76,7 @@ def dot_product_attention(
     dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
 ) -> Float[Array, "B H T K"]:
     """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend. dropout: applied to the weights [B, H, T, S]."""
-    weights = dropout(_attention_weights(_products(query, key), bias, mask, scale)).astype(value.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", weights, value)
+    return _weighted(dropout(_attention_weights(_products(query, key), bias, mask, scale)), value)
 
 
 def cached_attention(
@@ -77,15 +93,20 @@ def cached_attention(
     """`dot_product_attention` over `cache.write(key, value, position)`, without writing first.
 
     The new entries' logits and values are put in by hand: a product that reads the freshly written cache makes XLA keep two versions
-    of it, and copy the whole of it at every step.
+    of it, and copy the whole of it at every step. A trunk is read row by row for all its branches (T = branches x T).
     """
-    at = (0, 0, 0, position)
-    products = jax.lax.dynamic_update_slice(_products(query, cache.key), _products(query, key), at)
+    start, at = cache.start, (0, 0, 0, position)
+    products = _products(query, cache.key)
+    if cache.trunk is not None:
+        products = jnp.concatenate([_of_branches(_products(_of_trunk(query, cache.trunk), cache.trunk.key), query), products], axis=-1)
+    products = jax.lax.dynamic_update_slice(products, _products(query, key), at)
     weights = _attention_weights(products, bias, mask, scale)
     new = jax.lax.dynamic_slice(weights, at, (*weights.shape[:3], key.shape[2]))
     old = jax.lax.dynamic_update_slice(weights, jnp.zeros_like(new), at)
-    out = jnp.einsum("bhts,bhsk->bhtk", old.astype(value.dtype), cache.value.astype(value.dtype))
-    return out + jnp.einsum("bhts,bhsk->bhtk", new.astype(value.dtype), value)
+    out = _weighted(old[..., start:], cache.value.astype(value.dtype)) + _weighted(new, value)
+    if cache.trunk is not None:
+        out = out + _of_branches(_weighted(_of_trunk(old[..., :start], cache.trunk), cache.trunk.value.astype(value.dtype)), query)
+    return out
 
 
 def rotate(
@@ -116,6 +137,22 @@ def _after(x: jax.Array, position: jax.Array) -> jax.Array:
 
 def _products(query: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.einsum("bhtk,bhsk->bhts", query, key.astype(query.dtype), preferred_element_type=jnp.float32)
+
+
+def _weighted(weights: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(value.dtype), value)
+
+
+def _of_trunk(x: Float[Array, "B H T X"], trunk: KVCache) -> Float[Array, "b H wT X"]:
+    """Rows of branches, w = B / b to each row of the trunk, one after the other along T."""
+    (batch, heads, length, width), rows = x.shape, trunk.key.shape[0]
+    return x.reshape(rows, batch // rows, heads, length, width).swapaxes(1, 2).reshape(rows, heads, -1, width)
+
+
+def _of_branches(x: Float[Array, "b H wT X"], like: Float[Array, "B H T _"]) -> Float[Array, "B H T X"]:
+    """The inverse of `_of_trunk`."""
+    (rows, heads, _, width), (batch, _, length, _) = x.shape, like.shape
+    return x.reshape(rows, heads, batch // rows, length, width).swapaxes(1, 2).reshape(batch, heads, length, width)
 
 
 def _attention_weights(products: jax.Array, bias: jax.Array | None, mask: jax.Array | None, scale: float) -> jax.Array:

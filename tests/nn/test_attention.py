@@ -37,6 +37,26 @@ def test_cached_is_write_then_attend(num_new, filler):
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_new", [1, 3])
+def test_branches_attend_to_their_trunk(num_new):
+    trunk = KVCache(*(random(i, 2, 3, 5, 7) for i in range(2)))
+    query, key, value = (random(i, 8, 3, num_new, 7) for i in range(2, 5))
+    bias = random(5, 1, 3, num_new, 11)
+    own = KVCache(*(random(i, 8, 3, 6, 7) for i in (6, 7)))
+    branched = trunk.branch(8).grow(11).write(own.key, own.value, jnp.int32(5))
+    assert (trunk.branch(8).length, branched.start, branched.length) == (5, 5, 11)
+    # The same with a copy of the trunk for each of its four branches.
+    copied = KVCache(*(jnp.concatenate([jnp.repeat(x, 4, axis=0), y], axis=2) for x, y in ((trunk.key, own.key), (trunk.value, own.value))))
+    attend = lambda cache: cached_attention(query, key, value, cache, jnp.int32(7), bias=bias, scale=0.5)  # noqa: E731
+    np.testing.assert_allclose(attend(branched), attend(copied), atol=1e-5)
+    written = [cache.write(key, value, jnp.int32(7)).key[:, :, -6:] for cache in (branched, copied)]
+    np.testing.assert_array_equal(*written)
+    with pytest.raises(ValueError, match="2 rows cannot branch into 5"):
+        trunk.branch(5)
+    with pytest.raises(ValueError, match="that branched before"):
+        branched.branch(16)
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_module_writes_what_it_attended_to(use_bias):
     attention = SelfAttention(num_heads=3, head_dim=5, use_bias=use_bias, logit_scale=None if use_bias else 1.0)
