@@ -141,7 +141,7 @@ def sample_codes(
             must be the same: they are read once.
         on_progress: called with (codes drawn, codes to draw), from the host, about every `PROGRESS_STEPS` codes.
     """
-    layout, levels = decoder.layout, decoder.layout.target.levels
+    levels = decoder.layout.target.levels
     batch, prefix_length = prefix_ids.shape
     known = 0 if prompt is None else prompt.shape[1] * levels
     total = num_steps * levels
