@@ -122,7 +122,7 @@ class MusicLM:
         """The weights of one model, on the device."""
         if name not in self._on_device:
             variables = self._variables[name] if name in self._variables else self._source.load(name)[0]
-            self._on_device[name] = jax.tree.map(jnp.asarray, variables)
+            self._on_device[name] = jax.device_put(variables)
         return self._on_device[name]
 
     # ------------------------------------------------------------------------------------------------ bundles
@@ -269,9 +269,7 @@ class MusicLM:
         if num_candidates > 1:
             candidates = play(codes)
             judges = (self.reranker, self.mulan)
-            sounds = np.concatenate([judge.embed_audio(candidates) for judge in judges], axis=-1)
-            texts = np.concatenate([judge.embed_text(list(rows)) for judge in judges], axis=-1)
-            chosen = _nearest(sounds, texts, keep=1)  # by the sum of both cosines
+            chosen = _nearest(sum(_cosines(judge.embed_audio(candidates), judge.embed_text(list(rows))) for judge in judges), keep=1)
             if not self.config.use_fine:
                 return Music(candidates[chosen], sample_rate_hz, rows)
             codes, mulan, keys = codes[chosen], mulan[chosen], keys[chosen]
@@ -302,7 +300,7 @@ class MusicLM:
 
         for end in (count * (i + 1) // rounds for i in range(rounds)):
             drafts = self.semantic_tokens(mulan, count=end, prompt=kept, keys=keys, sampling=sampling, on_progress=on_progress and of_all_rounds)
-            chosen = _nearest(reranker.embed_semantic(drafts[:, -window:], token_samples=spec.semantic_samples), texts, keep=keep)
+            chosen = _nearest(_cosines(reranker.embed_semantic(drafts[:, -window:], token_samples=spec.semantic_samples), texts), keep=keep)
             kept = drafts[chosen]
         return kept, chosen
 
@@ -357,11 +355,15 @@ class MusicLM:
         return generate(self.stage(name), self.variables(name)["params"], *inputs, sampling=sampling[name], on_progress=progress, **options)
 
 
-def _nearest(embeddings: Float[Array, "N D"], texts: Float[Array, "R D"], *, keep: int) -> Int[np.ndarray, "k"]:
-    """Of the N / R rows of each text, which follow each other, the numbers of the `keep` nearest to it, the nearest first; k = keep R."""
-    cosines = np.einsum("rcd,rd->rc", np.asarray(embeddings).reshape(len(texts), -1, texts.shape[-1]), np.asarray(texts))
+def _cosines(embeddings: Float[Array, "N D"], texts: Float[Array, "R D"]) -> Float[np.ndarray, "R C"]:
+    """Of each of R texts and its C = N / R rows, which follow each other. Both are of length 1."""
+    return np.einsum("rcd,rd->rc", np.asarray(embeddings).reshape(len(texts), -1, texts.shape[-1]), np.asarray(texts))
+
+
+def _nearest(cosines: Float[np.ndarray, "R C"], *, keep: int) -> Int[np.ndarray, "k"]:
+    """Of all R C rows the numbers of the `keep` nearest to each text, the nearest first; k = keep R."""
     best = np.argsort(-cosines, axis=1, kind="stable")[:, :keep]
-    return (best + cosines.shape[1] * np.arange(len(texts))[:, None]).ravel()
+    return (best + cosines.shape[1] * np.arange(len(cosines))[:, None]).ravel()
 
 
 def clip_keys(prompts: Sequence[str], *, seed: int) -> jax.Array:

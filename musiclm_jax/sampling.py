@@ -171,7 +171,7 @@ def sample_codes(
         stop = min(total, length - prefix_length + 1)  # drawing code i writes position prefix_length + i - 1
         if stop <= done:
             continue
-        state = _grow(decoder, state, length)
+        state = sharding.put_rows(_grow(decoder, state, length), mesh)
         while done < stop:
             pause = min(stop, done + PROGRESS_STEPS) if on_progress else stop
             state = _decode(decoder, params, state, keys, sampling, num_steps, ways, prefix_length, done, pause)

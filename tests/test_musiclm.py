@@ -79,16 +79,21 @@ def test_without_the_fine_stage_the_candidate_is_heard_as_it_was_judged(model):
         np.testing.assert_allclose(chosen.wave[row], candidates.wave[2 * row + similarity[2 * row : 2 * row + 2, row].argmax()], atol=1e-5)
 
 
-def test_a_bundle_with_a_reranker_chooses_by_it(model, music):
-    other = jax.tree.map(lambda leaf: -leaf, model.variables("mulan")["params"]["text_head"])
+def test_a_bundle_with_a_reranker_chooses_by_both(model, music):
+    heads = model.variables("mulan")["params"]["text_head"]
+    other = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), heads)
     variables = {name: model.variables(name) for name in MODELS}
     variables["mulan"] = variables["mulan"] | {"reranker": {"params": variables["mulan"]["params"] | {"text_head": other}}}
-    contrary = MusicLM(model.config, variables, model.text)
-    chosen = contrary.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
-    similarity = similarities(model)
-    for row in range(2):  # The farthest, as text embeddings are turned round; the tokens, and so the candidates, are the same.
-        worst = 2 * row + similarity[2 * row : 2 * row + 2, row].argmin()
-        np.testing.assert_allclose(chosen.wave[row], music.wave[worst], atol=1e-5)
+    ranked = MusicLM(model.config, variables, model.text)
+    chosen = ranked.generate(PROMPTS, seconds=0.2, seed=3, num_candidates=2)
+    heard = coarse_only(model).generate(PROMPTS, seconds=0.2, seed=3, num_samples=2).wave  # The tokens, and so the candidates, are the same.
+    by_reranker = np.asarray(ranked.reranker.embed_audio(heard) @ ranked.reranker.embed_text(PROMPTS).T)
+    by_mulan, best = similarities(model), []
+    for row in range(2):
+        own = slice(2 * row, 2 * row + 2)
+        best.append([by[own, row].argmax() for by in (by_mulan, by_reranker, by_mulan + by_reranker)])
+        np.testing.assert_allclose(chosen.wave[row], music.wave[2 * row + best[row][2]], atol=1e-5)
+    assert any(both != mulan for mulan, _, both in best)  # The reranker is heard.
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class KVCache:
         """P, the first position that can be written."""
         return 0 if self.trunk is None else self.trunk.length
 
-    def write(self, key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], position: Int[Array, ""]) -> KVCache:
+    def write(self, key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], position: Int[Array, ""] | int) -> KVCache:
         """The cache with T new entries at positions [position, position + T)."""
         at = (0, 0, position - self.start, 0)
         return self.replace(
@@ -107,6 +107,11 @@ def cached_attention(
     if cache.trunk is not None:
         out = out + _of_branches(_weighted(_of_trunk(old[..., :start], cache.trunk), cache.trunk.value.astype(value.dtype)), query)
     return out
+
+
+def is_first(position: Int[Array, ""] | int) -> bool:
+    """Whether it is known, when the program is traced, that nothing comes before."""
+    return isinstance(position, int) and position == 0
 
 
 def rotate(
@@ -216,8 +221,10 @@ class SelfAttention(nn.Module):
         if self.rotary_values:
             value = rotate(value, position, self.rotary, limit=self.rotary_values)
         dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
-        if cache is None:
+        if cache is None or is_first(position):
+            bias, mask = (x if x is None else x[..., : key.shape[2]] for x in (bias, mask))
             out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)
+            cache = cache and cache.write(key, value, position)
         else:
             position = jnp.asarray(position, jnp.int32)
             out = cached_attention(query, key, value, cache, position, bias=bias, mask=mask, scale=scale)

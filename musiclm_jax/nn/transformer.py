@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
-from musiclm_jax.nn.attention import KVCache, SelfAttention
+from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
 from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
 
 
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
     Without `cache` the T inputs are the whole sequence. With `cache` (one KVCache per layer, length S) they are positions
     [position, position + T), and see what was written before them; prefill and decoding differ only in T. Returns (hidden, new cache).
     `bias`: of the caller's, added in all layers to that of the relative positions (S = T without a cache).
-    `unrolled`: parameters are those of `unstack_layers`; needed with a cache.
+    `unrolled`: parameters are those of `unstack_layers`; needed with a cache, and not for training.
     """
 
     config: TransformerConfig
@@ -184,8 +184,8 @@ class Transformer(nn.Module):
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], tuple[KVCache, ...] | None]:
         cfg = self.config
-        if cache is not None and not self.unrolled:
-            raise ValueError("a cache needs unrolled=True and the parameters of unstack_layers(params)")
+        if self.unrolled and train or cache is not None and not self.unrolled:
+            raise ValueError("a cache needs unrolled=True and the parameters of unstack_layers(params), training unrolled=False")
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not train)
         num_keys = x.shape[1] if cache is None else cache[0].length
         causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         if self.unrolled:
             caches = [None] * cfg.num_layers if cache is None else list(cache)
             for i in range(cfg.num_layers):
-                x, caches[i] = Block(cfg, train, name=f"layer_{i}")(x, bias, caches[i], position)
+                x, caches[i] = _block(cfg, self.variables["params"][f"layer_{i}"], x, bias, caches[i], position, is_first(position))
             cache = None if cache is None else tuple(caches)
         else:
             block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
@@ -209,6 +209,12 @@ class Transformer(nn.Module):
             x, _ = stack(cfg, train, name="layers")(x, bias)
         x = RMSNorm(dtype=jnp.dtype(cfg.dtype), name="final_norm")(x)
         return dropout(x), cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "first"))
+def _block(config: TransformerConfig, params: Any, x: jax.Array, bias: jax.Array, cache: KVCache | None, position: jax.Array | int, first: bool):
+    """A layer of an unrolled Transformer: a program of its own, so that one is traced and lowered for all layers."""
+    return Block(config).apply({"params": params}, x, bias, cache, 0 if first else position)
 
 
 def unstack_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
