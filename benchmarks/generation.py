@@ -8,7 +8,6 @@ drafts    the last round of semantic drafts. What they go on from is kept and re
 Times are wall-clock seconds of runs in turns, without compilation and loading; the ratio is the median of those of each turn.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ PROMPT = "a calm piano melody in a minor key"
 
 
 def main(seconds: float = 10.0, turns: int = 5) -> None:
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    sharding.use_all_cores()
     model = MusicLM.from_pretrained("demo")
     config, row_mesh = model.config, sharding.row_mesh
     print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}; {seconds:g} s, {turns} turns")

@@ -5,7 +5,6 @@ Everything heavy is imported inside the commands, so that `musiclm --help` is in
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -115,16 +114,16 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
     musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
     """
     _use_compilation_cache()
-    _use_all_cores()
     import time
 
-    from musiclm_jax import audio
+    from musiclm_jax import audio, sharding
     from musiclm_jax.musiclm import MusicLM, check_request
     from musiclm_jax.progress import ProgressLine
 
     sampling = overrides(temperature=temperatures, top_k=top_ks)
     request = {"seconds": seconds, "seed": seed, "num_samples": samples, "num_candidates": candidates, "num_drafts": drafts, "sampling": sampling}
     check_request(prompts, **request)
+    sharding.use_all_cores()
     paths = numbered(out, len(prompts) * samples)
     for path in paths:
         audio.check_writable(path)
@@ -306,10 +305,11 @@ def adherence(directory, captions, seconds, seed, batch_size, out, model) -> Non
     DIR is a corpus made by `musiclm corpus`; its held-out captions are the prompts.
     """
     _use_compilation_cache()
-    _use_all_cores()
+    from musiclm_jax import sharding
     from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
     from musiclm_jax.musiclm import MusicLM
 
+    sharding.use_all_cores()
     report = evaluate_adherence(
         MusicLM.from_pretrained(model),
         directory,
@@ -400,16 +400,6 @@ def info(model) -> None:
     from musiclm_jax.musiclm import describe
 
     click.echo(describe(model))
-
-
-def _use_all_cores() -> None:
-    """Makes each CPU core a device, over which generation splits its rows: of what a step does, XLA by itself splits only large products over cores."""
-    import jax
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # A program that has begun to use JAX keeps the devices that it has.
-            jax.config.update("jax_num_cpu_devices", min(cores, 8))  # There are few rows for more.
 
 
 def _use_compilation_cache(*, preallocate: bool = False) -> None:

@@ -195,9 +195,9 @@ class MusicLM:
     @functools.cached_property
     def reranker(self) -> MuLanTokenizer:
         """What chooses among candidates, together with MuLan: the one that knows how the codec sounds (`fit` trains it), or in a bundle without it
-        MuLan itself. It has no tokens of its own."""
+        MuLan itself. A reranker has no tokens of its own."""
         variables = self.variables("mulan")
-        return MuLanTokenizer(self.config.mulan, variables.get("reranker", {"params": variables["params"]}), self.text)
+        return MuLanTokenizer(self.config.mulan, variables["reranker"], self.text) if "reranker" in variables else self.mulan
 
     @functools.cached_property
     def semantic_reranker(self) -> MuLanTokenizer:
@@ -268,7 +268,7 @@ class MusicLM:
         codes = self.coarse_codes(semantic, mulan, keys=keys, **how)
         if num_candidates > 1:
             candidates = play(codes)
-            judges = (self.reranker, self.mulan)
+            judges = dict.fromkeys((self.reranker, self.mulan))  # Without a reranker these are one.
             chosen = _nearest(sum(_cosines(judge.embed_audio(candidates), judge.embed_text(list(rows))) for judge in judges), keep=1)
             if not self.config.use_fine:
                 return Music(candidates[chosen], sample_rate_hz, rows)

@@ -6,8 +6,10 @@ unchanged on one device or many: XLA places the collectives (GSPMD, arXiv 2105.0
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 from typing import Any
 
 import flax.linen as nn
@@ -119,6 +121,14 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def use_all_cores() -> None:
+    """Makes each CPU core a device, before JAX is used: of what a step of sampling does, XLA by itself splits only large products over cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # A program that has begun to use JAX keeps the devices that it has.
+            jax.config.update("jax_num_cpu_devices", min(cores, 8))  # There are few rows for more.
 
 
 def row_mesh(rows: int) -> Mesh:

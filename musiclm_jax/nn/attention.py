@@ -93,19 +93,19 @@ def cached_attention(
     """`dot_product_attention` over `cache.write(key, value, position)`, without writing first.
 
     The new entries' logits and values are put in by hand: a product that reads the freshly written cache makes XLA keep two versions
-    of it, and copy the whole of it at every step. A trunk is read row by row for all its branches (T = branches x T).
+    of it, and copy the whole of it at every step.
     """
     start, at = cache.start, (0, 0, 0, position)
     products = _products(query, cache.key)
     if cache.trunk is not None:
-        products = jnp.concatenate([_of_branches(_products(_of_trunk(query, cache.trunk), cache.trunk.key), query), products], axis=-1)
+        products = jnp.concatenate([_across_branches(_products, query, cache.trunk.key), products], axis=-1)
     products = jax.lax.dynamic_update_slice(products, _products(query, key), at)
     weights = _attention_weights(products, bias, mask, scale)
     new = jax.lax.dynamic_slice(weights, at, (*weights.shape[:3], key.shape[2]))
     old = jax.lax.dynamic_update_slice(weights, jnp.zeros_like(new), at)
     out = _weighted(old[..., start:], cache.value.astype(value.dtype)) + _weighted(new, value)
     if cache.trunk is not None:
-        out = out + _of_branches(_weighted(_of_trunk(old[..., :start], cache.trunk), cache.trunk.value.astype(value.dtype)), query)
+        out = out + _across_branches(_weighted, old[..., :start], cache.trunk.value.astype(value.dtype))
     return out
 
 
@@ -148,16 +148,13 @@ def _weighted(weights: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.einsum("bhts,bhsk->bhtk", weights.astype(value.dtype), value)
 
 
-def _of_trunk(x: Float[Array, "B H T X"], trunk: KVCache) -> Float[Array, "b H wT X"]:
-    """Rows of branches, w = B / b to each row of the trunk, one after the other along T."""
-    (batch, heads, length, width), rows = x.shape, trunk.key.shape[0]
-    return x.reshape(rows, batch // rows, heads, length, width).swapaxes(1, 2).reshape(rows, heads, -1, width)
-
-
-def _of_branches(x: Float[Array, "b H wT X"], like: Float[Array, "B H T _"]) -> Float[Array, "B H T X"]:
-    """The inverse of `_of_trunk`."""
-    (rows, heads, _, width), (batch, _, length, _) = x.shape, like.shape
-    return x.reshape(rows, heads, batch // rows, length, width).swapaxes(1, 2).reshape(batch, heads, length, width)
+def _across_branches(
+    product: Callable[[jax.Array, jax.Array], jax.Array], x: Float[Array, "B H T X"], shared: Float[Array, "b H P K"]
+) -> Float[Array, "B H T Y"]:
+    """`product` of each row of x with that of its trunk, which is read once for its w = B / b branches: they lie one after the other along T."""
+    (batch, heads, length, width), rows = x.shape, len(shared)
+    x = x.reshape(rows, batch // rows, heads, length, width).swapaxes(1, 2).reshape(rows, heads, -1, width)
+    return product(x, shared).reshape(rows, heads, batch // rows, length, -1).swapaxes(1, 2).reshape(batch, heads, length, -1)
 
 
 def _attention_weights(products: jax.Array, bias: jax.Array | None, mask: jax.Array | None, scale: float) -> jax.Array:
