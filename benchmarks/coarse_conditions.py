@@ -14,7 +14,7 @@ import numpy as np
 from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata
 from musiclm_jax.tasks.stage import StageTask
-from musiclm_jax.tasks.task import TrainState
+from musiclm_jax.training.task import TrainState
 
 NUM_CLIPS, START_SEC = 64, 10.0
 

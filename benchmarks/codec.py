@@ -32,10 +32,10 @@ import numpy as np
 import torch
 import transformers
 
-from musiclm_jax.dry_run import count_flops
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
 from musiclm_jax.tasks.codec import CodecTask
+from musiclm_jax.training.dry_run import count_flops
 
 SAMPLE_RATE_HZ, BANDWIDTH_KBPS = 24_000, 6.0
 # A call, and the floating-point operations that it takes.

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax import MusicLM, sharding
+from musiclm_jax import MusicLM
 from musiclm_jax.musiclm import clip_keys
+from musiclm_jax.training import sharding
 
 PROMPT = "a calm piano melody in a minor key"
 

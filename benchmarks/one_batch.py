@@ -14,9 +14,9 @@ import numpy as np
 
 from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.adherence import read_metadata
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.tokens import STAGES
+from musiclm_jax.training.optim import OptimizerConfig
 
 NUM_CLIPS, GOAL, MAX_STEPS, REPORT_EVERY = 8, 0.1, 2_000, 10
 OPTIMIZER = OptimizerConfig(learning_rate=1.5e-3, schedule="constant", warmup_steps=50)

@@ -14,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from musiclm_jax import MusicLM, audio, windows
+from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.adherence import choose_prompts, named_attributes, read_metadata
+from musiclm_jax.generation import stages as windows
 
 NUM_TRAIN, NUM_CAPTIONS, SECONDS, BATCH = 900, 100, 10.0, 20
 ATTRIBUTES = ("instrument", "drums", "mode", "tempo")

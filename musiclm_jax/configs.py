@@ -9,16 +9,16 @@ import dataclasses
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.sampler import SamplingConfig
+from musiclm_jax.generation.stages import WindowConfig
 from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.records import from_dict, to_dict
-from musiclm_jax.sampling import SamplingConfig
 from musiclm_jax.specs import AudioSpec, TokenSpec
 from musiclm_jax.tokens import STAGES, StageLayout, stage_layout
-from musiclm_jax.windows import WindowConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import audio, bundle, windows
+from musiclm_jax import audio, bundle
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation import stages as windows
+from musiclm_jax.generation.sampler import SamplingConfig
 from musiclm_jax.models.stage import StageDecoder
+from musiclm_jax.models.text import TextTokenizer
+from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.sampling import SamplingConfig
-from musiclm_jax.text import TextTokenizer
-from musiclm_jax.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.tokens import STAGES
 
 # The files of a bundle, without w2v_bert, which only encodes: text-to-music does not read it.

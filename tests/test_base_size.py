@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from musiclm_jax import sharding
-from musiclm_jax.dry_run import abstract_batch
-from musiclm_jax.features import LogMelConfig
-from musiclm_jax.main import load_config
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import ASTConfig
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
-from musiclm_jax.steps import TRAINED
+from musiclm_jax.parts.dry_run import abstract_batch
+from musiclm_jax.parts.steps import TRAINED
+from musiclm_jax.training import sharding
 
 
 @pytest.mark.parametrize("name", TRAINED)

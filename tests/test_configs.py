@@ -5,14 +5,14 @@ import json
 
 import pytest
 
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.generation.stages import WindowConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.records import coerce, differences, from_dict, to_dict
-from musiclm_jax.windows import WindowConfig
 
 CONFIG = MusicLMConfig(
     soundstream=SoundStreamConfig(num_levels=5, num_codes=7),

@@ -10,9 +10,9 @@ from tiny_musiclm import tiny_config, tiny_musiclm
 from musiclm_jax import bundle
 from musiclm_jax import musiclm as musiclm_lib
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.sampler import SamplingConfig
 from musiclm_jax.models import mulan as mulan_lib
 from musiclm_jax.musiclm import MODELS, MusicLM, clip_keys, resolve_sampling
-from musiclm_jax.sampling import SamplingConfig
 
 PROMPTS = ["a calm piano melody", "fast drums and bass"]
 
@@ -227,7 +227,7 @@ def test_acoustic_decoding_in_chunks_is_decoding(model, monkeypatch):
 
     codes = jax.random.randint(jax.random.key(0), (2, 11, 3), 0, 7)
     whole = codec.decode(model.config.soundstream, model.variables("soundstream"), codes)
-    monkeypatch.setattr("musiclm_jax.tokenizers._DECODE_FRAMES", 4)
+    monkeypatch.setattr("musiclm_jax.models.tokenizers._DECODE_FRAMES", 4)
     np.testing.assert_allclose(model.acoustic.decode(codes), whole, atol=1e-5)
 
 

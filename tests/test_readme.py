@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from musiclm_jax.cli import cli
+from musiclm_jax.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from random_params import random_params
 
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
-from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import mulan as mulan_lib
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.models.stage import Stage, StageConfig
+from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.text_tower import TextTowerConfig
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig
 from musiclm_jax.musiclm import MusicLM
-from musiclm_jax.text import TextTokenizer
 from musiclm_jax.tokens import STAGES
 
 CAPTIONS = ["a calm piano melody", "fast drums and bass", "a slow guitar tune in a minor key"]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import TrainState
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import TrainState
 
 
 class Net(nn.Module):

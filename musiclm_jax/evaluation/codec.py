@@ -15,8 +15,8 @@ from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.adherence import read_metadata
-from musiclm_jax.losses import mel_distance
 from musiclm_jax.nn.quantize import perplexity
+from musiclm_jax.training.losses import mel_distance
 
 
 @runtime_checkable

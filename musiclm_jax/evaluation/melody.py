@@ -13,11 +13,11 @@ import safetensors.numpy
 
 from musiclm_jax import bundle
 from musiclm_jax.arrays import Float, Int
+from musiclm_jax.audio.features import log_mel
 from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import log_mel
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.nn.quantize import rvq_decode

@@ -16,7 +16,7 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
-from musiclm_jax.data.corpus import captions
+from musiclm_jax.corpus import captions
 from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata, read_waves
 from musiclm_jax.evaluation.statements import facts, num_disagreements, stated
 

@@ -19,13 +19,13 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Int
-from musiclm_jax.clustering import assign, kmeans
-from musiclm_jax.data.corpus.attributes import Attributes
-from musiclm_jax.data.corpus.compose import Note, onset_sec
-from musiclm_jax.data.corpus.write import CORPUS_VERSION, clip_notes
+from musiclm_jax.audio.features import log_mel
+from musiclm_jax.corpus.attributes import Attributes
+from musiclm_jax.corpus.compose import Note, onset_sec
+from musiclm_jax.corpus.write import CORPUS_VERSION, clip_notes
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.adherence import read_metadata, read_waves
-from musiclm_jax.features import log_mel
+from musiclm_jax.nn.clustering import assign, kmeans
 
 
 @runtime_checkable

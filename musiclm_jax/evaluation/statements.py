@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from musiclm_jax.data.corpus import captions
-from musiclm_jax.data.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
+from musiclm_jax.corpus import captions
+from musiclm_jax.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
 from musiclm_jax.errors import UserError
 
 # {attribute: the values that it may have}.

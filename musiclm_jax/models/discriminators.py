@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
-from musiclm_jax.features import stft
+from musiclm_jax.audio.features import stft
 from musiclm_jax.nn.conv import Conv2d, elu
 
 Activations = list[jax.Array]

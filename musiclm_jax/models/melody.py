@@ -19,8 +19,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float, Int, Key
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import embedders
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
 from musiclm_jax.nn.layers import Dense, LayerNorm, l2_normalize, partitioned

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import embedders
 from musiclm_jax.models.ast import AST, ASTConfig
 from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower

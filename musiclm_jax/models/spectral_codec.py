@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.audio.features import magnitude, stft
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import magnitude, stft
 from musiclm_jax.nn.conv import CausalConv, Past, ResidualUnit, chain
 
 # Log-magnitudes above it cannot be: a full-scale sine under a window of 1536 samples has 6. exp() of what an untrained decoder says is finite.

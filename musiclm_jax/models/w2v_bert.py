@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
-from musiclm_jax.clustering import assign, kmeans
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.nn.clustering import assign, kmeans
 from musiclm_jax.nn.conformer import ConformerStack
 from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
 

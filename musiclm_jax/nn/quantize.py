@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
-from musiclm_jax.clustering import kmeans
+from musiclm_jax.nn.clustering import kmeans
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from musiclm_jax.arrays import Array, Int, Key
-from musiclm_jax.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig, pad_to_frames
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
+from musiclm_jax.training.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState
 
 
 class _Adversary(NamedTuple):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Key
-from musiclm_jax.losses import semi_hard_triplet_loss
 from musiclm_jax.models import melody
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.tasks.mulan import recall_at_1
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.losses import semi_hard_triplet_loss
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)

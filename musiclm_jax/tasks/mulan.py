@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models import mulan
 from musiclm_jax.nn.layers import fan_in_init, partitioned
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
 
 
 def contrastive_loss(

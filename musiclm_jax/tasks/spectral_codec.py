@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int, Key
-from musiclm_jax.features import magnitude, mel_filterbank, stft
-from musiclm_jax.losses import mel_distance
+from musiclm_jax.audio.features import magnitude, mel_filterbank, stft
 from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.tasks.codec import draw_levels
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.losses import mel_distance
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
 
 # Of `_roughness`: window and hop in samples, 43 and 10 ms at 24 kHz; mel bands; power below which nothing is heard (60 dB below full scale); frames of
 # a neighbourhood.

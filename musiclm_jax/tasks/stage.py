@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.stage import Stage, StageConfig
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
 from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
 from musiclm_jax.tokens import StageLayout, stage_layout
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)

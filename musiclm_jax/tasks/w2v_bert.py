@@ -13,8 +13,8 @@ import optax
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, sample_mask
 from musiclm_jax.nn.layers import l2_normalize
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
+from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report, load_embedder, ranks, scores
-from musiclm_jax.fit import run_step
-from musiclm_jax.main import load_config
 from musiclm_jax.models import melody
+from musiclm_jax.parts.fit import run_step
 
 
 def test_ranks_are_the_loops():

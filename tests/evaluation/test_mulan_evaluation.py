@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.write import _metadata
+from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.adherence import read_metadata
 from musiclm_jax.evaluation.mulan import bound_scores, evaluate_mulan, format_mulan_report, recall_at

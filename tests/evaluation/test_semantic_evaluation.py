@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.attributes import Attributes
-from musiclm_jax.data.corpus.compose import Note
-from musiclm_jax.data.corpus.write import CORPUS_VERSION, _metadata
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.corpus.attributes import Attributes
+from musiclm_jax.corpus.compose import Note
+from musiclm_jax.corpus.write import CORPUS_VERSION, _metadata
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.adherence import read_metadata
 from musiclm_jax.evaluation.semantic import (
@@ -21,7 +22,6 @@ from musiclm_jax.evaluation.semantic import (
     read_notes,
     sounding_pitch,
 )
-from musiclm_jax.features import LogMelConfig
 
 SECONDS, NUM_TOKENS, TOKEN_SAMPLES = 2.0, 50, 960
 CONFIG = SimpleNamespace(mel=LogMelConfig(window_samples=1024, num_mels=64), token_samples=TOKEN_SAMPLES, num_clusters=60)

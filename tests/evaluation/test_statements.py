@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.data.corpus.attributes import clip_split
-from musiclm_jax.data.corpus.captions import KINDS, write_captions
-from musiclm_jax.data.corpus.write import _describe
+from musiclm_jax.corpus.attributes import clip_split
+from musiclm_jax.corpus.captions import KINDS, write_captions
+from musiclm_jax.corpus.write import _describe
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.statements import ATTRIBUTES, facts, num_disagreements, stated
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from random_params import random_params
 
-from musiclm_jax import sharding
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
-from musiclm_jax.features import LogMelConfig
-from musiclm_jax.main import load_config
 from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import AST, ASTConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.tasks.mulan import MuLanTask
+from musiclm_jax.training import sharding
 
 MELS = 11
 # Columns of patches begin at frames 0, 3, ..., 18; the last frame is in none.

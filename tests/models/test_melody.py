@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from random_params import random_params
 
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig, log_mel
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.nn.quantize import rvq_decode

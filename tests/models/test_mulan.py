@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from random_params import random_params
 
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
 from musiclm_jax.models.resnet import ResNetConfig

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower, around, autocorrelation

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.losses import mel_distance
 from musiclm_jax.models import codec
 from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
+from musiclm_jax.training.losses import mel_distance
 
 TINY = SpectralCodecConfig(frame_samples=6, window_samples=20, encoder_width=8, decoder_width=6, dim=5, num_levels=3, num_codes=7)
 FULL = SpectralCodecConfig(floor=1e-3)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.features import LogMelConfig
 from musiclm_jax.models import w2v_bert
 from musiclm_jax.models.w2v_bert import GumbelQuantizer, W2vBert, W2vBertConfig, features, fit_kmeans, sample_mask, semantic_ids
 

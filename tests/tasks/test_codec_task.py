@@ -9,8 +9,8 @@ from musiclm_jax.models import codec
 from musiclm_jax.models.discriminators import DiscriminatorConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.nn.quantize import RVQConfig
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.codec import CodecTask
+from musiclm_jax.training.optim import OptimizerConfig
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=1, weight_decay=0.0)
 TASK = CodecTask(

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax import sharding
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.melody import MelodyTask
-from musiclm_jax.tasks.task import Task
+from musiclm_jax.training import sharding
+from musiclm_jax.training.optim import OptimizerConfig
+from musiclm_jax.training.task import Task
 
 TINY = MelodyConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),

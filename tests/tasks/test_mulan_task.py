@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.text_tower import TextTowerConfig
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.mulan import MuLanTask, contrastive_loss, recall_at_1, same_text, word_loss
+from musiclm_jax.training.optim import OptimizerConfig
 
 TINY = MuLanConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),

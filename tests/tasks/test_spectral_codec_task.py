@@ -9,8 +9,8 @@ import pytest
 from musiclm_jax.models import codec
 from musiclm_jax.models.spectral_codec import SpectralCodecConfig, invert, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQConfig
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.spectral_codec import SpectralCodecTask
+from musiclm_jax.training.optim import OptimizerConfig
 
 TASK = SpectralCodecTask(
     model=SpectralCodecConfig(frame_samples=120, window_samples=480, encoder_width=16, decoder_width=16, dim=5, num_levels=3, num_codes=7),
@@ -98,7 +98,7 @@ def test_eval_measures_what_the_exported_variables_do(step):
     variables = TASK.variables(state)
     wave = batch()["wave"]
     fake = codec.decode(TASK.model, variables, codec.encode(TASK.model, variables, wave))[:, : wave.shape[1]]
-    from musiclm_jax.losses import mel_distance
+    from musiclm_jax.training.losses import mel_distance
 
     np.testing.assert_allclose(mel_distance(fake, wave, sample_rate_hz=24_000), metrics["mel_distance"], rtol=1e-3)
 

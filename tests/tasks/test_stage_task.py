@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from musiclm_jax.models.stage import StageConfig
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.specs import TokenSpec
 from musiclm_jax.tasks.stage import StageTask, _hidden_steps
 from musiclm_jax.tokens import STAGES
+from musiclm_jax.training.optim import OptimizerConfig
 
 TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
 MODEL = StageConfig(dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.0)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig, W2vBertOutput, sample_mask
-from musiclm_jax.optim import OptimizerConfig
 from musiclm_jax.tasks.w2v_bert import (
     W2vBertTask,
     contrastive_loss,
@@ -20,6 +19,7 @@ from musiclm_jax.tasks.w2v_bert import (
     perplexity,
     sample_distractors,
 )
+from musiclm_jax.training.optim import OptimizerConfig
 
 TASK = W2vBertTask(
     model=W2vBertConfig(

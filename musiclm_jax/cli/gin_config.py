@@ -1,0 +1,174 @@
+"""Configs from gin files. With `cli.py` the only place that knows gin: the library itself sees plain dataclasses.
+
+    config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
+import inspect
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gin
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.parts.steps import TRAINED, FitConfig
+from musiclm_jax.records import coerce
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def gin_folder() -> Path:
+    """The .gin files: inside the installed package, beside the package in the repository."""
+    installed = _PACKAGE / "gin_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "gin_configs"
+
+
+def sizes() -> list[str]:
+    """The sizes that ship with the package, such as "demo"."""
+    return sorted(path.stem for path in (gin_folder() / "models").glob("*.gin"))
+
+
+def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
+    """The config of `size`, changed by the gin files, then by the bindings "NAME=VALUE"; the later one wins.
+
+    size: None is "demo", or where one of the files is a recipe, such as runs/semantic_base.gin, the size that it names, "base".
+
+    A value that is not a gin value is taken as a string, so that quotes are not needed.
+
+    Raises:
+        UserError: an unknown size, file or name (with the names that are near), a value that does not fit, or a binding that nothing reads.
+    """
+    paths = [_find(name) for name in gin_files]
+    size = size or _size_of_recipe(paths) or "demo"
+    if size not in sizes():
+        raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
+    files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
+    gin.clear_config()
+    # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
+    gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
+    try:
+        with _without_log():
+            gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
+        config = gin.get_configurable(FitConfig)()
+    except UserError as error:
+        raise UserError(str(error).splitlines()[0]) from error  # Without gin's account of where it happened.
+    except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
+        raise UserError(_explain(error)) from error
+    unused = _unused()
+    if unused:
+        raise UserError(f"{unused[0]} is set but nothing reads it: {_near(unused[0], [name for name in _known_names() if name not in unused])}")
+    return coerce(config)
+
+
+def operative_config() -> str:
+    """The values that the last `load_config` used, as a gin file."""
+    return gin.operative_config_str()
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """gin logs an error for each place where an included file is not, before it finds it."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), gin_folder() / name):
+        if path.is_file():
+            return path
+    shipped = sorted(str(path.relative_to(gin_folder())) for path in gin_folder().rglob("*.gin"))
+    raise UserError(f"{name}: no such gin file; name a path, or one of {', '.join(shipped)}")
+
+
+def _size_of_recipe(paths: Sequence[Path]) -> str | None:
+    """The size that the last recipe among the files has in its name, PART_SIZE.gin."""
+    named = {f"{part}_{size}.gin": size for part in TRAINED for size in sizes()}
+    return next((named[path.name] for path in reversed(paths) if path.name in named), None)
+
+
+def _quoted(binding: str) -> str:
+    name, equals, value = binding.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--gin.{binding}: expected NAME=VALUE, such as --gin.SEMANTIC_STEPS=500")
+    value = value.strip()
+    if not value.startswith(("@", "%", "[", "(", "{")):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name.strip()} = {value}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Mistakes
+
+
+def _explain(error: Exception) -> str:
+    """One line for gin's many kinds of errors, with the names that the user may have meant."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = next((line.removeprefix("In ") for line in lines if line.startswith("In ")), "")
+    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
+    if call:
+        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
+    place = f" ({place})" if place and "bindings string" not in place else ""
+    field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
+    if field:
+        cls, name = field[1].rpartition(".")[2], field[2]
+        return f"{cls} has no field {name!r}{place}: {_near(name, _fields(field[1]))}"
+    unknown = re.search(r"No configurable matching '(.+?)'", lines[0])
+    if unknown:
+        name = unknown[1].rpartition(".")[2]
+        return f"there is no {name!r}{place}: {_near(name, _classes())}"
+    return f"{lines[0]}{place}: see the files in {gin_folder()} for how values are written"
+
+
+def _unused() -> list[str]:
+    """What is bound and no call has got, since nothing reads it or a narrower scope has another value for each that does: gin itself keeps silent
+    about these. gin has no public view of its bindings."""
+    bound = gin.config._CONFIG
+    used = set()
+    for (where, selector), fields in gin.config._OPERATIVE_CONFIG.items():
+        scopes = [scope for scope, other in bound if other == selector and f"{where}/".startswith(f"{scope}/" if scope else "")]
+        for field in fields:
+            used.add((max((scope for scope in scopes if field in bound[scope, selector]), key=len, default=None), selector, field))
+    unused = []
+    for (scope, selector), values in bound.items():
+        for field in values:
+            if (scope, selector, field) not in used:
+                short = selector.rpartition(".")[2]
+                unused.append(scope if selector == "gin.macro" else f"{scope}/{short}.{field}" if scope else f"{short}.{field}")
+    return sorted(unused)
+
+
+def _fields(name: str) -> list[str]:
+    """Parameters of what gin knows as `name`, a class or function."""
+    return sorted(inspect.signature(gin.config._REGISTRY.get_match(name).wrapped).parameters)
+
+
+def _classes() -> list[str]:
+    """Short names of everything that the parsed files can bind."""
+    return sorted({selector.rpartition(".")[2] for selector, _ in gin.config._REGISTRY.items() if selector.startswith("musiclm_jax.")})
+
+
+def _known_names() -> list[str]:
+    """Everything that a binding may name, with the scopes in use."""
+    names = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+    for scope, selector in gin.config._OPERATIVE_CONFIG:
+        if selector != "gin.macro":
+            prefix = f"{scope}/" if scope else ""
+            names += [f"{prefix}{selector.rpartition('.')[2]}.{field}" for field in gin.config._OPERATIVE_CONFIG[scope, selector]]
+    return sorted(names)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    found = [each for each in difflib.get_close_matches(name, known, n=4, cutoff=0.5) if each != name]
+    return f"did you mean {' or '.join(found)}?" if found else f"choose from {', '.join(known)}"

@@ -1,0 +1,180 @@
+"""Clips, and the folder of clips: FLAC files beside one JSON-lines file, the layout of any user's own folder.
+
+    DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s
+    DIR/audio/000000-1.flac the same melody played by others: variant 1 of clip 0
+    DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
+    DIR/corpus.json         which corpus this is: {"seed": 0, "version": 1}
+
+Variants have no captions. Without variants there is no "melody" either.
+"""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+
+from musiclm_jax.corpus import synthesis
+from musiclm_jax.corpus.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.captions import write_captions
+from musiclm_jax.corpus.compose import Note, compose
+from musiclm_jax.corpus.variants import arrange
+from musiclm_jax.errors import UserError
+
+# Another number means other music for the same seed: a folder holds one version.
+CORPUS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    # float32 [720000] in [-1, 1]: 30 s at 24 kHz.
+    wave: Float[np.ndarray, " N"]
+    split: Split
+    # Ground truth: the fields of attributes.Attributes.
+    attributes: dict
+    captions: list[str]
+
+
+def render_clip(*, seed: int, index: int) -> Clip:
+    """Clip `index` of the corpus `seed`, both at least 0: the same music whatever else is rendered.
+
+    Across machines the notes and captions are equal; samples may differ by rounding (other NumPy, SciPy or processor).
+    """
+    return render_variant(seed=seed, index=index, variant=0)
+
+
+def render_variant(*, seed: int, index: int, variant: int) -> Clip:
+    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
+    attributes, captions = _describe(seed, index, variant)
+    notes = arrange(seed=seed, index=index, variant=variant)[1] if variant else clip_notes(seed=seed, index=index)[1]
+    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
+    return Clip(wave=wave, split=clip_split(index), attributes=dataclasses.asdict(attributes), captions=captions)
+
+
+def clip_notes(*, seed: int, index: int) -> tuple[Attributes, list[Note]]:
+    """Attributes and notes of clip `index` of the corpus `seed`, both at least 0: the music before it is rendered."""
+    attributes = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
+    return attributes, compose(attributes, rng=clip_rng(seed, index, "music"))
+
+
+def make_corpus(
+    directory: str | os.PathLike,
+    *,
+    num_clips: int,
+    seed: int,
+    num_variants: int = 0,
+    workers: int = 1,
+    on_clip: Callable[[int], None] | None = None,
+) -> None:
+    """Writes clips 0 .. num_clips - 1, variants 1 .. num_variants of each, and their metadata into `directory`.
+
+    Every file is written whole or not at all, the metadata last. A second call continues where the first one was
+    stopped, or adds clips or variants; what is there afterwards does not depend on `workers` or on interruptions. With several
+    workers, a script needs the usual `if __name__ == "__main__":`, since processes are spawned.
+
+    Args:
+      directory: made if it is missing.
+      num_clips: at least 1.
+      seed: at least 0.
+      num_variants: of each clip, at least 0; the melody embedder learns from them.
+      workers: processes, at least 1.
+      on_clip: called with 0, 1, ... in turn, once so many files and one more are there.
+
+    Raises:
+      UserError: bad numbers, a directory that cannot be written, or one that holds another corpus.
+    """
+    for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
+        if value < least:
+            raise UserError(f"{name}={value}: a corpus needs {name} of at least {least}")
+    directory = pathlib.Path(directory)
+    renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
+    try:
+        (directory / "audio").mkdir(parents=True, exist_ok=True)
+        _claim(directory, seed)
+        write_clip = functools.partial(_write_clip, directory, seed)
+        if workers == 1:
+            _count(map(write_clip, renderings), on_clip)
+        else:
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                _count(pool.imap(write_clip, renderings, chunksize=4), on_clip)
+        melody = lambda index: {"melody": f"{index:06d}"} if num_variants else {}  # noqa: E731
+        lines = [json.dumps(_metadata(seed, index, variant) | melody(index)) + "\n" for index, variant in renderings]
+        _replace(directory / "metadata.jsonl", lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"{directory}: cannot write the corpus there ({error}); choose a writable directory") from error
+
+
+def _count(written, on_clip: Callable[[int], None] | None) -> None:
+    for number, _ in enumerate(written):
+        if on_clip is not None:
+            on_clip(number)
+
+
+def _describe(seed: int, index: int, variant: int) -> tuple[Attributes, list[str]]:
+    if variant:
+        return arrange(seed=seed, index=index, variant=variant)[0], []
+    attributes = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
+    return attributes, write_captions(attributes, split=clip_split(index), rng=clip_rng(seed, index, "captions"))
+
+
+def _file_name(index: int, variant: int) -> str:
+    return f"audio/{index:06d}-{variant}.flac" if variant else f"audio/{index:06d}.flac"
+
+
+def _metadata(seed: int, index: int, variant: int) -> dict:
+    attributes, captions = _describe(seed, index, variant)
+    return {
+        "file_name": _file_name(index, variant),
+        "split": clip_split(index),
+        "captions": captions,
+        "attributes": dataclasses.asdict(attributes),
+    }
+
+
+def _claim(directory: pathlib.Path, seed: int) -> None:
+    """Records which corpus the folder holds, or objects if it holds another one."""
+    path, mine = directory / "corpus.json", {"seed": seed, "version": CORPUS_VERSION}
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            theirs = None
+        if theirs != mine:
+            raise UserError(f"{path} says {theirs}, but this corpus is {mine}: choose another directory or remove that one")
+    elif (directory / "metadata.jsonl").exists():
+        raise UserError(f"{directory} has a metadata.jsonl that is not this corpus: choose another directory")
+    else:
+        _replace(path, lambda part: part.write_text(json.dumps(mine) + "\n", encoding="utf-8"))
+
+
+def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) -> None:
+    index, variant = rendering
+    path = directory / _file_name(index, variant)
+    if not _is_clip(path):
+        wave = render_variant(seed=seed, index=index, variant=variant).wave
+        _replace(
+            path,
+            lambda part: soundfile.write(part, wave, synthesis.SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC"),
+        )
+
+
+def _is_clip(path: pathlib.Path) -> bool:
+    """Whether a whole clip is there. Its header suffices, since files appear whole."""
+    try:
+        info = soundfile.info(path)
+    except (OSError, soundfile.LibsndfileError):
+        return False
+    return (info.frames, info.samplerate, info.channels) == (synthesis.CLIP_SAMPLES, synthesis.SAMPLE_RATE_HZ, 1)
+
+
+def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Writes beside `path`, then renames: no reader ever sees half a file."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    os.replace(part, path)

@@ -1,0 +1,218 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.generation import sampler as sampling
+from musiclm_jax.generation.sampler import SamplingConfig, cache_lengths, draw, filter_logits, sample_codes
+from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder
+from musiclm_jax.specs import TokenSpec
+from musiclm_jax.tokens import Segment, StageLayout, stage_layout
+
+TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """A decoder whose logits are a table [Q, C, C] over the last code; its cache records the ids it was given."""
+
+    layout: StageLayout
+
+    def prepare(self, params):
+        return params
+
+    def init_cache(self, batch, length):
+        return jnp.zeros((batch, length), jnp.int32)
+
+    def grow_cache(self, cache, length):
+        return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])), constant_values=-1)
+
+    def branch_cache(self, cache, batch):
+        return jnp.repeat(cache, batch // len(cache), axis=0)
+
+    def __call__(self, params, ids, cache, *, num_steps, position, level):
+        cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
+        last = (ids[:, -1] - self.layout.target_offset) % self.layout.target.codes
+        return params[level, last], cache
+
+
+LAYOUT = StageLayout("toy", (Segment("mulan", 3, 5),), Segment("acoustic", 2, 7, 50))
+PREFIX = jnp.array([[0, 5, 11], [4, 9, 14], [1, 6, 13]])
+
+
+def table(seed=0):
+    return jax.random.normal(jax.random.key(seed), (2, 7, 7))
+
+
+@pytest.mark.parametrize("min_bucket", [4, 512])
+def test_greedy_follows_the_script(monkeypatch, min_bucket):
+    monkeypatch.setattr(sampling, "MIN_BUCKET", min_bucket)
+    script = np.asarray(table())
+    codes = sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=5, keys=jax.random.split(jax.random.key(0), 3), sampling=SamplingConfig(0.0))
+    assert codes.shape == (3, 5, 2)
+    for row, prefix in zip(np.asarray(codes).reshape(3, -1), np.asarray(PREFIX)):
+        last = (prefix[-1] - LAYOUT.target_offset) % 7
+        for i, code in enumerate(row):
+            assert code == script[i % 2, last].argmax()
+            last = code
+
+
+def test_the_cache_holds_the_sequence_whatever_the_buckets(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(sampling, "MIN_BUCKET", 5)
+    decode = sampling._decode
+
+    def spy(*args):
+        state = decode(*args)
+        seen[state.cache.shape[1]] = np.asarray(state.cache)
+        return state
+
+    monkeypatch.setattr(sampling, "_decode", spy)
+    codes = sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=7, keys=jax.random.split(jax.random.key(0), 3))
+    assert sorted(seen) == cache_lengths(17) == [6, 12, 17]
+    ids = LAYOUT.to_ids(1, codes)
+    np.testing.assert_array_equal(seen[17], np.concatenate([PREFIX, ids], axis=1)[:, :17].astype(int) * (np.arange(17) < 16) - (np.arange(17) == 16))
+
+
+def test_cuts_and_batch_mates_do_not_matter(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    run = lambda rows=slice(None), **kwargs: np.asarray(  # noqa: E731
+        sample_codes(Scripted(LAYOUT), table(), PREFIX[rows], num_steps=6, keys=keys[rows], **kwargs)
+    )
+    together = run()
+    np.testing.assert_array_equal(together, np.concatenate([run(slice(i, i + 1)) for i in range(3)]))
+    np.testing.assert_array_equal(together, run())  # pure
+    monkeypatch.setattr(sampling, "MIN_BUCKET", 3)
+    monkeypatch.setattr(sampling, "PROGRESS_STEPS", 2)
+    calls = []
+    np.testing.assert_array_equal(together, run(on_progress=lambda *args: calls.append(args)))
+    assert calls[-1] == (12, 12) and [done for done, _ in calls] == sorted({done for done, _ in calls})
+    prompted = run(prompt=jnp.asarray(together[:, :2]))  # index i has the same key with a prompt as without
+    np.testing.assert_array_equal(together, prompted)
+
+
+def test_guidance_mixes_with_and_without_text():
+    class Textual(Scripted):
+        def __call__(self, params, ids, cache, *, num_steps, position, level):
+            cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
+            masked = cache[:, 0] == self.layout.mask_id
+            return jnp.where(masked[:, None], params["without"], params["with"]), cache
+
+    params = {"with": jnp.array([1.0, 0.9, 0, 0, 0, 0, 0]), "without": jnp.array([1.0, 0, 0, 0, 0, 0, 0])}
+    run = lambda guidance: sample_codes(  # noqa: E731
+        Textual(LAYOUT), params, PREFIX, num_steps=2, keys=jax.random.split(jax.random.key(0), 3), sampling=SamplingConfig(0.0, guidance=guidance)
+    )
+    np.testing.assert_array_equal(run(1.0), np.zeros((3, 2, 2)))
+    np.testing.assert_array_equal(run(3.0), np.ones((3, 2, 2)))
+
+
+def test_cooling_goes_from_level_to_level():
+    class Flat(Scripted):
+        def __call__(self, params, ids, cache, *, num_steps, position, level):
+            return jnp.tile(params, (ids.shape[0], 1)), cache
+
+    rows, logits = 4000, jnp.array([0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    keys = jax.random.split(jax.random.key(0), rows)
+    codes = sample_codes(Flat(LAYOUT), logits, jnp.tile(PREFIX[:1], (rows, 1)), num_steps=2, keys=keys, sampling=SamplingConfig(2.0, cooling=0.25))
+    for level, temperature in enumerate((2.0, 0.5)):
+        shares = np.bincount(np.asarray(codes[:, :, level]).ravel(), minlength=7) / (2 * rows)
+        np.testing.assert_allclose(shares, jax.nn.softmax(logits / temperature), atol=0.02)
+
+
+@functools.cache
+def build_stage():
+    layout = stage_layout("coarse", TOKENS)
+    config = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0)
+    prefix_ids = layout.prefix_ids({"mulan": np.arange(9).reshape(3, 3) % 5, "semantic": np.arange(12).reshape(3, 4) % 7})
+    params = jax.jit(Stage(config, layout).init)(jax.random.key(0), prefix_ids, jnp.zeros((3, 1, 2), jnp.int32))["params"]
+    decoder = StageDecoder(config, layout)
+    return decoder, params, decoder.prepare(params), prefix_ids
+
+
+def test_a_stage_greedily_is_argmax_of_the_full_pass(monkeypatch):
+    monkeypatch.setattr(sampling, "MIN_BUCKET", 9)
+    decoder, params, prepared, prefix_ids = build_stage()
+    codes = sample_codes(decoder, prepared, prefix_ids, num_steps=8, keys=jax.random.split(jax.random.key(0), 3), sampling=SamplingConfig(0.0))
+    logits = jax.jit(Stage(decoder.config, decoder.layout).apply)({"params": params}, prefix_ids, codes)
+    np.testing.assert_array_equal(codes, logits.argmax(-1))
+
+
+def test_a_stage_row_does_not_depend_on_its_batch():
+    decoder, _, prepared, prefix_ids = build_stage()
+    keys = jax.random.split(jax.random.key(1), 3)
+    together = sample_codes(decoder, prepared, prefix_ids, num_steps=5, keys=keys)
+    alone = [sample_codes(decoder, prepared, prefix_ids[i : i + 1], num_steps=5, keys=keys[i : i + 1]) for i in range(3)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert len({row.tobytes() for row in np.asarray(together)}) == 3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_stage_goes_on_in_several_ways_from_one_cache(guidance):
+    decoder, _, prepared, prefix_ids = build_stage()
+    prompt = jax.random.randint(jax.random.key(3), (3, 2, 2), 0, 11)
+    keys = jax.random.split(jax.random.key(1), 12)
+    run = lambda prompt: sample_codes(  # noqa: E731
+        decoder, prepared, jnp.repeat(prefix_ids, 4, axis=0), num_steps=6, keys=keys, prompt=prompt, sampling=SamplingConfig(guidance=guidance)
+    )
+    codes = np.asarray(run(prompt))
+    np.testing.assert_array_equal(codes, run(jnp.repeat(prompt, 4, axis=0)))
+    np.testing.assert_array_equal(codes[:, :2], np.repeat(prompt, 4, axis=0))
+    assert len({row.tobytes() for row in codes}) == 12
+
+
+def test_hot_draws_stay_in_the_block():
+    decoder, _, prepared, prefix_ids = build_stage()
+    rows = 500
+    keys = jax.random.split(jax.random.key(1), rows)
+    codes = sample_codes(decoder, prepared, jnp.tile(prefix_ids[:1], (rows, 1)), num_steps=10, keys=keys, sampling=SamplingConfig(10.0))
+    assert codes.size == 10_000
+    assert np.unique(codes).tolist() == list(range(11))
+
+
+def test_draws_follow_the_softmax():
+    logits = jnp.array([0.0, 1.0, 2.0])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    for temperature in (0.5, 1.0):
+        counts = np.bincount(draw(jnp.tile(logits, (20_000, 1)), keys, SamplingConfig(temperature)), minlength=3)
+        np.testing.assert_allclose(counts / 20_000, jax.nn.softmax(logits / temperature), atol=0.015)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 13, 99])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
+def test_filters_against_numpy(top_k, top_p):
+    logits = np.asarray(2 * jax.random.normal(jax.random.key(0), (5, 13)))
+    out = np.asarray(filter_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p))
+    for row, filtered in zip(logits, out):
+        order = np.argsort(-row)[: top_k or 13]
+        probability = np.exp(row[order]) / np.exp(row[order]).sum()
+        keep = order[np.concatenate([[0], np.cumsum(probability)[:-1]]) < top_p]
+        np.testing.assert_array_equal(np.flatnonzero(np.isfinite(filtered)), np.sort(keep))
+        np.testing.assert_array_equal(filtered[keep], row[keep])
+
+
+@pytest.mark.parametrize(
+    "field,value", [("temperature", -1.0), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)]
+)
+def test_nonsense_is_refused(field, value):
+    with pytest.raises(UserError, match=f"{field}="):
+        SamplingConfig(**{field: value})
+
+
+def test_wrong_calls_are_named():
+    keys = jax.random.split(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="one key per row: 3, got 2"):
+        sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys[:2])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys, prompt=jnp.zeros((3, 2, 2), jnp.int32))
+    with pytest.raises(ValueError, match="3 rows cannot continue 2 prompts"):
+        sample_codes(Scripted(LAYOUT), table(), PREFIX, num_steps=2, keys=keys, prompt=jnp.zeros((2, 1, 2), jnp.int32))
+
+
+@pytest.mark.parametrize("total", [1, 511, 513, 1800, 2262])
+def test_cache_lengths_reach_the_end(total):
+    lengths = cache_lengths(total)
+    assert lengths[-1] == total and len(lengths) <= 3 and lengths == sorted(set(lengths))
