@@ -181,7 +181,7 @@ class MusicLM:
 
         clips = selection.repeat(prompts, num_samples)  # The prompt of each clip.
         ways = tries.num_candidates * tries.num_drafts
-        keys = clip_keys(selection.repeat(clips, ways), seed=seed)
+        keys = clip_keys(selection.repeat(map(self.text.normalize, clips), ways), seed=seed)
         streams = {"mulan": np.repeat(self.mulan.text_tokens(prompts), num_samples * ways, axis=0)}
         drafts, candidates = tries.num_drafts > 1, tries.num_candidates > 1
         for stage in stages:

@@ -50,10 +50,11 @@ def load(opened: bundle.Bundle, config: MusicLMConfig, name: str) -> dict[str, A
 
 def load_vocabulary(opened: bundle.Bundle) -> TextTokenizer:
     """MuLan's text vocabulary."""
-    try:
-        return TextTokenizer.from_json(opened.load("mulan")[1][VOCABULARY])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{opened.path / 'mulan.safetensors'}: its metadata have no readable text vocabulary; export the bundle again") from error
+    file = opened.path / "mulan.safetensors"
+    metadata = opened.load("mulan")[1]
+    if VOCABULARY not in metadata:
+        raise UserError(f"{file}: its metadata have no text vocabulary; export the bundle again")
+    return TextTokenizer.from_json(metadata[VOCABULARY], where=f"the text vocabulary of {file}")
 
 
 def describe(path: str | os.PathLike) -> str:
@@ -63,7 +64,7 @@ def describe(path: str | os.PathLike) -> str:
     lines = [f"{opened.path}: MusicLM bundle, format {bundle.FORMAT}", ""]
     for name in (*config.models, *RERANKERS):
         if (file := f"{name}.safetensors") in opened.files:
-            lines.append(f"{name:<18} {millions(load(opened, config, name)):>8} parameters  {opened.files[file]['bytes'] / 1e6:8.1f} MB")
+            lines.append(f"{name:<18} {millions(load(opened, config, name)):>8} parameters  {opened.files[file].bytes / 1e6:8.1f} MB")
     load_vocabulary(opened)
     lines += ["", f"{config.audio.sample_rate_hz} Hz"]
     for stream in config.streams.values():

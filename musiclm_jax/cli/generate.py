@@ -68,7 +68,7 @@ def warn(musiclm, prompts) -> None:
         click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads; it reads {short(kept)}", err=True)
     for prompt in prompts:
         unknown, known = musiclm.text.unknown_words(prompt)
-        if unknown:
+        if unknown or not known:
             some = ", ".join(map(short, unknown[:8]))
             what = f"knows no word of the prompt {short(prompt)}" if not known else f"does not know {some} in the prompt {short(prompt)}"
             click.echo(f"musiclm: the model {what}; it was trained on other words, so the music need not follow", err=True)

@@ -52,6 +52,10 @@ def check_request(
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise UserError(f"prompt {number} is empty; describe the music in a few words, such as 'a calm piano melody'")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"prompt {number} is no valid UTF-8: {prompt.encode(errors='backslashreplace').decode()!r}; type it again") from None
     if not 0 < seconds <= MAX_SECONDS:  # Neither is nan.
         raise UserError(f"seconds={seconds:g}: choose a number above 0 and up to {MAX_SECONDS}")
     for name, number in (("samples", num_samples), ("candidates", num_candidates), ("drafts", num_drafts)):
@@ -86,7 +90,8 @@ def _sampling_number(stage: str, name: str, value: float | int) -> float | int:
 
 
 def clip_keys(prompts: Sequence[str], *, seed: int) -> Keys:
-    """One key per clip, from the seed, the prompt and the clip's number among those of the same prompt."""
+    """One key per clip, from the seed, the prompt and the clip's number among those of the same prompt. Prompts that the model reads alike should be
+    equal here: `TextTokenizer.normalize`."""
     seen: collections.Counter[str] = collections.Counter()
     numbers = []
     for prompt in prompts:

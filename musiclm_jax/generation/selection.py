@@ -8,7 +8,7 @@ exactly the beginning of a long one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -98,6 +98,6 @@ def best_rows(scores: Float[np.ndarray, "R C"], *, keep: int) -> Int[np.ndarray,
     return (best + scores.shape[1] * np.arange(len(scores))[:, None]).ravel()
 
 
-def repeat(values: Sequence, times: int) -> list:
+def repeat(values: Iterable, times: int) -> list:
     """Each value `times` times: a, a, b, b."""
     return [value for value in values for _ in range(times)]

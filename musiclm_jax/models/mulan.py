@@ -179,15 +179,20 @@ def fit_quantizer(
     cones would then decide the nearest code of every text. So each modality is centred on its own mean first; and the codebooks are
     fitted to both together, where the paper fits to audio alone.
     """
-    if len(audio_embeddings) + len(text_embeddings) < config.num_codes:
-        raise UserError(
-            f"{len(audio_embeddings)} clips and {len(text_embeddings)} captions cannot fill num_codes={config.num_codes} codes: "
-            "lower num_codes of the MuLan config or give more clips"
-        )
+    check_quantizer(config, num_clips=len(audio_embeddings), num_captions=len(text_embeddings))
     means = {"audio_mean": _mean_direction(audio_embeddings), "text_mean": _mean_direction(text_embeddings)}
     both = jnp.concatenate([_centre(audio_embeddings, means["audio_mean"]), _centre(text_embeddings, means["text_mean"])])
     codebooks = rvq_fit(rng, both, num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)
     return {**means, "codebooks": codebooks}
+
+
+def check_quantizer(config: MuLanConfig, *, num_clips: int, num_captions: int) -> None:
+    """Raises UserError where so many embeddings are too few for `fit_quantizer`."""
+    if num_clips + num_captions < config.num_codes:
+        raise UserError(
+            f"{num_clips} clips and {num_captions} captions cannot fill num_codes={config.num_codes} codes: "
+            "lower num_codes of the MuLan config or give more clips"
+        )
 
 
 def audio_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:

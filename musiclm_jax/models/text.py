@@ -96,6 +96,16 @@ class TextTokenizer:
         """The text of one row of ids, without [PAD], [CLS] and [SEP]: lower case, spaces regularised."""
         return self._tokenizer.decode([int(i) for i in ids if i not in (PAD_ID, CLS_ID, SEP_ID)], skip_special_tokens=False)
 
+    def normalize(self, text: str) -> str:
+        """The text as the model reads it: lower case, without accents, spaces regularised."""
+        return " ".join(self._tokenizer.normalizer.normalize_str(text).split())
+
+    def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
+        """(words of a text that are no piece of the vocabulary as a whole, words that are). The training captions hardly had the former."""
+        words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(self.normalize(text)) if any(map(str.isalnum, word))]
+        known = [word for word in words if self._tokenizer.token_to_id(word) is not None]
+        return [word for word in words if word not in known], known
+
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str):
             raise ValueError(f"expected a list of texts, got one string: pass [{texts!r}]")

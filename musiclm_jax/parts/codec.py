@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from musiclm_jax.data.clips import crop_samples, wave_source
+from musiclm_jax.data.clips import wave_source
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.spectral_codec import SpectralCodecConfig
 from musiclm_jax.models.tokenizers import AcousticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
 from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, wave_shapes
-from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.records import to_dict
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask

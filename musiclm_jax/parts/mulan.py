@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.data.clips import wave_source
+from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
@@ -98,7 +99,7 @@ class MuLanPart(ContrastivePart):
         return self.captioned_source(run, split, seed, vocabulary(run))
 
     def check(self, run: Run) -> None:
-        run.clip_folder.check_captions()
+        check_captions(run.clip_folder)
         self.captioned_source(run, "train", self.loop.seed, _vocabulary(run))
         clips, config = run.clips.captioned(), run.config.model.mulan
         train = [clip for clip in clips.clips if clip.split == "train"]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from musiclm_jax import bundle
 from musiclm_jax.data.clips import ClipStore, crop_samples, refresh_index
@@ -230,7 +229,7 @@ class Run:
 
     def weights(self, step: str) -> dict[str, Any]:
         """The weights that a step made."""
-        return bundle.unflatten(safetensors.numpy.load_file(self.folder(step) / WEIGHTS))
+        return bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
 
 
 def wave_shapes(part: TrainedPart, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -240,10 +239,7 @@ def wave_shapes(part: TrainedPart, fit: FitConfig) -> dict[str, jax.ShapeDtypeSt
 
 
 def save_weights(folder: Path, variables: Mapping[str, Any]) -> None:
-    # order="C": safetensors writes memory as it lies. (np.ascontiguousarray would turn scalars into vectors.)
-    arrays = {name: np.asarray(value, order="C") for name, value in bundle.flatten(jax.device_get(variables)).items()}
-    with atomic_path(folder / WEIGHTS) as path:
-        safetensors.numpy.save_file(arrays, path)
+    bundle.write_arrays(folder / WEIGHTS, jax.device_get(variables))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
