@@ -22,6 +22,7 @@ from musiclm_jax import bundle
 from musiclm_jax.audio.features import log_mel
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, crop_samples, prepare, wave_source
+from musiclm_jax.data.folder import read_folder
 from musiclm_jax.data.pairs import pair_source, renderings
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenStore, pieces, token_source, wave_batches
@@ -235,7 +236,10 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def _prepare(run: Run, folder: Path) -> dict[str, Any]:
-    store = prepare(run.data, folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
+    clips = read_folder(run.data, hashes=run.workdir / "hashes.json")
+    for warning in clips.warnings:
+        print(f"prepare: {warning}", flush=True)
+    store = prepare(clips, folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
     skipped = read_json(folder / "index.json")["num_skipped"]
     if skipped:
         print(f"prepare: {skipped} clips are of no use and were left out; see {folder / 'skipped.log'}", flush=True)
