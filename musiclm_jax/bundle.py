@@ -39,7 +39,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16}
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 _STORED_NAMES = {dtype: name for name, dtype in _STORED_DTYPES.items()}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors")
-# Far above what is in use: more is somebody's mischief.
+# Far above what any model needs; more is refused before it costs memory or recursion.
 _MAX_CONFIG_BYTES, _MAX_DEPTH = 2**24, 64
 
 Variables = dict[str, Any]

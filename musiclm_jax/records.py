@@ -260,8 +260,9 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` for the body to write, and nothing else. It becomes `path` when the body is through, and reaches the disk before
-    that: a killed process, or a machine without power, leaves the old file or the new one. Its name is always the same, so the next run overwrites what
-    a killed one left. Missing folders are made.
+    that: a killed process, or a machine without power, leaves the old file or the new one. Its name is always the same, `.NAME.tmp`, so the next run
+    overwrites what a killed one left; two runs at the same time must not write the same file. Missing folders are made. (Give `np.save` an opened file:
+    to a name that does not end in .npy it adds that.)
 
     Raises:
         UserError: it cannot be written; the message names `path` and says why.

@@ -150,7 +150,7 @@ def test_values_of_another_type_are_named_or_brought_to_the_right_one():
     assert done.returncode == 0, done.stderr[-2000:]
     dim, share, dropout, loss, dtype, values = done.stdout.splitlines()
     assert "(in semantic/StageConfig)" in dim and "FitConfig" in share and "dropout=3" in dropout
-    assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected str" in dtype
+    assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected a string" in dtype
     assert values == "((2, 240), 1.0, 0.0)"
 
 
