@@ -96,9 +96,10 @@ def rvq_fit(rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int
 
 
 def perplexity(counts: Float[Array, "*Q C"]) -> Float[Array, "*Q"]:
-    """exp(entropy) of the codes' frequencies: C when all are used equally, 1 when one is."""
+    """exp(entropy) of the codes' frequencies, given as counts or as probabilities: C when all are used equally, 1 when one is."""
     frequencies = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(frequencies, frequencies), axis=-1))
+    # The derivative of f log f has no limit at 0, where a softmax underflows to.
+    return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.maximum(frequencies, 1e-10)), axis=-1))
 
 
 def quantize_train(

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Key
+from musiclm_jax.errors import UserError
 from musiclm_jax.models import melody
 from musiclm_jax.tasks.mulan import recall_at_1
 from musiclm_jax.training.losses import semi_hard_triplet_loss
-from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
-class MelodyTask:
+class MelodyRecipe(Recipe):
+    # Of squared distances, which lie in [0, 4] between unit vectors. The paper gives none; this is FaceNet's.
+    margin: float = 0.2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.margin > 0:
+            raise UserError(f"margin={self.margin}: must be positive, or equal embeddings cost nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class MelodyTask(Task):
     """Batch: "wave" and "other_wave" float32 [B, N], the same seconds of a melody in two renderings, each one window of the model; "melody" int32 [B],
-    equal where two rows may hold the same melody, such as two windows of one clip: they are no negatives of each other.
+    equal where two rows may be the same melody, such as two windows of one clip: they are no negatives of each other.
 
     All 2B windows are anchors. The positive of each is its other rendering; its negatives are both renderings of the other melodies, so that
     an embedding which tells instruments rather than tunes fares badly.
@@ -29,29 +40,22 @@ class MelodyTask:
     the same melody, and recall_chance; and the mean cosines of pairs and of negatives.
     """
 
-    name: str = "melody"
-    model: melody.MelodyConfig = melody.MelodyConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    # Of squared distances, which lie in [0, 4] between unit vectors. The paper gives none; this is FaceNet's.
-    margin: float = 0.2
-
-    def __post_init__(self):
-        if not self.margin > 0:
-            raise ValueError(f"margin={self.margin}: must be positive, or equal embeddings cost nothing")
+    name: ClassVar[str] = "melody"
+    model: melody.MelodyConfig
+    recipe: MelodyRecipe = MelodyRecipe()
 
     def init_state(self, rng: Key) -> TrainState:
-        params = melody.init(self.model, rng)
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+        return fresh_state(melody.init(self.model, rng), self.recipe)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.optimizer)
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Nothing is drawn.
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """{"params"}; the step "melody" adds "quantizer" when training is done."""
+        """{"params"}; `melody.fit_quantizer` makes the "quantizer" when training is done."""
         return {"params": nn.unbox(state.params)}
 
     def _loss(self, params: Any, batch: Batch, dropout_rng: Key | None) -> tuple[jax.Array, Metrics]:
@@ -64,7 +68,7 @@ class MelodyTask:
         cosines = jnp.einsum("bd,cd->bc", anchors, candidates, precision=jax.lax.Precision.HIGHEST)
         same = jnp.tile(batch["melody"][:, None] == batch["melody"], (2, 2))
         # Of unit vectors: |a - b|^2 = 2 - 2 a.b
-        loss = semi_hard_triplet_loss(2 - 2 * cosines, same, margin=self.margin)
+        loss = semi_hard_triplet_loss(2 - 2 * cosines, same, margin=self.recipe.margin)
 
         itself = jnp.roll(jnp.eye(2 * size, dtype=bool), size, axis=1)
         others, negatives = same & ~itself, ~same

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models import mulan
 from musiclm_jax.nn.layers import fan_in_init, partitioned
-from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
 def contrastive_loss(
@@ -25,7 +24,7 @@ def contrastive_loss(
     infonce     half of -s_ii + log sum over j of exp s_ij, and half of the same over columns, j being i and its negatives
     sigmoid     -log sigmoid(s_ii + bias) - sum over i's negatives j of log sigmoid(-s_ij - bias)
 
-    Where `same` holds, the two texts are one text: such pairs are no negatives. It must hold on the diagonal.
+    Where `same` is True, the two texts are one text: such pairs are no negatives. It must be True on the diagonal.
     """
     logits = cosines.astype(jnp.float32) / temperature + bias
     positive = jnp.diagonal(logits)
@@ -46,7 +45,7 @@ def contrastive_loss(
 
 
 def same_text(ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Bool[Array, "B B"]:
-    """True where two rows are the same tokens: a batch may hold two clips whose captions are word for word the same."""
+    """True where two rows are the same tokens: a batch may contain two clips whose captions are word for word the same."""
     ids = jnp.where(mask, ids, -1)
     return jnp.all(ids[:, None] == ids[None], axis=-1)
 
@@ -67,7 +66,15 @@ def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class MuLanTask:
+class MuLanRecipe(Recipe):
+    # Weight of a second loss, `word_loss` of one linear layer on either embedding. A contrast between two towers that both start from nothing is
+    # slow to find what few captions say and few features tell, such as the mode: neither tower moves before the other has it. Words are there
+    # from the start, and one layer for both puts them where both have them. The paper has none: 0.
+    word_weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MuLanTask(Task):
     """Batch: "wave" float32 [B, N], or in its place "mels" [B, T, M]; "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
 
     Metrics: loss, and loss_chance, the loss of a model to which all pairs look alike (log B for "infonce", log 2(B - 1) for "decoupled");
@@ -75,25 +82,22 @@ class MuLanTask:
     of pairs and of negatives.
     """
 
+    model: mulan.MuLanConfig
+    recipe: MuLanRecipe = MuLanRecipe()
+    # "mulan", or a reranker's: a MuLan that is trained on.
     name: str = "mulan"
-    model: mulan.MuLanConfig = mulan.MuLanConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    # Weight of a second loss, `word_loss` of one linear layer on either embedding. A contrast between two towers that both start from nothing is
-    # slow to find what few captions say and few features tell, such as the mode: neither tower moves before the other has it. Words are there
-    # from the start, and one layer for both puts them where both have them. The paper has none: 0.
-    word_weight: float = 0.0
 
     def init_state(self, rng: Key) -> TrainState:
         params = {"mulan": mulan.init(self.model, rng)}
-        if self.word_weight:
+        if self.recipe.word_weight:
             shape = (self.model.embedding_dim, self.model.text.vocab_size)
             params["words"] = partitioned(fan_in_init, (None, "vocab"))(jax.random.fold_in(rng, 1), shape)
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+        return fresh_state(params, self.recipe)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
         dropout_rng, augment_rng = jax.random.split(rng)
         rngs = {"dropout": dropout_rng, "augment": augment_rng}
-        return gradient_step(state, lambda params: self._loss(params, batch, rngs), self.optimizer)
+        return gradient_step(state, lambda params: self._loss(params, batch, rngs), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Nothing is drawn.
@@ -115,9 +119,9 @@ class MuLanTask:
             return contrastive_loss(cosines, same, temperature=temperature, bias=bias, form=self.model.loss)
 
         contrast = loss_of(cosines)
-        words = self._word_loss(params, audio, text, ids, mask) if self.word_weight else 0.0
+        words = self._word_loss(params, audio, text, ids, mask) if self.recipe.word_weight else 0.0
         negatives = jnp.logical_not(same)
-        return contrast + self.word_weight * words, {
+        return contrast + self.recipe.word_weight * words, {
             "loss": contrast,
             "loss_chance": loss_of(jnp.zeros_like(cosines)),
             "audio_to_text": recall_at_1(cosines, same),
@@ -126,7 +130,7 @@ class MuLanTask:
             "temperature": temperature,
             "pair_cosine": jnp.mean(jnp.diagonal(cosines)),
             "negative_cosine": jnp.sum(cosines * negatives) / jnp.maximum(jnp.sum(negatives), 1),
-        } | ({"word_loss": words} if self.word_weight else {})
+        } | ({"word_loss": words} if self.recipe.word_weight else {})
 
     def _word_loss(self, params: Any, audio: Float[Array, "B D"], text: Float[Array, "B D"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> jax.Array:
         kernel = audio.shape[-1] ** 0.5 * nn.unbox(params["words"])

@@ -13,43 +13,41 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.errors import UserError
 from musiclm_jax.models.stage import Stage, StageConfig
-from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tokens import StageLayout, stage_layout
-from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.tokens import StageLayout
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
-class StageTask:
-    """Batches: {"mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q]}, int32, of which a stage reads what its layout names."""
-
-    # "semantic", "coarse" or "fine".
-    name: str = "semantic"
-    model: StageConfig = StageConfig()
-    tokens: TokenSpec = TokenSpec()
-    optimizer: OptimizerConfig = OptimizerConfig()
+class StageRecipe(Recipe):
     # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting (T5X's value). 0: off.
     z_loss: float = 1e-4
-    # Share of training sequences without their conditions, for classifier-free guidance. 0: the model learns only with them.
-    prefix_dropout: float = 0.0
     # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
     # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
     past_dropout: float = 0.0
-    # Whether `fit` starts embedding and head from the tokenizers' codebooks (`models.stage.start_from_codebooks`). The paper's start is random.
-    codebook_init: bool = False
-    # Whether the fine stage sees MuLan tokens; the paper leaves it open, AudioLM's does not.
-    fine_sees_mulan: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.past_dropout <= 1:
+            raise UserError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTask(Task):
+    """Batches: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q]."""
+
+    # The stage's, such as "semantic".
+    name: str
+    model: StageConfig
+    layout: StageLayout
+    recipe: StageRecipe = StageRecipe()
+    # Share of training sequences without their conditions, for classifier-free guidance. 0: the model learns only with them.
+    prefix_dropout: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.prefix_dropout < 1:
-            raise ValueError(f"prefix_dropout={self.prefix_dropout}: choose a rate in [0, 1)")
-        if not 0 <= self.past_dropout <= 1:
-            raise ValueError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
-
-    @property
-    def layout(self) -> StageLayout:
-        return stage_layout(self.name, self.tokens, fine_sees_mulan=self.fine_sees_mulan)
+            raise UserError(f"prefix_dropout={self.prefix_dropout}: choose a share in [0, 1)")
 
     @property
     def stage(self) -> Stage:
@@ -58,11 +56,13 @@ class StageTask:
     def init_state(self, rng: Key) -> TrainState:
         codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)  # one step: parameters do not depend on lengths
         prefix_ids = jnp.zeros((1, len(self.layout.positions(1)[0]) - codes.size), jnp.int32)
-        params = self.stage.init(rng, prefix_ids, codes)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+        return fresh_state(self.stage.init(rng, prefix_ids, codes)["params"], self.recipe)
+
+    def check_batch(self, batch: Batch) -> None:
+        self.layout.check(batch)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.optimizer)
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # no dropout
@@ -80,10 +80,10 @@ class StageTask:
             if self.prefix_dropout:
                 drop = jax.random.bernoulli(prefix_rng, self.prefix_dropout, (codes.shape[0], 1))
                 prefix_ids = jnp.where(drop, self.layout.mask_id, prefix_ids)
-            if self.past_dropout:
-                hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.past_dropout)
+            if self.recipe.past_dropout:
+                hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.recipe.past_dropout)
         logits = self.stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
-        return _cross_entropy(logits, codes, z_loss=self.z_loss)
+        return _cross_entropy(logits, codes, z_loss=self.recipe.z_loss)
 
 
 def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,16 +13,15 @@ import optax
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, sample_mask
 from musiclm_jax.nn.layers import l2_normalize
-from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.training.task import Batch, Metrics, TrainState, gradient_step
+from musiclm_jax.nn.quantize import perplexity
+from musiclm_jax.training.optim import OptimizerConfig
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
-class W2vBertTask:
-    """Batches are {"wave": float32 [B, N]}. Each step draws its own mask, noise, codes and distractors from the step's key."""
-
-    model: W2vBertConfig = W2vBertConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=25_000, total_steps=400_000)
+class W2vBertRecipe(Recipe):
+    num_steps: int = 400_000
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=25_000)
     # Chance of a frame to start a masked span, and its frames (40 ms each): about half of all frames are masked.
     mask_start_rate: float = 0.065
     mask_span: int = 10
@@ -35,17 +34,24 @@ class W2vBertTask:
     # The Gumbel temperature falls from the first to the second of these by a factor per step (wav2vec 2.0, arXiv 2006.11477, section 4.2).
     gumbel_temperature: tuple[float, float] = (2.0, 0.5)
     gumbel_decay: float = 0.999995
-    name: str = "w2v_bert"
+
+
+@dataclasses.dataclass(frozen=True)
+class W2vBertTask(Task):
+    """Batches are {"wave": float32 [B, N]}. Each step draws its own mask, noise, codes and distractors from the step's key."""
+
+    name: ClassVar[str] = "w2v_bert"
+    model: W2vBertConfig
+    recipe: W2vBertRecipe = W2vBertRecipe()
 
     def init_state(self, rng: Key) -> TrainState:
         """Fresh parameters; their leaves carry logical axis names (flax boxes)."""
         wave = jnp.zeros((1, self.model.token_samples), jnp.float32)
         init = lambda rng: W2vBert(self.model).init(rng, wave, mask=jnp.zeros((1, 1), bool), rng=rng, temperature=1.0, train=False)  # noqa: E731
-        params = init(rng)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+        return fresh_state(init(rng)["params"], self.recipe)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, lambda params: self._loss(params, batch, rng, step=state.step, train=True), self.optimizer)
+        return gradient_step(state, lambda params: self._loss(params, batch, rng, step=state.step, train=True), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         """The losses with the most probable codes instead of sampled ones."""
@@ -56,23 +62,23 @@ class W2vBertTask:
         return {"params": nn.unbox(state.params)}
 
     def gumbel_temperature_at(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        start, end = self.gumbel_temperature
-        return jnp.maximum(start * self.gumbel_decay ** jnp.asarray(step, jnp.float32), end)
+        start, end = self.recipe.gumbel_temperature
+        return jnp.maximum(start * self.recipe.gumbel_decay ** jnp.asarray(step, jnp.float32), end)
 
     def _loss(self, params: Any, batch: Batch, rng: Key, *, step: jax.Array, train: bool) -> tuple[jax.Array, Metrics]:
         wave = jnp.asarray(batch["wave"])
         rng_mask, rng_model, rng_distractors = jax.random.split(rng, 3)
         shape = (wave.shape[0], -(-wave.shape[1] // self.model.token_samples))
-        mask = sample_mask(rng_mask, shape, start_rate=self.mask_start_rate, span=self.mask_span)
+        mask = sample_mask(rng_mask, shape, start_rate=self.recipe.mask_start_rate, span=self.recipe.mask_span)
         out = W2vBert(self.model).apply(
             {"params": params}, wave, mask=mask, rng=rng_model, temperature=self.gumbel_temperature_at(step), train=train
         )
         contrastive, contrastive_accuracy = contrastive_loss(
-            out, mask, rng=rng_distractors, num_distractors=self.num_distractors, temperature=self.contrastive_temperature
+            out, mask, rng=rng_distractors, num_distractors=self.recipe.num_distractors, temperature=self.recipe.contrastive_temperature
         )
         masked, masked_accuracy = masked_prediction_loss(out, mask)
         diversity = diversity_loss(out.code_probs)
-        loss = contrastive + self.diversity_weight * diversity + masked
+        loss = contrastive + self.recipe.diversity_weight * diversity + masked
         used = jnp.mean(jax.nn.one_hot(out.code_ids, self.model.num_codes), axis=(0, 1))
         metrics = {
             "loss": loss,
@@ -129,11 +135,6 @@ def diversity_loss(code_probs: Float[Array, "B T V"]) -> Float[Array, ""]:
     """The share of the codebook that the batch leaves unused, in [0, 1]: 1 - perplexity / V of the mean softmax."""
     mean = jnp.mean(code_probs, axis=(0, 1))
     return 1 - perplexity(mean) / mean.shape[0]
-
-
-def perplexity(probs: Float[Array, "V"]) -> Float[Array, ""]:
-    """exp(entropy): how many equally likely codes would be as uncertain."""
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(probs, probs + 1e-10)))
 
 
 def masked_mean(x: Array, mask: Bool[Array, "B T"]) -> Float[Array, ""]:

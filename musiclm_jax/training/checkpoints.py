@@ -1,8 +1,22 @@
-"""Checkpoints of a training run (Orbax): the whole state, and the config it belongs to. Bundles for users are `MusicLM.save_pretrained`."""
+"""Checkpoints of a training run. Bundles for users are `MusicLM.save_pretrained`.
+
+    WORKDIR/checkpoints/<step>/state/             the whole state, by Orbax
+    WORKDIR/checkpoints/<step>/checkpoint.json    which training it belongs to, how long its run was to be, and the SHA-256 of each file
+    WORKDIR/damaged/<step>/                       a checkpoint whose files are not those that were written
+
+A folder has the name of its step only when all of it is on the disk, so what a kill or a power cut leaves half-written never counts. Whether a
+checkpoint is damaged is decided by its hashes alone, and not by what is raised while it is read: a disk that gives an error may give the file
+tomorrow. A damaged checkpoint is never deleted.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import hashlib
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +24,39 @@ import jax
 import orbax.checkpoint as ocp
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import differences
+from musiclm_jax.records import write_json
+from musiclm_jax.training.disk import first_line, reading, sync, writing
 
 log = logging.getLogger(__name__)
 
+# How the length of a run was changed, as [first step, num_steps] pairs: a run of 4 steps that was trained on to 6 is [[0, 4], [4, 6]].
+Lengths = list[list[int]]
+
+_RECORD, _UNFINISHED = "checkpoint.json", ".unfinished"
+
 
 class Checkpoints:
-    """The checkpoints in one folder, by step. Use it as a context manager, or call `close`.
+    """The checkpoints of one run, by step. Use it as a context manager, or call `close`.
 
-    Each holds the state and `config`, any JSON tree, so that a run cannot continue under a config that is not its own.
+    identity: of the training, an opaque string. A checkpoint of another training is an error.
     """
 
-    def __init__(self, directory: Path, *, config: Any, keep: int = 2):
-        self._directory = Path(directory).absolute()
-        self._config = config
-        # On the CPU an array's host copy may be the array itself, which the next step's donation overwrites: save before going on.
-        asynchronous = jax.default_backend() != "cpu"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+    def __init__(self, workdir: Path, *, identity: str, keep: int = 2):
+        self._workdir, self._identity, self._keep = Path(workdir).absolute(), identity, keep
+        self._directory = self._workdir / "checkpoints"
+        self._newest = 0
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for path in self._directory.glob(f"*{_UNFINISHED}"):
+                shutil.rmtree(path)
+            sync(self._workdir)
+        # Orbax logs a stack of lines for what it raises as well.
+        self._orbax_log = logging.getLogger("absl")
+        self._orbax_log_level = self._orbax_log.level
+        self._orbax_log.setLevel(logging.CRITICAL)
+        self._orbax = ocp.StandardCheckpointer()
+        self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: concurrent.futures.Future | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -35,52 +64,162 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def save(self, step: int, state: Any) -> None:
-        """Writes the state as `step`; on an accelerator in the background. A step that exists already is left alone."""
-        if step in self._manager.all_steps():
-            return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config))
-        self._manager.save(step, args=items)
-
-    def restore(self, abstract_state: Any) -> Any | None:
-        """The newest readable state, placed as `abstract_state` (ShapeDtypeStructs with shardings) says; None where there is no checkpoint.
-
-        An unreadable checkpoint (killed while writing, disk full) is removed with a warning and the one before it is taken. Raises `UserError`
-        where a checkpoint belongs to another config, or where none of them can be read.
-        """
-        unreadable = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                config = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-                self._check_config(config)
-                items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-                state = self._manager.restore(step, args=items)["state"]
-            except UserError:
-                raise
-            except Exception as error:  # Orbax raises many types for a damaged folder.
-                log.warning("checkpoint %s cannot be read (%s): trying the one before it", self._directory / str(step), _first_line(error))
-                unreadable.append(step)
-                continue
-            for damaged in unreadable:  # Only now that another is known to be good; training will write these steps again.
-                self._manager.delete(damaged)
-            return state
-        if unreadable:
-            raise UserError(f"none of the checkpoints in {self._directory} can be read: delete the folder to start this training anew")
-        return None
-
-    def _check_config(self, config: Any) -> None:
-        changed = differences(self._config, config)
-        if changed:
-            raise UserError(
-                f"the checkpoints in {self._directory} belong to another config ({'; '.join(changed[:5])}{'; ...' if changed[5:] else ''}): "
-                "go back to that config, choose another folder, or delete this one to start anew"
-            )
-
     def close(self) -> None:
         """Waits until what was saved is on the disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._wait()
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(Exception):  # What a save raised has been raised; Orbax raises it again.
+                self._orbax.close()
+            self._orbax_log.setLevel(self._orbax_log_level)
+
+    # ---------------------------------------------------------------- Save
+
+    def save(self, step: int, state: Any, lengths: Lengths) -> None:
+        """Writes the state as `step`; on an accelerator in the background. A step that exists is left alone."""
+        self._wait()
+        folder = self._directory / str(step)
+        if folder.exists():
+            return
+        unfinished = folder.with_name(f"{step}{_UNFINISHED}")
+        with self._writing():
+            self._orbax.save(unfinished / "state", state)
+        self._saving = self._worker.submit(self._finish, step, unfinished, {"identity": self._identity, "lengths": lengths})
+        # On the CPU an array's host copy may be the array itself, which the next step's donation overwrites.
+        if jax.default_backend() == "cpu":
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until the last save is done. Raises `UserError` where the disk refused it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with self._writing():
+                saving.result()
+
+    def _finish(self, step: int, unfinished: Path, record: dict[str, Any]) -> None:
+        self._orbax.wait_until_finished()
+        record["files"] = {}
+        for path in sorted(unfinished.rglob("*")):
+            sync(path)
+            if path.is_file():
+                record["files"][path.relative_to(unfinished).as_posix()] = _hash_file(path)
+        write_json(unfinished / _RECORD, record | {"sha256": _hash_record(record)})
+        sync(unfinished)
+        unfinished.rename(self._directory / str(step))
+        sync(self._directory)
+        self._newest = step
+        for old in self._steps()[: -self._keep]:
+            doomed = self._directory / f"{old}{_UNFINISHED}"  # A kill leaves no half of a checkpoint.
+            (self._directory / str(old)).rename(doomed)
+            shutil.rmtree(doomed)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Raises `UserError` where the disk refuses, and leaves nothing that takes up its space."""
+        try:
+            with writing(self._directory, resume=f"step {self._newest}"):
+                yield
+        except UserError:
+            for path in self._directory.glob(f"*{_UNFINISHED}"):
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    # ---------------------------------------------------------------- Restore
+
+    def restore(self, abstract_state: Any, *, num_steps: int) -> tuple[Any, Lengths] | None:
+        """The newest checkpoint that is not damaged, and the lengths of its run; None where there is no checkpoint.
+
+        abstract_state: ShapeDtypeStructs with the shardings that the state is to have. num_steps: length of the run that is to continue.
+
+        Damaged checkpoints after it are moved to WORKDIR/damaged, with a warning. Raises `UserError`, and moves nothing, where all are damaged,
+        where the disk gives an error, and where the checkpoint belongs to another training or is beyond the end of the run.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self._steps()):
+            folder = self._directory / str(step)
+            try:
+                record = _verified_record(folder)
+            except _Damaged as error:
+                damaged[step] = str(error)
+                continue
+            if record["identity"] != self._identity:
+                raise UserError(
+                    f"{folder} belongs to another training, of another config, seed or data: choose another work folder than {self._workdir}, "
+                    f"go back to what it was, or move {self._directory} away to train anew"
+                )
+            if step > num_steps:
+                raise UserError(f"{folder} is beyond num_steps={num_steps}: choose {step} or more, or move {self._directory} away to train anew")
+            state = self._load(folder, abstract_state)
+            self._move_damaged(damaged, step)
+            self._newest = step
+            return state, record["lengths"]
+        if damaged:
+            found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise UserError(f"all checkpoints in {self._directory} are damaged ({found}): restore them from a copy, or move the folder away to train anew")
+        return None
+
+    def _steps(self) -> list[int]:
+        """In ascending order."""
+        with reading(self._directory, remedy="allow it, then run the same command again"):
+            return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isascii() and path.name.isdigit())
+
+    def _load(self, folder: Path, abstract_state: Any) -> Any:
+        """The state of a checkpoint whose files are all as they were written."""
+        try:
+            with reading(folder, remedy=_remedy(folder)):
+                return self._orbax.restore(folder / "state", abstract_state)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises many types.
+            raise UserError(
+                f"{folder} is intact but cannot be restored here ({first_line(error)}): use the version and the memory that it was written with, "
+                f"or move {self._directory} away to train anew"
+            ) from error
+
+    def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
+        """What is in the way of the training that continues from `step`."""
+        for each, reason in damaged.items():
+            with writing(self._workdir / "damaged", resume=f"step {step}"):
+                (self._workdir / "damaged").mkdir(exist_ok=True)
+                aside = self._workdir / "damaged" / str(each)
+                copies = 1
+                while aside.exists():
+                    copies += 1
+                    aside = aside.with_name(f"{each}-{copies}")
+                (self._directory / str(each)).rename(aside)
+            log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+class _Damaged(Exception):
+    """A checkpoint is not what was written; the message says where."""
+
+
+def _verified_record(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's record says, after all of its files were compared with it."""
+    with reading(folder, remedy=_remedy(folder)):
+        try:
+            record = json.loads((folder / _RECORD).read_bytes())
+            if record.pop("sha256") != _hash_record(record):
+                raise ValueError
+            for name, expected in record["files"].items():
+                if _hash_file(folder / name) != expected:
+                    raise _Damaged(f"{name} has changed")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise _Damaged(f"{Path(error.filename or folder).name} is missing") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # What json makes of any bytes.
+            raise _Damaged(f"{_RECORD} has changed") from error
+    return record
+
+
+def _hash_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remedy(folder: Path) -> str:
+    return f"mend the disk or its permissions, then run the same command again; or move {folder} away to continue from the checkpoint before it"

@@ -95,7 +95,7 @@ def semi_hard_triplet_loss(distances: Float[Array, "B B"], same: Bool[Array, "B 
     """FaceNet's triplet loss (arXiv 1503.03832, section 3) with one negative per anchor, mined in the batch: mean max(0, positive - negative + margin).
 
     distances: squared distances of anchors (rows) to candidates (columns); the positive of each anchor is on the diagonal. same: True where
-    anchor and candidate are one and the same thing, so that the candidate is no negative; it must hold on the diagonal.
+    anchor and candidate are one and the same thing, so that the candidate is no negative; it must be True on the diagonal.
 
     The negative is the nearest of those that are farther than the positive: within the margin that is FaceNet's semi-hard one, beyond it
     costs nothing. Where all are nearer it is the farthest, the easiest. The hardest ones would draw all embeddings to one point early on;

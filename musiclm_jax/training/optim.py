@@ -16,12 +16,10 @@ class OptimizerConfig:
     name: str = "adamw"
     # Peak of the schedule. Under "rsqrt" T5X's base is 1.0, multiplied by the parameter scale.
     learning_rate: float = 3e-4
-    # "constant", "cosine" (to 1 % at total_steps), "transformer" (arXiv 1706.03762, section 5.3: as sqrt(warmup/step)), all three after a linear
+    # "constant", "cosine" (to 1 % at the end of the run), "transformer" (arXiv 1706.03762, section 5.3: as sqrt(warmup/step)), all three after a linear
     # warm-up; or "rsqrt" (1/sqrt(max(step, warmup)), then times learning_rate).
     schedule: str = "cosine"
     warmup_steps: int = 100
-    # Only "cosine" reads it.
-    total_steps: int = 1000
     betas: tuple[float, float] = (0.9, 0.99)
     # Applied to kernels and embeddings; not to scales, biases and position tables.
     weight_decay: float = 0.01
@@ -35,24 +33,24 @@ class OptimizerConfig:
             raise ValueError(f"schedule {self.schedule!r}: choose 'constant', 'cosine', 'transformer' or 'rsqrt'")
 
 
-def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
-    """The learning rate at `step`."""
+def learning_rate(config: OptimizerConfig, step: jax.Array | int, num_steps: int) -> jax.Array:
+    """The learning rate at `step` of a run of `num_steps`."""
     step = jnp.asarray(step, jnp.float32)
     warmup = max(config.warmup_steps, 1)
     if config.schedule == "rsqrt":
         return config.learning_rate * jax.lax.rsqrt(jnp.maximum(step, warmup))
     ramp = jnp.minimum(1.0, (step + 1) / warmup)
     if config.schedule == "cosine":
-        progress = jnp.clip((step - warmup) / max(config.total_steps - warmup, 1), 0.0, 1.0)
+        progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0.0, 1.0)
         ramp = ramp * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
     if config.schedule == "transformer":
         ramp = jnp.minimum(ramp, jax.lax.rsqrt((step + 1) / warmup))
     return config.learning_rate * ramp
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax transformation of `config`."""
-    schedule = lambda step: learning_rate(config, step)  # noqa: E731
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optax transformation of `config` for a run of `num_steps`."""
+    schedule = lambda step: learning_rate(config, step, num_steps)  # noqa: E731
     if config.name == "adafactor":
         update = optax.adafactor(
             schedule, decay_rate=0.8, clipping_threshold=1.0, multiply_by_parameter_scale=True, weight_decay_rate=config.weight_decay or None

@@ -17,12 +17,13 @@ from musiclm_jax.training import sharding
 
 PROGRAM = """
     import json, sys, jax, numpy as np
-    from tiny_task import TinyTask, source
+    from tiny_task import source, tiny
     from musiclm_jax.training.sharding import MeshConfig
     from musiclm_jax.training.loop import TrainConfig, train
 
     mesh = MeshConfig(**json.loads(sys.argv[1]))
-    state = train(TinyTask(), source, workdir=sys.argv[2], config=TrainConfig(num_steps=int(sys.argv[3]), log_every=1, mesh=mesh))
+    task = tiny(int(sys.argv[3]), schedule="constant")
+    state = train(task, source, workdir=sys.argv[2], config=TrainConfig(log_every=1, mesh=mesh), identity="tiny").state
     up = state.params["up"]
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == up.shape]
     print("RESULT", json.dumps({

@@ -5,25 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.models import codec
 from musiclm_jax.models.discriminators import DiscriminatorConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.nn.quantize import RVQConfig
-from musiclm_jax.tasks.codec import CodecTask
+from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.training.optim import OptimizerConfig
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=1, weight_decay=0.0)
-TASK = CodecTask(
-    model=SoundStreamConfig(channels=2, decoder_channels=4, strides=(3, 4), dim=5, num_levels=3, num_codes=7, dilations=(1,)),
-    quantizer=RVQConfig(kmeans_iters=3),
-    discriminator=DiscriminatorConfig(wave_scales=1, wave_channels=4, wave_max_channels=4, stft_channels=2, stft_window_samples=128, stft_hop_samples=32),
-    optimizer=OPTIMIZER,
-    discriminator_optimizer=OPTIMIZER,
-    discriminator_start_step=2,
-    loss_windows=(64, 512),
-    loss_mels=(64, 32),
-)  # fmt: skip
+TASK = SoundStreamTask(
+    SoundStreamConfig(channels=2, decoder_channels=4, strides=(3, 4), dim=5, num_levels=3, num_codes=7, dilations=(1,)),
+    SoundStreamRecipe(
+        quantizer=RVQConfig(kmeans_iters=3),
+        discriminator=DiscriminatorConfig(wave_scales=1, wave_channels=4, wave_max_channels=4, stft_channels=2, stft_window_samples=128, stft_hop_samples=32),
+        optimizer=OPTIMIZER,
+        discriminator_optimizer=OPTIMIZER,
+        discriminator_start_step=2,
+        loss_windows=(64, 512),
+        loss_mels=(64, 32),
+    ),
+    sample_rate_hz=24_000,
+)
 KEY = jax.random.key(0)
+
+
+def changed(**changes):
+    """The task with other fields of its recipe."""
+    return dataclasses.replace(TASK, recipe=dataclasses.replace(TASK.recipe, **changes))
 
 
 def batch(samples=1300, batch=3):
@@ -71,6 +80,16 @@ def test_a_bad_batch_is_skipped(step, start):
     assert metrics["skipped"] == 0
 
 
+def test_a_gradient_of_the_discriminators_that_is_not_finite_is_skipped_too(step):
+    state = TASK.init_state(KEY).replace(step=jnp.int32(5))
+    # A logit of 3e38 costs nothing where it is right, and its gradient overflows where it is not.
+    params = jax.tree.map(lambda x: x, state.params)
+    huge = jax.tree.map(lambda x: x * 1e19, params["discriminator"])
+    after, metrics = step(state.replace(params={**params, "discriminator": huge}), batch(), KEY)
+    print(metrics)
+    assert metrics["skipped"] == 1
+
+
 def test_training_lowers_the_loss_and_silence_is_finite(step):
     state, data = TASK.init_state(KEY).replace(step=jnp.int32(-100)), batch()  # The discriminators stay out.
     losses = []
@@ -100,18 +119,20 @@ def test_eval_measures_what_the_exported_variables_do(step):
 
 
 def test_paper_size_has_a_state():
-    state = jax.eval_shape(CodecTask().init_state, KEY)
+    state = jax.eval_shape(SoundStreamTask(SoundStreamConfig(), sample_rate_hz=24_000).init_state, KEY)
     assert state.stats["quantizer"].codebooks.shape == (12, 1024, 256)
     assert 8.4e6 < sum(leaf.size for leaf in jax.tree.leaves(state.params["generator"])) < 8.7e6
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="quantizer_dropout=2"):
-        dataclasses.replace(TASK, quantizer_dropout=2.0)
+    with pytest.raises(UserError, match="quantizer_dropout=2"):
+        changed(quantizer_dropout=2.0)
+    with pytest.raises(UserError, match=r"loss_windows=\(64, 512\), loss_mels=\(64,\)"):
+        changed(loss_mels=(64,))
 
 
 def test_before_its_start_the_quantizer_follows_but_does_not_touch_the_wave():
-    waiting, started = (dataclasses.replace(TASK, quantizer_start_step=start, quantizer_dropout=0.0) for start in (1, 0))
+    waiting, started = (changed(quantizer_start_step=start, quantizer_dropout=0.0) for start in (1, 0))
     state, _ = jax.jit(TASK.train_step)(TASK.init_state(KEY), batch(), KEY)  # Codebooks are there.
     off = state.replace(stats={"quantizer": state.stats["quantizer"].replace(codebooks=state.stats["quantizer"].codebooks + 3.0)})
     at = lambda task, state, step: jax.jit(task.train_step)(state.replace(step=jnp.int32(step)), batch(), KEY)  # noqa: E731
@@ -123,5 +144,5 @@ def test_before_its_start_the_quantizer_follows_but_does_not_touch_the_wave():
 
 def test_the_waveform_term_is_the_mean_absolute_difference():
     fake, wave = jax.random.normal(KEY, (2, 2, 1300))
-    plain, weighted = (dataclasses.replace(TASK, waveform_weight=weight)._reconstruction(fake, wave) for weight in (0.0, 2.5))
+    plain, weighted = (changed(waveform_weight=weight)._reconstruction(fake, wave) for weight in (0.0, 2.5))
     np.testing.assert_allclose(weighted - plain, 2.5 * np.mean(np.abs(np.asarray(fake - wave))), rtol=1e-4)
