@@ -83,7 +83,7 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     if before["key"] != record["key"]:
         return planned(ANEW, *_reasons(record, before, inputs), lengths=fresh)
     damaged = done is not None and _damaged(folder, done)
-    lengths = latest_lengths(folder / "checkpoints") if step.num_steps else None  # (steps of the newest checkpoint, its history) or None.
+    lengths = latest_lengths(folder) if step.num_steps else None
     if step.num_steps:
         trained = max(lengths[0] if lengths else 0, done["num_steps"] if done else 0)
         if done and not damaged and done["num_steps"] == step.num_steps:

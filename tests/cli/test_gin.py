@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from musiclm_jax.parts.steps import TRAINED, FitConfig
 
 import musiclm_jax
 from musiclm_jax.cli import gin_config as main
@@ -14,7 +15,6 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
-from musiclm_jax.parts.steps import TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
 
 
