@@ -42,8 +42,9 @@ class CodecPart(TrainedPart):
     def task(self, fit: FitConfig) -> Task:
         task, recipe = _TASKS[type(fit.model.codec)]
         if not isinstance(self.recipe, recipe):
-            raise UserError(f"codec: the model has a {type(fit.model.codec).__name__}, the recipe is a {type(self.recipe).__name__}: give the part a {recipe.__name__}")
-        return task(fit.model.codec, self.recipe)
+            found = f"the model has a {type(fit.model.codec).__name__}, the recipe is a {type(self.recipe).__name__}"
+            raise UserError(f"codec: {found}: give the part a {recipe.__name__}")
+        return task(fit.model.codec, self.recipe, sample_rate_hz=fit.model.audio.sample_rate_hz)
 
     def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
         return wave_shapes(self, fit)

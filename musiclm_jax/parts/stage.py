@@ -103,15 +103,14 @@ class StagePart(TrainedPart):
     def check(self, run: Run) -> None:
         crop_sec = self.spec_of(run.config).window_sec
         long = long_enough(run.clips, crop_sec)
-        clips = [clip for clip, is_long in zip(run.clips.clips, long, strict=True) if clip.split == "train"]
         if not any(is_long and clip.split == "train" for clip, is_long in zip(run.clips.clips, long, strict=True)):
-            longest = max((clip.length for clip in clips), default=0) / run.clips.sample_rate_hz
+            longest = max((clip.length for clip in run.clips.split("train")), default=0) / run.clips.sample_rate_hz
             raise UserError(
                 f"no training clip is as long as the {self.stage} stage's window of {crop_sec:g} s (the longest: {longest:g} s): give longer clips, or "
                 f"lower window_sec and hop_sec of the stage"
             )
         if not long.all():
-            print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and it learns nothing from them", flush=True)
+            print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and teach it nothing", flush=True)
 
     def has_held_out(self, run: Run) -> bool:
         long = long_enough(run.clips, self.spec_of(run.config).window_sec)

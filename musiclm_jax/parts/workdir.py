@@ -234,7 +234,8 @@ def locked(run: Run, step: Step) -> Iterator[None]:
                 yield
                 return
             file.seek(0)
-            raise UserError(f"{run.folder(step.name)}: process {file.read().strip() or '?'} is at work on it; wait for it, or choose another work folder") from None
+            other = file.read().strip() or "another"
+            raise UserError(f"{run.folder(step.name)}: process {other} is at work there; wait for it, or choose another work folder") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -120,7 +120,8 @@ def test_cooling_goes_from_level_to_level():
             return jnp.tile(params, (ids.shape[0], 1)), cache
 
     rows, logits = 4000, jnp.array([0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
-    codes = sample_codes(Flat(LAYOUT), Weights(logits), np.tile(PREFIX[:1], (rows, 1)), num_steps=2, keys=keys_of(rows), sampling=SamplingConfig(2.0, cooling=0.25))
+    options = {"num_steps": 2, "keys": keys_of(rows), "sampling": SamplingConfig(2.0, cooling=0.25)}
+    codes = sample_codes(Flat(LAYOUT), Weights(logits), np.tile(PREFIX[:1], (rows, 1)), **options)
     for level, temperature in enumerate((2.0, 0.5)):
         shares = np.bincount(np.asarray(codes[:, :, level]).ravel(), minlength=7) / (2 * rows)
         np.testing.assert_allclose(shares, jax.nn.softmax(logits / temperature), atol=0.02)
@@ -196,7 +197,8 @@ def test_filters_against_numpy(top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    "field,value", [("temperature", -1.0), ("temperature", float("nan")), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)]
+    "field,value",
+    [("temperature", -1.0), ("temperature", float("nan")), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1)],
 )
 def test_nonsense_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}="):
