@@ -1,24 +1,32 @@
-"""The config of a whole MusicLM: every model, the token streams between them, the windows of long generation, how to sample.
+"""The config of a whole MusicLM: its models, the token streams that they write, and its stages.
 
-It is what `config.json` of a bundle holds. How each part is trained is `fit.FitConfig`.
+It is what `config.json` of a bundle holds. How each part is trained is `parts.fit.FitConfig`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from musiclm_jax.errors import UserError
-from musiclm_jax.generation.sampler import SamplingConfig
-from musiclm_jax.generation.stages import WindowConfig
+from musiclm_jax.generation.selection import SelectionConfig
+from musiclm_jax.generation.stages import StageSpec, musiclm_stages
+from musiclm_jax.models import codec, mulan, w2v_bert
+from musiclm_jax.models import stage as stage_model
 from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
-from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.records import from_dict, to_dict
-from musiclm_jax.specs import AudioSpec, TokenSpec
-from musiclm_jax.tokens import STAGES, StageLayout, stage_layout
+from musiclm_jax.specs import AudioSpec, Stream
+from musiclm_jax.tokens import StageLayout
+
+# MuLan twice more, to choose among generated clips (`reranker`) and among semantic tokens (`semantic_reranker`); a bundle may do without.
+RERANKERS = ("reranker", "semantic_reranker")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,43 +34,23 @@ class MusicLMConfig:
     """The defaults are the paper's sizes."""
 
     audio: AudioSpec = AudioSpec()
-    # The paper's, or the spectral codec in its place.
-    soundstream: CodecConfig = SoundStreamConfig()
+    # The paper's SoundStream, or another codec in its place.
+    codec: CodecConfig = SoundStreamConfig()
     w2v_bert: W2vBertConfig = W2vBertConfig()
     mulan: MuLanConfig = MuLanConfig()
-    # SoundStream levels that the coarse stage writes; the fine stage writes the rest.
-    coarse_levels: int = 4
-    semantic: StageConfig = StageConfig()
-    coarse: StageConfig = StageConfig()
-    fine: StageConfig = StageConfig()
-    # Whether the fine stage sees the MuLan tokens. The paper leaves it open; AudioLM's sees coarse tokens only.
-    fine_sees_mulan: bool = False
-    # Whether generation runs the fine stage. Without it the wave is that of the coarse levels: duller, but better than with a fine stage that has
-    # hardly learned, whose codes are noise.
-    use_fine: bool = True
-    # How long generation slides over what the stages learned.
-    windows: WindowConfig = WindowConfig()
-    # How each stage draws by default: the paper's temperatures.
-    semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    coarse_sampling: SamplingConfig = SamplingConfig(temperature=0.95)
-    fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
-    # Clips made for each one that is returned, of which the reranker chooses the nearest to the prompt. The paper's: 1.
-    num_candidates: int = 1
-    # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates. The paper's: 1.
-    num_drafts: int = 1
-    # Drafts grow by at most so many seconds; then the nearest to the prompt go on, each in `num_drafts` ways.
-    draft_sec: float | int = 30.0
+    # In the order in which they run.
+    stages: tuple[StageSpec, ...] = musiclm_stages()
+    # Stages that generation leaves out. Without the fine stage the wave is that of the coarse levels: duller, but better than with a fine stage that
+    # has hardly learned, whose codes are noise.
+    skipped_stages: tuple[str, ...] = ()
+    # How many clips are made for each that is returned. Ours.
+    selection: SelectionConfig = SelectionConfig()
 
     def __post_init__(self):
         spec = self.audio
-        for name in ("num_candidates", "num_drafts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: choose 1 (no choice) or more")
-        if not self.draft_sec > 0:
-            raise UserError(f"draft_sec={self.draft_sec}: choose a length above 0")
-        if self.soundstream.frame_samples != spec.frame_samples:
+        if self.codec.frame_samples != spec.frame_samples:
             raise UserError(
-                f"soundstream has frames of {self.soundstream.frame_samples} samples, audio of {spec.frame_samples}: "
+                f"the codec has frames of {self.codec.frame_samples} samples, audio of {spec.frame_samples}: "
                 "choose strides with that product, or a spectral codec with such frames"
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
@@ -75,42 +63,64 @@ class MusicLMConfig:
         for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")
-        self.tokens  # noqa: B018  (checks coarse_levels)
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names) or set(names) & {"codec", "w2v_bert", "mulan"}:
+            raise UserError(f"stages {', '.join(names)}: each needs a name of its own, and none is codec, w2v_bert or mulan")
+        if unknown := set(self.skipped_stages) - set(names):
+            raise UserError(f"skipped_stages has {min(unknown)!r}: choose from {', '.join(names)}")
+        for stage in self.stages:
+            stage.layout(self.streams)
 
     @property
-    def tokens(self) -> TokenSpec:
-        """Sizes of the streams, each taken from the model that writes it, so that they cannot disagree."""
-        return TokenSpec(
-            mulan_levels=self.mulan.num_levels,
-            mulan_codes=self.mulan.num_codes,
-            semantic_codes=self.w2v_bert.num_clusters,
-            acoustic_levels=self.soundstream.num_levels,
-            acoustic_codes=self.soundstream.num_codes,
-            coarse_levels=self.coarse_levels,
-        )
+    def streams(self) -> dict[str, Stream]:
+        """The token streams, each as the model that writes it has it, so that they cannot disagree."""
+        return {
+            "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes),
+            "semantic": Stream("semantic", 1, self.w2v_bert.num_clusters, self.audio.semantic_rate_hz),
+            "acoustic": Stream("acoustic", self.codec.num_levels, self.codec.num_codes, self.audio.frame_rate_hz),
+        }
 
-    def stage(self, name: str) -> StageConfig:
-        """Sizes of the stage "semantic", "coarse" or "fine"."""
-        return getattr(self, _stage_name(name))
+    def stage(self, name: str) -> StageSpec:
+        """The stage of that name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"stage {name!r}: choose one of {', '.join(stage.name for stage in self.stages)}")
 
     def layout(self, name: str) -> StageLayout:
         """What that stage reads and writes."""
-        return stage_layout(_stage_name(name), self.tokens, audio=self.audio, fine_sees_mulan=self.fine_sees_mulan)
+        return self.stage(name).layout(self.streams)
 
-    def sampling(self, name: str) -> SamplingConfig:
-        """How that stage draws by default."""
-        return getattr(self, f"{_stage_name(name)}_sampling")
+    @property
+    def coarse_levels(self) -> int:
+        """Codec levels that the first stage which writes any of them writes: those that candidates are judged by."""
+        return next(self.layout(stage.name).target.levels for stage in self.stages if stage.target.stream == "acoustic")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What a bundle must hold, a file each. It may also hold `RERANKERS`."""
+        return ("codec", "w2v_bert", "mulan", *(stage.name for stage in self.stages))
+
+    def variable_shapes(self, name: str) -> dict[str, Any]:
+        """The shapes of the variables of a model of the bundle, a nested dict of ShapeDtypeStructs."""
+        match name:
+            case "codec":
+                return codec.variable_shapes(self.codec)
+            case "w2v_bert":
+                return w2v_bert.variable_shapes(self.w2v_bert)
+            case "mulan":
+                return mulan.variable_shapes(self.mulan)
+            case "reranker":
+                return {"params": mulan.variable_shapes(self.mulan)["params"]}
+            case "semantic_reranker":
+                spectra = jax.ShapeDtypeStruct((self.w2v_bert.num_clusters, self.mulan.mel.num_mels), jnp.float32)
+                return {"params": mulan.variable_shapes(self.mulan)["params"], "spectra": spectra}
+        return stage_model.variable_shapes(self.stage(name).model, self.layout(name))
 
     def to_dict(self) -> dict[str, Any]:
         return to_dict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> MusicLMConfig:
-        """The inverse of `to_dict`, also after JSON. Raises `UserError` for a missing, unknown or wrongly typed field."""
+    def from_dict(cls, data: Mapping[str, Any]) -> MusicLMConfig:
+        """The inverse of `to_dict`, also after JSON. Raises `UserError` for an unknown or wrongly typed field."""
         return from_dict(cls, data, where="model")
-
-
-def _stage_name(name: str) -> str:
-    if name not in STAGES:
-        raise UserError(f"stage {name!r}: choose one of {', '.join(STAGES)}")
-    return name

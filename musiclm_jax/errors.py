@@ -1,4 +1,9 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and what it says of files that cannot be read or written."""
+
+from __future__ import annotations
+
+import errno
+import os
 
 
 class UserError(Exception):
@@ -6,3 +11,24 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+_WRITE_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EACCES: "permission denied: change the permissions of its folder, or write elsewhere",
+    errno.EPERM: "permission denied: change the permissions of its folder, or write elsewhere",
+    errno.EROFS: "the file system is read-only: write elsewhere",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+
+def unwritable(path: str | os.PathLike, error: OSError) -> UserError:
+    """What to raise where writing `path` failed with `error`."""
+    number = errno.ENOSPC if "requested and" in str(error) else error.errno  # How NumPy says that not all of an array was written.
+    return UserError(f"{path} cannot be written, {_WRITE_REMEDIES.get(number, f'{error.strerror or error}: check the path, or write elsewhere')}")
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
+    """What to raise where reading `path` failed with `error`."""
+    return UserError(f"{path} cannot be read, {error.strerror or error}: check the path and its permissions")

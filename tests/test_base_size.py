@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from musiclm_jax.parts.steps import TRAINED
 
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.cli.gin_config import load_config
@@ -18,7 +19,6 @@ from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminator
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.parts.dry_run import abstract_batch
-from musiclm_jax.parts.steps import TRAINED
 from musiclm_jax.training import sharding
 
 

@@ -1,5 +1,5 @@
 """Audio files, loudness, spectrograms."""
 
-from musiclm_jax.audio.files import SAMPLE_RATE_HZ, check_writable, normalize_loudness, read, write_wav
+from musiclm_jax.audio.files import SAMPLE_RATE_HZ, check_writable, decode, normalize_loudness, read, write_wav
 
-__all__ = ["SAMPLE_RATE_HZ", "check_writable", "normalize_loudness", "read", "write_wav"]
+__all__ = ["SAMPLE_RATE_HZ", "check_writable", "decode", "normalize_loudness", "read", "write_wav"]

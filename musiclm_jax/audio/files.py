@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -20,47 +24,127 @@ _LOUDNESS_BLOCK_SEC = 0.4
 _PEAK = 10 ** (-1 / 20)
 # A nearly silent wave is not blown up into loud noise.
 _MAX_GAIN = 10 ** (30 / 20)
-# Below the half step of 16 bits nothing is heard and nothing would be written.
+# Below the half step of 16 bits nothing would be written.
 _SILENCE = 0.5 / 32768
+# A file whose samples are all below this sounds like nothing: -60 dBFS.
+_AUDIBLE = 10 ** (-60 / 20)
+# The amplitude of the channels' mean, relative to the loudest channel, below which they cancel each other: -26 dB.
+_CANCELLED = 1 / 20
+# A lower rate is a mistake, from which resampling would make hours.
+_LEAST_RATE_HZ = 1_000
+# Samples of all channels that are decoded at once: 4 MB.
+_BLOCK_VALUES = 2**20
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """The part of a binary file that `decode` writes to."""
+
+    def write(self, data: bytes, /) -> Any: ...
+
+    def seek(self, offset: int, /) -> Any: ...
+
+    def truncate(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What `decode` found."""
+
+    num_samples: int
+    # The largest magnitude. Where it is above 1, the samples want to be divided by it.
+    peak: float
 
 
 def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
-    """Reads an audio file, converted to mono (mean of the channels) at `sample_rate_hz`, float32 in [-1, 1].
+    """Reads an audio file, converted to mono at `sample_rate_hz`, float32 in [-1, 1].
 
-    Any format, depth, rate and number of channels that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF, ...
-    A float file that exceeds full scale is scaled down, not clipped.
+    A float file that exceeds full scale is scaled down, not clipped. For the rest see `decode`.
+    """
+    sink = io.BytesIO()
+    decoded = decode(path, sink, sample_rate_hz=sample_rate_hz, min_samples=min_samples)
+    return np.frombuffer(sink.getbuffer(), np.float32) / np.float32(max(decoded.peak, 1.0))
+
+
+def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Decoded:
+    """Writes the samples of an audio file to `sink`: mono float32 at `sample_rate_hz`, as large as they are, block by block and so in little memory.
+
+    Any format, depth, rate and number of channels that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. Where they cancel
+    each other, as those of a recording with one channel inverted, the loudest of them is taken instead: where the average has less than a
+    twentieth of its amplitude (RMS, over the whole file).
 
     Args:
         path: the file.
+        sink: an empty file, written from its beginning, and once more where channels cancel each other.
         sample_rate_hz: rate of the result.
         min_samples: fewest samples of the result that are of use; 960 is one semantic token, 40 ms.
 
     Raises:
-        UserError: the file is missing, not audio, silent, too short, or holds NaN or infinite samples. The message names the file.
+        UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
+            "path: reason".
     """
     path = Path(path)
     if not os.path.exists(path):  # Not path.exists(), which raises where the name is too long.
         raise UserError(f"{path}: no such file")
     if not os.path.isfile(path):
         raise UserError(f"{path}: not a file; name one audio file")
+    decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
+    if loudest is not None:
+        sink.seek(0)
+        sink.truncate()
+        decoded, swing, _ = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=loudest)
+    if decoded.num_samples < min_samples:
+        raise UserError(f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed")
+    if swing < _AUDIBLE:
+        level = f" (its loudest sample is at {20 * np.log10(swing):.0f} dB of full scale)" if swing else ""
+        raise UserError(f"{path}: is silent{level}; remove it or export it again")
+    return decoded
+
+
+def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
+    """One pass over a file: what was written, half the distance from the lowest sample to the highest (a constant is silence), and where the channels
+    cancel each other the number of the loudest. channel: the one to take; None: their mean.
+    """
+    num_samples, peak, low, high = 0, 0.0, np.inf, -np.inf
+    power, mean_power, resampler = 0.0, 0.0, None
+
+    def write(wave: np.ndarray) -> None:
+        nonlocal num_samples, peak
+        num_samples += len(wave)
+        peak = max(peak, float(np.abs(wave).max(initial=0.0)))
+        sink.write(wave.tobytes())
+
+    for channels, file_rate_hz in _read_blocks(path):
+        wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
+        if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
+            raise UserError(f"{path}: holds NaN or infinite samples; export it again")
+        low, high = min(low, float(wave.min())), max(high, float(wave.max()))
+        power = power + np.square(channels, dtype=np.float64).sum(axis=0)
+        mean_power += float(np.square(wave, dtype=np.float64).sum())
+        if file_rate_hz == sample_rate_hz:
+            write(wave)
+        else:
+            if resampler is None:
+                resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, num_channels=1)
+            write(resampler.resample_chunk(wave))
+    if resampler is not None:
+        write(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    cancel = channel is None and mean_power < _CANCELLED**2 * np.max(power)
+    return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
+
+
+def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
+    """(samples, rate in Hz) of a file, block by block."""
     try:
-        channels, file_rate_hz = soundfile.read(path, dtype="float32", always_2d=True)  # [N, channels]
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate < _LEAST_RATE_HZ:
+                raise UserError(f"{path}: has {file.samplerate} samples per second, where {_LEAST_RATE_HZ} are the least; export it again")
+            num_frames = max(1, _BLOCK_VALUES // file.channels)
+            while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+                yield block, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
         raise UserError(f"{path}: cannot be read as audio ({reason}); convert it to WAV, FLAC, OGG or MP3") from error
-    if not np.isfinite(channels).all():
-        raise UserError(f"{path}: holds NaN or infinite samples; export it again")
-    wave = channels.mean(axis=1)
-    if file_rate_hz != sample_rate_hz:
-        wave = soxr.resample(wave, file_rate_hz, sample_rate_hz)
-    if len(wave) < min_samples:
-        raise UserError(
-            f"{path}: {len(wave) / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed"
-        )
-    peak = float(np.abs(wave).max())
-    if peak < _SILENCE:
-        raise UserError(f"{path}: is silent; remove it or export it again")
-    return (wave / max(peak, 1.0)).astype(np.float32)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -109,9 +193,7 @@ def _whole_or_not_at_all(path: Path, *, replace: bool = True):
             temporary.unlink()
 
 
-def normalize_loudness(
-    wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ
-) -> Float[np.ndarray, "N"]:
+def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:
     """Scales a wave to an integrated loudness (ITU-R BS.1770) of `target_lufs`, or less where its peak would pass -1 dBFS.
 
     -14 LUFS is what streaming services play at. Silence is returned as it came. float32.

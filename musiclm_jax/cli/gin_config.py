@@ -1,4 +1,4 @@
-"""Configs from gin files. With `cli.py` the only place that knows gin: the library itself sees plain dataclasses.
+"""Configs from gin files. The only place that knows gin: the library itself sees plain dataclasses.
 
     config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import gin
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.parts.steps import TRAINED, FitConfig
+from musiclm_jax.parts.fit import FitConfig
 from musiclm_jax.records import coerce
 
 _PACKAGE = Path(__file__).parents[1]
@@ -63,6 +63,8 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         raise UserError(_explain(error)) from error
     unused = _unused()
     if unused:
+        if new := _renamed(unused[0]):
+            raise UserError(f"{unused[0]} is {new} now")
         raise UserError(f"{unused[0]} is set but nothing reads it: {_near(unused[0], [name for name in _known_names() if name not in unused])}")
     return coerce(config)
 
@@ -92,8 +94,9 @@ def _find(name: str) -> Path:
 
 def _size_of_recipe(paths: Sequence[Path]) -> str | None:
     """The size that the last recipe among the files has in its name, PART_SIZE.gin."""
-    named = {f"{part}_{size}.gin": size for part in TRAINED for size in sizes()}
-    return next((named[path.name] for path in reversed(paths) if path.name in named), None)
+    recipes = {path.name for path in (gin_folder() / "runs").glob("*.gin")}
+    named = (path.stem.rpartition("_")[2] for path in reversed(paths) if path.name in recipes)
+    return next((size for size in named if size in sizes()), None)
 
 
 def _quoted(binding: str) -> str:
@@ -111,10 +114,58 @@ def _quoted(binding: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------- Mistakes
 
+# Names of before the first release, and what has taken their place.
+_RENAMED = {
+    r"SOUNDSTREAM_(\w+)": r"CODEC_\1",
+    r"soundstream/": "codec/",
+    r"\bCodecTask\b": "SoundStreamRecipe",
+    r"\b(\w+)Task\.(\w+)": r"\1Recipe.\2",
+    r"\bTraining\.(batch_size|crop_sec|loop)": r"a field of the part: W2vBertPart.\1, MuLanPart.\1, ..., and semantic/StagePart.\1 for a stage",
+    r"\bTraining\b": "a part, such as W2vBertPart or StagePart",
+    r"\bTrainConfig\.num_steps": "num_steps of the recipe, or the macros CODEC_STEPS, W2V_BERT_STEPS, MULAN_STEPS, SEMANTIC_STEPS, ...",
+    r"\bOptimizerConfig\.total_steps": "num_steps of the recipe, where the schedule ends",
+    r"\bWindowConfig\.(semantic|coarse|fine)_(window|hop)_sec": r"\1/StageSpec.\2_sec",
+    r"\bWindowConfig\.max_fine_batch": "fine/StageSpec.max_windows",
+    r"\bWindowConfig\b": "StageSpec",
+    r"\bMusicLMConfig\.soundstream": "MusicLMConfig.codec",
+    r"\bMusicLMConfig\.coarse_levels": "the macro COARSE_LEVELS",
+    r"\bMusicLMConfig\.use_fine": "MusicLMConfig.skipped_stages, such as ('fine',)",
+    r"\bMusicLMConfig\.fine_sees_mulan": "fine/StageSpec.prefix",
+    r"\bMusicLMConfig\.(num_candidates|num_drafts|draft_sec)": r"SelectionConfig.\1",
+    r"\bMusicLMConfig\.(\w+)_sampling": r"\1/SamplingConfig",
+    r"\bFitConfig\.text_share": "the macro TEXT_SHARE",
+    r"\bFitConfig\.text_mix": "the macro TEXT_MIX",
+    r"\bFitConfig\.kmeans_sec": "W2vBertPart.kmeans_sec",
+    r"\bFitConfig\.mulan_hop_sec": "MuLanPart.condition_hop_sec",
+    r"\bFitConfig\.bundle_dtype": "ExportPart.dtype",
+    r"\bFitConfig\.(codec|soundstream|w2v_bert|mulan|reranker|semantic_reranker|semantic|coarse|fine|melody)\b": "FitConfig.parts",
+}
+_MOVED = {
+    "steps": "parts.fit",
+    "fit": "parts.fit",
+    "train": "training.loop",
+    "optim": "training.optim",
+    "sharding": "training.sharding",
+    "windows": "generation.stages",
+    "sampling": "generation.sampler",
+    "features": "audio.features",
+}
+
+
+def _renamed(name: str) -> str | None:
+    """What has taken the place of a name of before the first release; None: it is no such name."""
+    for old, new in _RENAMED.items():
+        if match := re.search(old, name):
+            return match.expand(new)
+    return None
+
 
 def _explain(error: Exception) -> str:
     """One line for gin's many kinds of errors, with the names that the user may have meant."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
+    if module and (name := module[1] or module[2]) in _MOVED:
+        return f"musiclm_jax.{name} is musiclm_jax.{_MOVED[name]} now: `from musiclm_jax.{_MOVED[name].replace('.', ' import ')}`"
     place = next((line.removeprefix("In ") for line in lines if line.startswith("In ")), "")
     call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
     if call:
@@ -123,10 +174,14 @@ def _explain(error: Exception) -> str:
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]
+        if new := _renamed(f"{cls}.{name}"):
+            return f"{cls}.{name} is {new} now{place}"
         return f"{cls} has no field {name!r}{place}: {_near(name, _fields(field[1]))}"
     unknown = re.search(r"No configurable matching '(.+?)'", lines[0])
     if unknown:
         name = unknown[1].rpartition(".")[2]
+        if new := _renamed(name):
+            return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
     return f"{lines[0]}{place}: see the files in {gin_folder()} for how values are written"
 

@@ -1,44 +1,30 @@
-"""A folder of captioned clips -> a clip store that training reads. NumPy only: no TensorFlow, no JAX.
+"""A folder of clips -> a clip store that training reads: decoded once, memory-mapped from then on. NumPy only: no TensorFlow, no JAX.
 
-The folder holds audio files and `metadata.jsonl`, one object per line:
-
-    {"file_name": "audio/0001.flac", "captions": ["a calm piano melody"], "split": "train", "attributes": {"tempo_bpm": 80}}
-
-`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Captions may be sorted by kind, under names of
-one's choice, so that MuLan's training can mix the kinds by weight; all else takes them alike:
-
-    "captions": {"short": ["calm piano"], "long": ["a calm piano melody in a minor key"], "playlist": ["music to read by"], "label": ["piano"]}
-
-Clips with the same `"melody": "name"` are renderings of one tune, second for second, from which the melody embedder learns; such a clip needs no
-caption. Without `metadata.jsonl` each audio file may have a text file of the same stem, one caption per line.
+`data/folder.py` says which files are clips, `data/decoding.py` decodes them. The store's `index.json` joins both: what was decoded, and what the folder
+says of it now.
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
-import hashlib
-import itertools
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from musiclm_jax import audio
+from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded, remove_temporaries
+from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
+from musiclm_jax.progress import OnProgress
 from musiclm_jax.records import read_json, write_json, write_text
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 # A crop starts on a semantic token, so that waves and tokens of a crop line up exactly.
 ALIGN_SAMPLES = 960
-MIN_SEC = 1.0
+INDEX, SKIPPED = "index.json", "skipped.log"
 MAX_BAD_SHARE = 0.1
-TEST_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +54,10 @@ class ClipStore:
     @classmethod
     def open(cls, directory: Path | str) -> ClipStore:
         directory = Path(directory)
-        index = read_json(directory / "index.json")
-        samples = np.load(directory / "samples.npy", mmap_mode="r")
+        index = read_json(directory / INDEX)
+        samples = np.load(directory / SAMPLES, mmap_mode="r")
         if len(samples) != index["num_samples"]:
-            raise UserError(f"{directory}/samples.npy has {len(samples)} samples, its index says {index['num_samples']}: prepare the data again")
+            raise UserError(f"{directory / SAMPLES} has {len(samples)} samples, its index says {index['num_samples']}: prepare the data again")
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
         clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
         return cls(samples, clips, index["sample_rate_hz"])
@@ -93,182 +79,95 @@ class ClipStore:
 # ---------------------------------------------------------------------------------------------------------------------- Prepare
 
 
-def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = audio.SAMPLE_RATE_HZ, workers: int | None = None) -> ClipStore:
+def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None) -> ClipStore:
     """Decodes the clips of `folder` (any format, rate, channels) to mono int16 in the store `directory`, whole or not at all.
 
-    Clips that are missing, damaged, silent, not finite, shorter than 1 s or with neither caption nor melody are left out, counted and named in
-    `skipped.log`. Where no clip has a split, about 5 % are held out by the hash of their melody, or else of their name.
+    Clips that are missing, damaged, silent, not finite or shorter than 1 s are left out, counted and named in `skipped.log`. A call that was stopped, by
+    whatever, is continued by the next one; a store that is already made of these clips gets its index anew and no more. No two processes may prepare the
+    same store.
+
+    Args:
+        folder: with hashes.
+        workers: threads that decode; None: as many as processors. Memory is bounded by their number, however long a clip is.
+        on_progress: called with ("decoding", clips, clips in all).
 
     Raises:
-        UserError: no audio, neither captions nor melodies, a melody in both splits, or more than 10 % of the clips are bad.
+        UserError: more than 10 % of the clips are of no use, none that is has the split "train", or the disk is full; what is done by then stays.
     """
-    folder, directory = Path(folder), Path(directory)
-    entries = _entries(folder)
-    directory.mkdir(parents=True, exist_ok=True)
-    clips: list[Clip] = []
-    skipped: list[str] = []
+    directory, total = Path(directory), len(folder.entries)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(directory)
+        check = lambda skipped: _check_skipped(folder, directory, skipped)  # noqa: E731
+        check(())
+        _check_train(folder, folder.entries)
+        if _is_of(directory, folder, sample_rate_hz):
+            forget_progress(directory)
+        else:
+            on_clip = lambda done: on_progress and on_progress("decoding", done, total)  # noqa: E731
+            decode_clips(folder.path, folder.entries, directory, sample_rate_hz=sample_rate_hz, workers=workers, on_skip=check, on_clip=on_clip)
+        return refresh_index(folder, directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free some space, and run the same again; it continues") from None
 
-    def decode(entry: dict[str, Any]) -> np.ndarray | UserError:
-        if not entry["captions"] and entry["melody"] is None:
-            return UserError(f"{entry['file_name']}: has no caption; add one to metadata.jsonl")
-        try:
-            wave = audio.read(folder / entry["file_name"], sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
-        except UserError as error:
-            return error
-        return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
 
-    samples_file = directory / "samples.npy"
-    with _GrowingArray(samples_file) as samples, concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for some in _chunks(entries, 64):  # Decoded in parallel, written in order, never many in memory.
-            for entry, wave in zip(some, pool.map(decode, some), strict=True):
-                if isinstance(wave, UserError):
-                    skipped.append(str(wave))
-                else:
-                    clips.append(Clip(offset=samples.length, length=len(wave), **entry))
-                    samples.append(wave)
-        write_text(directory / "skipped.log", "".join(f"{line}\n" for line in skipped))
-        if len(skipped) > MAX_BAD_SHARE * len(entries):
-            raise UserError(
-                f"{len(skipped)} of {len(entries)} clips in {folder} are of no use, such as {skipped[0]!r} "
-                f"(all of them: {directory / 'skipped.log'}): repair or remove them"
-            )
-    if not any(clip.split == "train" for clip in clips):
-        raise UserError(f"{folder} has no clip of split 'train': give some clips that split in metadata.jsonl, or no clip any split")
+def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
+    """Writes the index of a store anew, for captions, splits, melodies or attributes that changed. Nothing is decoded.
+
+    Raises:
+        UserError: the store is of other clips than those of `folder`, or one of those reasons of `prepare` that depend on the index.
+    """
+    directory, decoded = Path(directory), read_decoded(Path(directory))
+    if decoded is None or not _is_of(directory, folder, decoded[0]):
+        raise UserError(f"{directory} is not made of the clips that {folder.path} has now: prepare it anew")
+    sample_rate_hz, found = decoded
+    skipped = [clip for clip in found if clip.reason is not None]
+    _check_skipped(folder, directory, skipped)
+    _write_skipped(folder, directory, skipped)
+    pairs = [(clip, entry) for clip, entry in zip(found, folder.entries, strict=True) if clip.reason is None]
+    _check_train(folder, [entry for _, entry in pairs])
+    clips = [Clip(entry.file_name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
     index = {
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
-        "num_skipped": len(skipped),
-        # Without kinds the index is byte for byte what it was before there were any, and so trainings on it stay done.
+        "num_skipped": len(skipped) + len(folder.unusable),
+        # Clips without kinds have no such key.
         "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
     }
-    write_json(directory / "index.json", index)  # Last: a store without an index is no store.
+    write_json(directory / INDEX, index)  # Last: a store without an index is no store.
     return ClipStore.open(directory)
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What the folder says of each clip: file_name, captions, split, attributes, melody, where said also kinds; in the order of the file names."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the folder that holds the clips and metadata.jsonl")
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    listed = _read_metadata(folder / "metadata.jsonl") if (folder / "metadata.jsonl").exists() else _read_sidecars(folder, files)
-    if not files:
-        what = "captions but no audio" if listed else "no audio"
-        raise UserError(f"{folder} holds {what}: put the clips there ({', '.join(AUDIO_SUFFIXES)}) under the names that metadata.jsonl gives")
-    if not any(entry["captions"] or entry["melody"] is not None for entry in listed.values()):
+def _is_of(directory: Path, folder: ClipFolder, sample_rate_hz: int) -> bool:
+    """Whether a store is made of these files, at this rate."""
+    if any(entry.sha256 is None for entry in folder.entries):
+        raise ValueError("a store is made of a folder with hashes: read_folder(..., hash_files=True)")
+    found = [(entry.file_name, entry.sha256) for entry in folder.entries]
+    decoded = read_decoded(directory)
+    return decoded is not None and decoded[0] == sample_rate_hz and [(clip.file_name, clip.sha256) for clip in decoded[1]] == found
+
+
+def _check_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> None:
+    """Raises UserError where too many clips are of no use."""
+    count, total = len(folder.unusable) + len(skipped), len(folder.entries) + len(folder.unusable)
+    if count > MAX_BAD_SHARE * total:
+        lines = _write_skipped(folder, directory, skipped)
         raise UserError(
-            f"{folder} holds {len(files)} audio files but no captions: add metadata.jsonl with lines such as "
-            f'{{"file_name": "{files[0]}", "captions": ["a calm piano melody"]}}, or a text file beside each clip'
-        )
-    nothing = {"captions": (), "split": None, "attributes": {}, "melody": None}
-    entries = [{"file_name": name, **listed.get(name, nothing)} for name in sorted({*files, *listed})]
-    if all(entry["split"] is None for entry in entries):
-        tune = lambda entry: entry["file_name"] if entry["melody"] is None else entry["melody"]  # noqa: E731
-        held_out = set(_held_out(sorted({tune(entry) for entry in entries})))
-        return [{**entry, "split": "test" if tune(entry) in held_out else "train"} for entry in entries]
-    entries = [{**entry, "split": entry["split"] or "train"} for entry in entries]
-    train, test = ({entry["melody"] for entry in entries if entry["split"] == split} - {None} for split in ("train", "test"))
-    if train & test:
-        raise UserError(f"{folder / 'metadata.jsonl'} has melody {min(train & test)!r} in both splits: give all of its renderings the same one")
-    return entries
+            f"{count} of {total} clips in {folder.path} are of no use, such as {lines[0]!r} "
+            f"(all that were found: {directory / SKIPPED}): repair or remove them"
+        )  # fmt: skip
 
 
-def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    listed = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = os.path.normpath(entry["file_name"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path} line {number} is not an object with "file_name" and "captions": mend that line') from None
-        try:
-            captions, kinds = read_captions(entry)
-        except UserError as error:
-            raise UserError(f"{path} line {number}: {error}") from None
-        if entry.get("split") not in (None, "train", "test"):
-            raise UserError(f"{path} line {number}: split is {entry['split']!r}, expected 'train' or 'test'")
-        if name in listed:
-            raise UserError(f"{path} line {number}: {name} is listed twice; put all its captions into one line")
-        if not isinstance(entry.get("melody"), str | None):
-            raise UserError(f"{path} line {number}: melody is {entry['melody']!r}, expected a string")
-        texts = {"captions": captions, "kinds": kinds}
-        listed[name] = {**texts, "split": entry.get("split"), "attributes": entry.get("attributes") or {}, "melody": entry.get("melody")}
-    return listed
+def _write_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> list[str]:
+    """The lines of skipped.log: each clip that is left out, and why."""
+    lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
+    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+    return lines
 
 
-def read_captions(entry: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The captions that a line of metadata.jsonl gives, without empty ones, and the kind of each; None for the kinds where it names none.
-
-    Raises:
-        UserError: they are neither a list of strings nor an object from kinds to such lists.
-    """
-    given = entry.get("captions", entry.get("caption", ()))
-    by_kind = given if isinstance(given, dict) else {None: [given] if isinstance(given, str) else given}
-    for texts in by_kind.values():
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"captions is {given!r}, expected a list of strings, or an object from kinds to lists of strings")
-    found = [(text.strip(), kind) for kind, texts in by_kind.items() for text in texts if text.strip()]
-    return tuple(text for text, _ in found), tuple(kind for _, kind in found) if found and isinstance(given, dict) else None
-
-
-def _read_sidecars(folder: Path, files: list[str]) -> dict[str, dict[str, Any]]:
-    listed = {}
-    for name in files:
-        sidecar = (folder / name).with_suffix(".txt")
-        if sidecar.exists():
-            captions = tuple(line.strip() for line in sidecar.read_text(encoding="utf-8").splitlines() if line.strip())
-            listed[name] = {"captions": captions, "split": None, "attributes": {}, "melody": None}
-    return listed
-
-
-def _held_out(names: list[str]) -> list[str]:
-    """About TEST_SHARE of the names, by hash, so that new clips do not move old ones; at least one where there are two or more."""
-    hashes = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names}
-    chosen = [name for name in names if hashes[name] < TEST_SHARE]
-    if not chosen and len(names) > 1:
-        chosen = [min(names, key=hashes.__getitem__)]
-    return chosen if len(chosen) < len(names) else chosen[1:]
-
-
-class _GrowingArray:
-    """An int16 .npy file of unknown length, written end to end; it takes its name only when it is complete."""
-
-    def __init__(self, path: Path):
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.length = 0
-
-    def __enter__(self) -> _GrowingArray:
-        self._file = self._temporary.open("wb")
-        self._write_header()
-        return self
-
-    def append(self, array: np.ndarray) -> None:
-        self._file.write(array.tobytes())
-        self.length += len(array)
-
-    def _write_header(self) -> None:
-        # NumPy leaves room for a length that grows, so the header written over it at the end is just as long.
-        header = {"descr": "<i2", "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __exit__(self, kind, *exception) -> None:
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                self._write_header()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink()
-
-
-def _chunks(items: list, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+def _check_train(folder: ClipFolder, entries: Sequence[Entry]) -> None:
+    if not any(entry.split == "train" for entry in entries):
+        raise UserError(f"{folder.path} has no clip of split 'train': give some clips that split in metadata.jsonl, or no clip any split")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Sources

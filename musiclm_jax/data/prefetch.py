@@ -1,14 +1,40 @@
-"""The next batches, made in a thread while the accelerator works."""
+"""Work in threads: the next batches while the accelerator works, and files that are read side by side."""
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 Source = Callable[[int], dict[str, np.ndarray]]
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def map_ahead(fn: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None) -> Iterator[tuple[Item, Result]]:
+    """(item, fn(item)) of each item, in order. `workers` threads compute them, so that at most twice as many results wait for the caller.
+
+    None: as many threads as processors. Where the caller stops early, what has not begun is not computed.
+    """
+    workers = workers or os.cpu_count() or 1
+    waiting: collections.deque = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(fn, item)))
+            if len(waiting) == 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prefetch(source: Source, *, start: int, stop: int, depth: int = 2) -> Iterator[dict[str, np.ndarray]]:

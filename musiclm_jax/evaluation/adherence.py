@@ -19,7 +19,7 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
-from musiclm_jax.data.clips import read_captions
+from musiclm_jax.data.metadata import read_captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimators, Heard, fit_estimators, same_tempo
 

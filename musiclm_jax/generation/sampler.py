@@ -2,8 +2,9 @@
 
 One pass over the prefix fills the cache, then a loop inside jit draws one code per step. Attention looks at the whole cache, so the cache
 grows with the sequence, in at most `MAX_BUCKETS` sizes: each size is one compilation of the step. The draw at target index i of row b uses
-fold_in(keys[b], i) and nothing else, so that a row does not depend on the rows beside it, nor on how the loop is cut. Rows are split over the
-devices of this process.
+fold_in(keys[b], i) and nothing else, so that a row does not depend on the rows beside it, nor on how the loop is cut, nor on where it ends.
+
+What goes in and comes out is NumPy: on the host nothing is compiled.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.arrays import Array, Float, Int, Shaped
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation import devices
 from musiclm_jax.tokens import StageLayout
-from musiclm_jax.training import sharding
 
 # Cache sizes per sequence, and the least length that is worth one more: compile time against attention over empty slots.
 MAX_BUCKETS = 3
@@ -30,6 +32,8 @@ MIN_BUCKET = 256
 PROGRESS_STEPS = 50
 
 Progress = Callable[[int, int], None]
+# Random keys on the host, one per row: what `jax.random.key_data` gives.
+Keys = Shaped[np.ndarray, "B _"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +42,20 @@ class SamplingConfig:
 
     # Divides the logits. 0: always the most likely code.
     temperature: float = 1.0
-    # Factor of the temperature from each level to the next. What fine levels draw amiss is heard as noise; what the first level draws is the music.
+    # Factor of the temperature from each level to the next. A wrong code of a fine level is noise, one of the first level is other music.
     cooling: float = 1.0
     # Keep the k most likely codes. 0: all.
     top_k: int = 0
     # Keep the most likely codes that together reach this probability. 1: all.
     top_p: float = 1.0
     # Classifier-free guidance (arXiv 2207.12598): logits = without + guidance * (with - without the conditions). 1: off; more doubles the work.
+    # Only for a stage whose training withheld its conditions now and then (`StageSpec.prefix_dropout`).
     guidance: float = 1.0
 
     def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not math.isfinite(value):
+                raise UserError(f"{name}={value}: choose a finite number")
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature}: choose 0 (most likely code) or more")
         if not 0 < self.cooling <= 1:
@@ -75,7 +83,7 @@ class Decoder(Protocol):
     def grow_cache(self, cache: Any, length: int) -> Any: ...
 
     def branch_cache(self, cache: Any, batch: int) -> Any:
-        """A cache of b rows -> one of `batch` rows, each of b going on in batch / b ways; no room for more yet."""
+        """A cache of b rows -> one of `batch` rows, of which batch / b continue each of b; no room for more yet."""
         ...
 
     def __call__(self, params: Any, ids: Array, cache: Any, *, num_steps: int, position: Any, level: Any) -> tuple[Array, Any]:
@@ -122,43 +130,44 @@ def cache_lengths(total: int) -> list[int]:
 
 def sample_codes(
     decoder: Decoder,
-    params: Any,
-    prefix_ids: Int[Array, "B P"],
+    params: devices.Weights,
+    prefix_ids: Int[np.ndarray, "G P"],
     *,
     num_steps: int,
-    keys: jax.Array,
+    keys: Keys,
+    until: int | None = None,
     sampling: SamplingConfig = SamplingConfig(),
-    prompt: Int[Array, "b n Q"] | None = None,
+    prompt: Int[np.ndarray, "G n Q"] | None = None,
     on_progress: Progress | None = None,
-) -> Int[Array, "B T Q"]:
-    """Target codes of T = num_steps time steps, the first n of which are `prompt`.
+) -> Int[np.ndarray, "B T Q"]:
+    """Target codes of the first T = `until` time steps of a sequence with `num_steps`, the first n of which are `prompt`.
+
+    Each of G beginnings (prefix and prompt) is read once, and continued by the B / G rows that follow each other in `keys`.
 
     Args:
-        params: what the decoder's `__call__` takes (`StageDecoder.prepare`).
+        params: what the decoder's `__call__` takes (`Decoder.prepare`).
         prefix_ids: the conditions, as ids (`StageLayout.prefix_ids`).
-        keys: [B] random keys, one per row.
-        prompt: codes that are already known; the rest continues them. Of b < B rows each goes on in B / b ways, one after the other, whose prefixes
-            must be the same: they are read once.
+        keys: random keys, one per row.
+        until: None: num_steps. The programs are those of num_steps, so that fewer steps are the beginning of more.
+        prompt: codes that are already known.
         on_progress: called with (codes drawn, codes to draw), from the host, about every `PROGRESS_STEPS` codes.
     """
     levels = decoder.layout.target.levels
-    batch, prefix_length = prefix_ids.shape
+    groups, prefix_length = prefix_ids.shape
+    until = num_steps if until is None else until
     known = 0 if prompt is None else prompt.shape[1] * levels
-    total = num_steps * levels
-    if known >= total:
-        raise ValueError(f"the prompt has {known // levels} steps, the target {num_steps}: nothing to draw")
-    if keys.shape[0] != batch:
-        raise ValueError(f"expected one key per row: {batch}, got {keys.shape[0]}")
-    if prompt is not None and batch % prompt.shape[0]:
-        raise ValueError(f"{batch} rows cannot continue {prompt.shape[0]} prompts in equally many ways")
-    ways = 1 if prompt is None else batch // prompt.shape[0]
-    prefix_ids = prefix_ids[::ways]
-    codes = jnp.zeros((batch, total), jnp.int32)
+    total = until * levels
+    if not known < total <= num_steps * levels:
+        raise ValueError(f"the prompt has {known // levels} steps, until={until}, num_steps={num_steps}: nothing to draw, or too much")
+    if prompt is not None and prompt.shape[0] != groups or len(keys) % groups:
+        raise ValueError(f"{len(keys)} keys and {None if prompt is None else len(prompt)} prompts for {groups} prefixes: expected a multiple, and as many")
+    ways = len(keys) // groups
+    codes = np.zeros((len(keys), num_steps * levels), np.int32)
     if prompt is not None:
-        codes = codes.at[:, :known].set(jnp.repeat(prompt.reshape(-1, known), ways, axis=0))
-    mesh = sharding.row_mesh(len(prefix_ids))
-    params = jax.device_put(params, sharding.replicated(mesh))
-    prefix_ids, prompt, codes, keys = sharding.put_rows((prefix_ids, prompt, codes, keys), mesh)
+        codes[:, :known] = np.repeat(prompt.reshape(groups, known), ways, axis=0)
+    mesh = devices.row_mesh(groups)
+    params = params.on(mesh)
+    prefix_ids, prompt, codes, keys = devices.put_rows((prefix_ids, prompt, codes, keys), mesh)
 
     state = _prefill(decoder, params, prefix_ids, prompt, codes, keys, sampling, num_steps)
     if on_progress:
@@ -166,12 +175,12 @@ def sample_codes(
         on_progress(1, total - known)
     done = known + 1  # the cache holds positions [0, prefix_length + done - 1)
     shared = prefix_length + known if ways > 1 else 0  # of these positions, kept once
-    for length in cache_lengths(prefix_length + total - shared):
+    for length in cache_lengths(prefix_length + num_steps * levels - shared):
         length += shared
         stop = min(total, length - prefix_length + 1)  # drawing code i writes position prefix_length + i - 1
         if stop <= done:
             continue
-        state = sharding.put_rows(_grow(decoder, state, length), mesh)
+        state = devices.put_rows(_grow(decoder, state, length), mesh)
         while done < stop:
             pause = min(stop, done + PROGRESS_STEPS) if on_progress else stop
             state = _decode(decoder, params, state, keys, sampling, num_steps, ways, prefix_length, done, pause)
@@ -179,7 +188,7 @@ def sample_codes(
             if on_progress:
                 state.codes.block_until_ready()
                 on_progress(done - known, total - known)
-    return jnp.asarray(jax.device_get(state.codes)).reshape(batch, num_steps, levels)
+    return np.asarray(jax.device_get(state.codes))[:, :total].reshape(-1, until, levels)
 
 
 def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level: jax.Array | int, sampling: SamplingConfig, ways: int) -> jax.Array:
@@ -188,11 +197,11 @@ def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level
         logits = free + sampling.guidance * (conditional - free)
     if sampling.cooling != 1:
         logits = logits / sampling.cooling**level
-    return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
+    return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), index), sampling)
 
 
 def _guided(ids: Int[Array, "B T"], free: Int[Array, "B T"], sampling: SamplingConfig, ways: int = 1) -> Int[Array, "R T"]:
-    """The decoder's rows: with guidance, the `ways` of one prompt with its conditions, then without, then those of the next prompt. So rows of one
+    """The decoder's rows: with guidance, the `ways` of one beginning with its conditions, then without, then those of the next one. So rows of one
     clip are on one device."""
     if sampling.guidance == 1:
         return ids

@@ -1,203 +1,215 @@
-"""Whole streams from stages that only ever saw crops.
+"""Stages as data, and whole streams from stages that only ever saw crops.
 
 MusicLM (arXiv 2301.11325, section 4.2): the semantic stage works in windows of 30 s, each continuing the last 15 s of the one before. For
 the acoustic stages the paper says nothing; SoundStorm's account of the same generator (arXiv 2305.09636, section 4.2) gives 10 s windows with
-a 3 s prompt, and AudioLM's fine stage takes 3 s chunks, all in one batch. A last window that would overrun is moved back to end with the
-stream, under a longer prompt, so that each stage always sees the lengths that it was trained on; a stream shorter than one window is one
-short window.
+a 3 s prompt, and AudioLM's fine stage takes 3 s chunks, all in one batch.
 
-Every function takes one key per clip. Draws depend on (key, stage, window, index) only: the same keys serve all stages, and a clip is the
-same whatever else is in its batch, up to the rounding of products of another size.
+Windows are placed from the start, at 0, hop, 2 hop, ..., and each has the full length that the stage was trained on; of the last one only what is
+asked for is drawn. Draws depend on (key, stage, window, index) alone. So a short clip is the beginning of a long one with the same key, and a clip is
+the same whatever else is in its batch, up to the rounding of products of another size.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from musiclm_jax.arrays import Array, Int
+from musiclm_jax.arrays import Int
 from musiclm_jax.errors import UserError
-from musiclm_jax.generation.sampler import Decoder, Progress, SamplingConfig, sample_codes
-from musiclm_jax.specs import AudioSpec
+from musiclm_jax.generation.devices import Weights
+from musiclm_jax.generation.sampler import Decoder, Keys, Progress, SamplingConfig, sample_codes
+from musiclm_jax.models.stage import StageConfig
+from musiclm_jax.specs import Stream
+from musiclm_jax.tokens import Levels, StageLayout, make_layout
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowConfig:
-    """Lengths of windows, in seconds; each a whole number of semantic tokens. Train each stage on crops of its window."""
+class StageSpec:
+    """One stage: what it reads and writes, its size, and how its windows slide. Training and generation both go by it."""
 
-    semantic_window_sec: float | int = 30.0
-    # New material per window; the rest of the window is what came before.
-    semantic_hop_sec: float | int = 15.0
-    coarse_window_sec: float | int = 10.0
-    coarse_hop_sec: float | int = 7.0
-    fine_window_sec: float | int = 3.0
-    # Fine windows sampled at once, over all clips: more is faster and takes more memory.
-    max_fine_batch: int = 32
+    name: str
+    # What the stage writes.
+    target: Levels
+    # What it is conditioned on, in this order. Empty: nothing, as AudioLM's semantic stage.
+    prefix: tuple[Levels, ...] = ()
+    model: StageConfig = StageConfig()
+    # Length of a window, which is also that of the training crops.
+    window_sec: float | int = 30.0
+    # New material per window; the rest of the window is what came before. As long as the window: windows do not overlap, and are drawn together.
+    hop_sec: float | int = 15.0
+    # Windows that do not overlap are drawn so many at once, over all clips: more is faster and takes more memory.
+    max_windows: int = 32
+    # Share of training sequences whose conditions are withheld, for classifier-free guidance. 0: the stage knows no music without conditions, and
+    # guidance other than 1 is refused.
+    prefix_dropout: float = 0.0
+    # How codes are drawn by default.
+    sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self):
-        for stage in ("semantic", "coarse"):
-            window, hop = getattr(self, f"{stage}_window_sec"), getattr(self, f"{stage}_hop_sec")
-            if not 0 < hop <= window:
-                raise UserError(f"{stage}_hop_sec={hop}, {stage}_window_sec={window}: choose a hop above 0 and at most one window")
-        if self.fine_window_sec <= 0 or self.max_fine_batch < 1:
-            raise UserError(f"fine_window_sec={self.fine_window_sec}, max_fine_batch={self.max_fine_batch}: both must be positive")
+        if not self.name.isidentifier():
+            raise UserError(f"stage {self.name!r}: its name is also that of a file; choose letters, digits and _, a letter first")
+        if not 0 < self.hop_sec <= self.window_sec:
+            raise UserError(f"stage {self.name!r}: hop_sec={self.hop_sec}, window_sec={self.window_sec}: choose a hop above 0 and at most one window")
+        if self.max_windows < 1:
+            raise UserError(f"stage {self.name!r}: max_windows={self.max_windows}: choose 1 or more")
+        if not 0 <= self.prefix_dropout < 1:
+            raise UserError(f"stage {self.name!r}: prefix_dropout={self.prefix_dropout}: choose a rate in [0, 1)")
+        self.check_sampling(self.sampling)
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Raises UserError for guidance that the stage was not trained for."""
+        if sampling.guidance != 1 and not self.prefix_dropout:
+            raise UserError(
+                f"guidance={sampling.guidance:g} of the {self.name} stage: its training withheld no conditions (prefix_dropout=0), so it cannot be guided; "
+                "choose 1, or train it with prefix_dropout=0.1"
+            )
+
+    def layout(self, streams: Mapping[str, Stream]) -> StageLayout:
+        """Prefix and target over these streams. Raises UserError where they lack something, or a window is no whole number of their steps."""
+        layout = make_layout(self.name, self.prefix, self.target, streams)
+        for segment in layout.segments:
+            for field in ("window_sec", "hop_sec"):
+                steps = getattr(self, field) * segment.rate_hz
+                if abs(steps - round(steps)) > 1e-6:
+                    raise UserError(f"stage {self.name!r}: {field}={getattr(self, field)} is {steps:g} steps of {segment.stream!r}: choose a whole number")
+        return layout
+
+    def windows(self, layout: StageLayout, steps: int) -> tuple[list[int], int]:
+        """(first steps of the windows that cover `steps` steps of the target, steps of one window)."""
+        window, hop = (layout.target.steps(seconds) for seconds in (self.window_sec, self.hop_sec))
+        return [hop * i for i in range(1 + max(0, math.ceil((steps - window) / hop)))], window
 
 
-def window_starts(total: int, *, window: int, hop: int) -> list[int]:
-    """First steps of the windows that cover `total` steps; the last one ends at `total`."""
-    if total <= window:
-        return [0]
-    return [*range(0, total - window, hop), total - window]
+def musiclm_stages(
+    *, coarse_levels: int = 4, fine_sees_mulan: bool = False, models: Mapping[str, StageConfig] | None = None
+) -> tuple[StageSpec, StageSpec, StageSpec]:
+    """The semantic, coarse and fine stage of MusicLM (arXiv 2301.11325, sections 3.2 and 4.2), with the paper's temperatures.
 
-
-def generate_semantic(
-    stage: Decoder,
-    params: Any,
-    mulan: Int[Array, "B Q"],
-    *,
-    num_tokens: int,
-    keys: jax.Array,
-    windows: WindowConfig = WindowConfig(),
-    sampling: SamplingConfig = SamplingConfig(),
-    audio: AudioSpec = AudioSpec(),
-    prompt: Int[Array, "b n"] | None = None,
-    on_progress: Progress | None = None,
-) -> Int[Array, "B T"]:
-    """Semantic tokens [B, num_tokens] for MuLan tokens, of which the first n are `prompt`, in B / b ways each (`sample_codes`). params: the stage's
-    trained parameters ("params" of its variables)."""
-    codes = _slide(
-        stage,
-        params,
-        lambda start, steps: {"mulan": mulan},
-        total=num_tokens,
-        window=audio.semantic_tokens(windows.semantic_window_sec),
-        hop=audio.semantic_tokens(windows.semantic_hop_sec),
-        keys=keys,
-        sampling=sampling,
-        codes=None if prompt is None else prompt[..., None],
-        on_progress=on_progress,
-    )
-    return codes[:, :, 0]
-
-
-def generate_coarse(
-    stage: Decoder,
-    params: Any,
-    mulan: Int[Array, "B Qm"],
-    semantic: Int[Array, "B T"],
-    *,
-    keys: jax.Array,
-    windows: WindowConfig = WindowConfig(),
-    sampling: SamplingConfig = SamplingConfig(temperature=0.95),
-    audio: AudioSpec = AudioSpec(),
-    on_progress: Progress | None = None,
-) -> Int[Array, "B T50 Q"]:
-    """The first codec levels, for the whole duration of the semantic tokens: [B, T * frames_per_semantic, coarse levels]."""
-    ratio = audio.frames_per_semantic
-    return _slide(
-        stage,
-        params,
-        lambda start, steps: {"mulan": mulan, "semantic": semantic[:, start // ratio : (start + steps) // ratio]},
-        total=semantic.shape[1] * ratio,
-        window=audio.frames(windows.coarse_window_sec),
-        hop=audio.frames(windows.coarse_hop_sec),
-        keys=keys,
-        sampling=sampling,
-        on_progress=on_progress,
+    The paper leaves open whether the fine stage sees MuLan tokens; AudioLM's sees coarse codes only, which is the default here.
+    """
+    models = models or {}
+    mulan, semantic = Levels("mulan"), Levels("semantic")
+    coarse, fine = Levels("acoustic", 0, coarse_levels), Levels("acoustic", coarse_levels)
+    spec = lambda name, *args, **fields: StageSpec(name, *args, model=models.get(name, StageConfig()), **fields)  # noqa: E731
+    return (
+        spec("semantic", semantic, (mulan,), window_sec=30.0, hop_sec=15.0, sampling=SamplingConfig(1.0)),
+        spec("coarse", coarse, (mulan, semantic), window_sec=10.0, hop_sec=7.0, sampling=SamplingConfig(0.95)),
+        spec("fine", fine, (mulan, coarse) if fine_sees_mulan else (coarse,), window_sec=3.0, hop_sec=3.0, sampling=SamplingConfig(0.4)),
     )
 
 
-def generate_fine(
-    stage: Decoder,
-    params: Any,
-    coarse: Int[Array, "B T Q"],
+def required_steps(stages: Sequence[tuple[StageSpec, StageLayout]], *, seconds: float | int) -> dict[str, int]:
+    """Steps that each stage must write for `seconds` of music: {name: steps}.
+
+    A stage reads its conditions for the whole of each window, so that those before it write a little more than is asked for in the end.
+    """
+    needed: dict[str, int] = {}  # Of each stream.
+    required = {}
+    for spec, layout in reversed(stages):
+        required[spec.name] = max(needed.get(layout.target.stream, 0), layout.target.steps(seconds))
+        starts, window = spec.windows(layout, required[spec.name])
+        for segment in layout.prefix:
+            if segment.rate_hz:
+                needed[segment.stream] = max(needed.get(segment.stream, 0), layout.prefix_steps(segment, starts[-1] + window))
+    return required
+
+
+def generate_stage(
+    spec: StageSpec,
+    decoder: Decoder,
+    params: Weights,
+    streams: Mapping[str, np.ndarray],
     *,
-    mulan: Int[Array, "B Qm"] | None = None,
-    keys: jax.Array,
-    windows: WindowConfig = WindowConfig(),
-    sampling: SamplingConfig = SamplingConfig(temperature=0.4),
-    audio: AudioSpec = AudioSpec(),
+    steps: int,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+    prompt: Int[np.ndarray, "G n Q"] | None = None,
     on_progress: Progress | None = None,
-) -> Int[Array, "B T Qall"]:
-    """All codec levels: the coarse codes and the fine ones that belong to them. Windows do not overlap and run as one batch.
+) -> Int[np.ndarray, "B T Q"]:
+    """The target's codes of the first T = `steps` steps, window by window, of which the first n are `prompt`.
 
-    mulan: only for a layout whose fine stage sees MuLan tokens.
+    Args:
+        decoder: the stage's model, with its layout.
+        params: its prepared parameters (`Decoder.prepare`).
+        streams: its conditions, G rows each; those with time as long as `required_steps` says.
+        keys: one per clip, B in all: the B / G that follow each other continue one row of conditions and prompt, which is read once for them.
+        sampling: None: the stage's own.
+        on_progress: called with (codes drawn, codes to draw) of one clip.
     """
-    batch, total, _ = coarse.shape
-    window = min(total, audio.frames(windows.fine_window_sec))
-    starts = window_starts(total, window=window, hop=window)
-    # [B, T, Q] -> [B * W, window, Q], clip by clip
-    streams = {"acoustic": jnp.stack([coarse[:, s : s + window] for s in starts], axis=1).reshape(-1, window, coarse.shape[2])}
-    if mulan is not None:
-        streams["mulan"] = jnp.repeat(mulan, len(starts), axis=0)
-    prefix_ids = stage.layout.prefix_ids(streams)
-    window_keys = _fold(keys, stage.layout.name)
-    window_keys = jnp.stack([jax.vmap(jax.random.fold_in, (0, None))(window_keys, s) for s in starts], axis=1).reshape(batch * len(starts))
+    layout = decoder.layout
+    starts, window = spec.windows(layout, steps)
+    sampling = spec.sampling if sampling is None else sampling
+    spec.check_sampling(sampling)
+    draw = functools.partial(sample_codes, decoder, params, num_steps=window, sampling=sampling)
+    if prompt is None and spec.hop_sec == spec.window_sec and len(starts) > 1:
+        return _draw_together(spec, layout, draw, streams, starts, steps=steps, window=window, keys=keys, on_progress=on_progress)
 
-    params = stage.prepare(params)
-    groups = -(-prefix_ids.shape[0] // windows.max_fine_batch)
-    size = -(-prefix_ids.shape[0] // groups)  # groups of one size, or each size would be compiled
-    steps = window * stage.layout.target.levels
-    parts = []
-    for group in range(groups):
-        rows = jnp.minimum(jnp.arange(group * size, (group + 1) * size), prefix_ids.shape[0] - 1)
-        progress = _offset(on_progress, group * steps, groups * steps)
-        parts.append(
-            sample_codes(stage, params, prefix_ids[rows], num_steps=window, keys=window_keys[rows], sampling=sampling, on_progress=progress)
-        )
-    fine = jnp.concatenate(parts)[: prefix_ids.shape[0]].reshape(batch, len(starts), window, -1)
-    stream = jnp.concatenate([fine[:, i, : end - s] for i, (s, end) in enumerate(zip(starts, [*starts[1:], total]))], axis=1)
-    return jnp.concatenate([coarse, stream], axis=2)
-
-
-def _slide(
-    stage: Decoder,
-    params: Any,
-    conditions: Callable[[int, int], Mapping[str, jax.Array]],
-    *,
-    total: int,
-    window: int,
-    hop: int,
-    keys: jax.Array,
-    sampling: SamplingConfig,
-    codes: Int[Array, "b n Q"] | None = None,
-    on_progress: Progress | None,
-) -> Int[Array, "B T Q"]:
-    """One window after the other, each prompted with what the windows before it say about its beginning.
-
-    conditions: (first step, number of steps) of a window -> its streams. codes: those that are known, of the first n < T steps, each for B / b rows.
-    """
-    params = stage.prepare(params)
-    window = min(window, total)
-    levels = stage.layout.target.levels
-    stage_keys = _fold(keys, stage.layout.name)
-    for start in window_starts(total, window=window, hop=hop):
+    codes, levels = prompt, layout.target.levels
+    for start in starts:
         done = 0 if codes is None else codes.shape[1]
-        if start + window <= done:
+        if min(start + window, steps) <= done:
             continue
-        piece = sample_codes(
-            stage,
-            params,
-            stage.layout.prefix_ids(conditions(start, window)),
-            num_steps=window,
-            keys=jax.vmap(jax.random.fold_in, (0, None))(stage_keys, start),
-            sampling=sampling,
+        groups = len(keys) if codes is None and not streams else len(codes if codes is not None else next(iter(streams.values())))
+        piece = draw(
+            _prefix_ids(layout, streams, start, window, rows=groups),
+            until=min(window, steps - start),
+            keys=_window_keys(keys, spec.name, start),
             prompt=None if codes is None or done == start else codes[:, start:],
-            on_progress=_offset(on_progress, done * levels, total * levels),
+            on_progress=_offset(on_progress, done * levels, steps * levels),
         )
-        new = piece[:, done - start :]
-        codes = new if codes is None else jnp.concatenate([jnp.repeat(codes, len(new) // len(codes), axis=0), new], axis=1)
-    return codes
+        new, ways = piece[:, done - start :], len(keys) // groups
+        codes = new if codes is None else np.concatenate([np.repeat(codes, ways, axis=0), new], axis=1)
+        streams = {name: np.repeat(stream, ways, axis=0) for name, stream in streams.items()}
+    return codes[:, :steps]
 
 
-def _fold(keys: jax.Array, name: str) -> jax.Array:
-    """The keys of one stage, so that stages that share a clip's key draw independently."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+def _draw_together(
+    spec: StageSpec, layout: StageLayout, draw, streams, starts: list[int], *, steps: int, window: int, keys: Keys, on_progress: Progress | None
+) -> Int[np.ndarray, "B T Q"]:
+    """Windows that do not overlap, drawn in groups of up to `max_windows` rows."""
+    batch = len(keys)
+    streams = {name: np.repeat(stream, batch // len(stream), axis=0) for name, stream in streams.items()}
+    # [B, W, P] -> [B * W, P], clip by clip.
+    rows = np.stack([_prefix_ids(layout, streams, start, window, rows=batch) for start in starts], axis=1).reshape(batch * len(starts), -1)
+    row_keys = np.stack([_window_keys(keys, spec.name, start) for start in starts], axis=1).reshape(len(rows), -1)
+    # Of the sizes that a batch may have there is one program each: powers of two, with some rows drawn twice.
+    size = min(spec.max_windows, 2 ** math.ceil(math.log2(len(rows))))
+    groups = -(-len(rows) // size)
+    codes_each, parts = window * layout.target.levels, []
+    for group in range(groups):
+        at = np.minimum(np.arange(group * size, (group + 1) * size), len(rows) - 1)
+        progress = _offset(on_progress, group * codes_each, groups * codes_each)
+        parts.append(draw(rows[at], keys=row_keys[at], on_progress=progress))
+    return np.concatenate(parts)[: len(rows)].reshape(batch, len(starts) * window, -1)[:, :steps]
+
+
+def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: int, window: int, *, rows: int) -> Int[np.ndarray, "G P"]:
+    """The conditions of the window at [start, start + window), cut out of their streams."""
+    cut = dict(streams)
+    for segment in layout.prefix:
+        if segment.rate_hz:
+            first, length = layout.prefix_steps(segment, start), layout.prefix_steps(segment, window)
+            cut[segment.stream] = streams[segment.stream][:, first : first + length]
+            if cut[segment.stream].shape[1] < length:
+                raise ValueError(f"{segment.stream!r} ends within the window of the {layout.name} stage: see required_steps")
+    return layout.prefix_ids(cut, batch=rows)
+
+
+def _window_keys(keys: Keys, stage: str, start: int) -> Keys:
+    """The keys of one window: stages that share a clip's key, and windows of one stage, draw independently."""
+    return np.asarray(_fold_window(keys, np.uint32(zlib.crc32(stage.encode())), start))
+
+
+@jax.jit
+def _fold_window(keys: jax.Array, stage: jax.Array, start: jax.Array) -> jax.Array:
+    fold = lambda key: jax.random.fold_in(jax.random.fold_in(key, stage), start)  # noqa: E731
+    return jax.random.key_data(jax.vmap(fold)(jax.random.wrap_key_data(keys)))
 
 
 def _offset(on_progress: Progress | None, before: int, total: int) -> Progress | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ _embedding_init = nn.initializers.normal(0.02)
 class ASTConfig:
     """The paper's base size, 86M parameters (section 2.1). MuLan shows it 128 mel bins: give MuLanConfig a `mel` with num_mels=128."""
 
+    # The name of this class in files, where a field may be one of several.
+    kind: ClassVar[str] = "ast"
     # The longest input, in mel frames. A shorter one uses the first positions; 1000 are MuLan's 10 s.
     max_frames: int = 1000
     # Side of the square patches, in frames and mel bins.

@@ -1,6 +1,6 @@
 """What the rest of the package calls of a codec, whichever it is: waves to codes and back.
 
-`variables` is {"params": ..., "quantizer": {"codebooks": [Q, C, D]}}, the content of soundstream.safetensors.
+`variables` is {"params": ..., "quantizer": {"codebooks": [Q, C, D]}}, the content of codec.safetensors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import meta
 
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
@@ -47,3 +48,10 @@ def decode_stream(config: CodecConfig, variables: dict[str, Any], codes: Int[Arr
     """The next chunk of a wave; over all chunks the same as `decode` of all codes. Any chunk length T >= 1."""
     latents = rvq_decode(variables["quantizer"]["codebooks"], codes)
     return module(config).apply({"params": variables["params"]}, latents, carry, method="decode_chunk")
+
+
+def variable_shapes(config: CodecConfig) -> dict[str, Any]:
+    """The shapes of `variables`."""
+    wave = jax.ShapeDtypeStruct((1, 4 * config.frame_samples), jnp.float32)
+    params = jax.eval_shape(module(config).init, jax.eval_shape(lambda: jax.random.key(0)), wave)["params"]
+    return {"params": meta.unbox(params), "quantizer": {"codebooks": jax.ShapeDtypeStruct((config.num_levels, config.num_codes, config.dim), jnp.float32)}}

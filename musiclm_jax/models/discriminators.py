@@ -6,6 +6,7 @@ All return the activations of every layer, the last being the logits; real is po
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -40,26 +41,27 @@ class DiscriminatorConfig:
 
 
 class WaveDiscriminator(nn.Module):
-    """One plain, four grouped and strided, two plain convolutions: logits at 1/256 of the rate."""
+    """One plain, four grouped and strided, two plain convolutions, all with weight normalization, as in MelGAN: logits at 1/256 of the rate."""
 
     channels: int
     max_channels: int
 
     @nn.compact
     def __call__(self, wave: Float[Array, "B N"]) -> Activations:
+        conv = functools.partial(Conv2d, weight_norm=True)
         width = self.channels
-        layers = [Conv2d(width, (1, 15))]
+        layers = [conv(width, (1, 15))]
         for _ in range(4):
             # Groups of four inputs.
             groups = width // 4
             width = min(4 * width, self.max_channels)
-            layers.append(Conv2d(width, (1, 41), strides=(1, 4), groups=groups))
-        layers.append(Conv2d(width, (1, 5)))
+            layers.append(conv(width, (1, 41), strides=(1, 4), groups=groups))
+        layers.append(conv(width, (1, 5)))
         x, activations = wave[:, None, :, None], []
         for layer in layers:
             x = nn.leaky_relu(layer(x), 0.2)
             activations.append(x)
-        return [*activations, Conv2d(1, (1, 3))(x)]
+        return [*activations, conv(1, (1, 3))(x)]
 
 
 class SpectrumBlock(nn.Module):

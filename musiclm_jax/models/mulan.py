@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -171,17 +170,6 @@ def num_windows(config: MuLanConfig, num_samples: int) -> int:
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
-def embed_windows(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B W D"]:
-    """Unit embeddings of all 10 s windows, one each second. A wave shorter than a window is zero-padded on the right."""
-    embed = functools.partial(embed_audio, config, params)
-    return embedders.embed_windows(embed, wave, window=config.window_samples, hop=config.hop_samples)
-
-
-def average_windows(windows: Float[Array, "B W D"]) -> Float[Array, "B D"]:
-    """One unit embedding per clip: the mean over its windows, brought back to length 1 so that clips and texts are alike."""
-    return l2_normalize(jnp.mean(windows.astype(jnp.float32), axis=1))
-
-
 def fit_quantizer(
     audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "m D"], *, rng: Key, config: MuLanConfig, num_iters: int = 50
 ) -> dict[str, Array]:
@@ -191,19 +179,24 @@ def fit_quantizer(
     cones would then decide the nearest code of every text. So each modality is centred on its own mean first; and the codebooks are
     fitted to both together, where the paper fits to audio alone.
     """
-    if len(audio_embeddings) + len(text_embeddings) < config.num_codes:
-        raise UserError(
-            f"{len(audio_embeddings)} clips and {len(text_embeddings)} captions cannot fill num_codes={config.num_codes} codes: "
-            "lower num_codes of the MuLan config or give more clips"
-        )
+    check_quantizer(config, num_clips=len(audio_embeddings), num_captions=len(text_embeddings))
     means = {"audio_mean": _mean_direction(audio_embeddings), "text_mean": _mean_direction(text_embeddings)}
     both = jnp.concatenate([_centre(audio_embeddings, means["audio_mean"]), _centre(text_embeddings, means["text_mean"])])
     codebooks = rvq_fit(rng, both, num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)
     return {**means, "codebooks": codebooks}
 
 
+def check_quantizer(config: MuLanConfig, *, num_clips: int, num_captions: int) -> None:
+    """Raises UserError where so many embeddings are too few for `fit_quantizer`."""
+    if num_clips + num_captions < config.num_codes:
+        raise UserError(
+            f"{num_clips} clips and {num_captions} captions cannot fill num_codes={config.num_codes} codes: "
+            "lower num_codes of the MuLan config or give more clips"
+        )
+
+
 def audio_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:
-    """MuLan tokens of clips, from `average_windows`."""
+    """MuLan tokens of clips, from their embeddings: the mean over windows, brought back to length 1."""
     return _tokens(config, variables["quantizer"], embedding, "audio_mean")
 
 
@@ -233,6 +226,14 @@ def quantizer_report(config: MuLanConfig, variables: Any, audio_embeddings: Floa
         "level1_agreement": float(jnp.mean(first["audio"] == first["text"])),
         "level1_chance": float(jnp.sum(shares[0] * shares[1])),
     }
+
+
+def variable_shapes(config: MuLanConfig) -> dict[str, Any]:
+    """The shapes of `variables`."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+    params = nn.unbox(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    dim = config.embedding_dim
+    return {"params": params, "quantizer": {"audio_mean": shape(dim), "text_mean": shape(dim), "codebooks": shape(config.num_levels, config.num_codes, dim)}}
 
 
 def _mean_direction(embeddings: Float[Array, "n D"]) -> Float[Array, "D"]:

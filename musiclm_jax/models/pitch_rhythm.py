@@ -12,6 +12,7 @@ paper's; it wants a front end with scale="octave".
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ _SHAPES = ResNetConfig(bottleneck=False)
 class PitchRhythmConfig:
     """0.6M parameters on 144 bands. Pairs are (time, frequency)."""
 
+    # The name of this class in files, where a field may be one of several.
+    kind: ClassVar[str] = "pitch_rhythm"
     # Channels of the stem and its block, then of each further block.
     widths: tuple[int, ...] = (16, 32, 64)
     stem_kernel: tuple[int, int] = (5, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ _EXPANSION = 4
 class ResNetConfig:
     """ResNet-50 by default. Pairs are (time, frequency)."""
 
+    # The name of this class in files, where a field may be one of several.
+    kind: ClassVar[str] = "resnet"
     # Residual blocks of each stage.
     depths: tuple[int, ...] = (3, 4, 6, 3)
     # Channels inside the blocks of each stage; bottlenecks put out 4 times as many.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Past, ResidualU
 class SoundStreamConfig:
     """Sizes. The defaults are the codec of MusicLM (arXiv 2301.11325, section 3.1): 24 kHz, 50 Hz, 12 levels of 1024 codes."""
 
+    # The name of this class in files, where a field may be one of several.
+    kind: ClassVar[str] = "soundstream"
     # Width C of the encoder's first layer.
     channels: int = 32
     # The decoder's. SoundStream, table I, trades it against the encoder's.

@@ -133,6 +133,14 @@ class Stage(nn.Module):
         return self.time_bias(num_steps, position + 1 + jnp.arange(num_queries), num_keys)
 
 
+def variable_shapes(config: StageConfig, layout: StageLayout) -> dict[str, Any]:
+    """The shapes of a stage's variables, {"params"}. They do not depend on the length of a window."""
+    ids = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)  # noqa: E731
+    prefix, codes = ids(1, len(layout.positions(layout.target.rate_hz)[0]) - layout.num_target_tokens(1)), ids(1, layout.target.rate_hz, layout.target.levels)
+    params = jax.eval_shape(Stage(config, layout).init, jax.eval_shape(lambda: jax.random.key(0)), prefix, codes)["params"]
+    return {"params": nn.meta.unbox(params)}
+
+
 # Of an input embedding that starts from a codebook, in parts of its mean square 1: what its code stands for, its level, and what is its own.
 _CODE, _LEVEL, _OWN = 0.65, 0.25, 0.1
 

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from musiclm_jax.arrays import Bool, Int
 from musiclm_jax.errors import UserError
+from musiclm_jax.records import parse_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID = range(4)
@@ -29,29 +30,41 @@ class TextTokenizer:
     `to_json` and `from_json` carry it inside the metadata of mulan.safetensors. Instances never change.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
-        found = tuple(tokenizer.id_to_token(i) for i in range(4))
-        if found != SPECIAL_TOKENS:
-            raise ValueError(f"expected the ids 0-3 to be {SPECIAL_TOKENS}, got {found}: make it with TextTokenizer.train")
-        self._tokenizer = tokenizer
+    def __init__(self, pieces: Sequence[str]):
+        """pieces: by id, each once, SPECIAL_TOKENS first."""
+        if tuple(pieces[:4]) != SPECIAL_TOKENS:
+            raise ValueError(f"expected the ids 0-3 to be {SPECIAL_TOKENS}, got {tuple(pieces[:4])}: make it with TextTokenizer.train")
+        if len(set(pieces)) < len(pieces):
+            raise ValueError(f"expected each piece once, got {len(pieces) - len(set(pieces))} of {len(pieces)} again: remove the doubles")
+        self._tokenizer = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+        self._tokenizer.normalizer, self._tokenizer.pre_tokenizer = _normalizer(), pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.post_processor = processors.BertProcessing(("[SEP]", SEP_ID), ("[CLS]", CLS_ID))
+        self._tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int) -> TextTokenizer:
         """Learns at most `vocab_size` pieces, specials and single letters included. The same captions give the same ids, in any order."""
-        normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
         words = collections.Counter(word for text in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
         if not words:
             raise UserError("the captions are all empty, so there is no vocabulary to learn: check the `captions` of metadata.jsonl")
-        pieces = [*SPECIAL_TOKENS, *learn_pieces(words, num_pieces=vocab_size - len(SPECIAL_TOKENS))]
-        tokenizer = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", SEP_ID), ("[CLS]", CLS_ID))
-        tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
-        return cls(tokenizer)
+        return cls([*SPECIAL_TOKENS, *learn_pieces(words, num_pieces=vocab_size - len(SPECIAL_TOKENS))])
 
     @classmethod
-    def from_json(cls, text: str) -> TextTokenizer:
-        return cls(tokenizers.Tokenizer.from_str(text))
+    def from_json(cls, text: str, *, where: str = "the text vocabulary") -> TextTokenizer:
+        """The inverse of `to_json`. Only the pieces are read; how text is split into them is this class's, whatever the file asks for.
+
+        where: what the message calls it, such as the path of the file. Raises UserError for anything but such a vocabulary.
+        """
+        try:
+            ids = parse_json(text)["model"]["vocab"]
+            pieces = sorted(ids, key=ids.get)
+            if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+                raise ValueError(f"expected ids from 0 to {len(pieces) - 1}, each once")
+            return cls(pieces)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            says = f"expected pieces with the ids 0, 1, 2, ..., {', '.join(SPECIAL_TOKENS)} first"
+            raise UserError(f"{where} is not one that musiclm_jax wrote, {says}: copy the file again, or make it again") from error
 
     def to_json(self) -> str:
         return self._tokenizer.to_str()
@@ -83,6 +96,16 @@ class TextTokenizer:
         """The text of one row of ids, without [PAD], [CLS] and [SEP]: lower case, spaces regularised."""
         return self._tokenizer.decode([int(i) for i in ids if i not in (PAD_ID, CLS_ID, SEP_ID)], skip_special_tokens=False)
 
+    def normalize(self, text: str) -> str:
+        """The text as the model reads it: lower case, without accents, spaces regularised."""
+        return " ".join(self._tokenizer.normalizer.normalize_str(text).split())
+
+    def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
+        """(words of a text that are no piece of the vocabulary as a whole, words that are). The training captions hardly had the former."""
+        words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(self.normalize(text)) if any(map(str.isalnum, word))]
+        known = [word for word in words if self._tokenizer.token_to_id(word) is not None]
+        return [word for word in words if word not in known], known
+
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str):
             raise ValueError(f"expected a list of texts, got one string: pass [{texts!r}]")
@@ -91,6 +114,10 @@ class TextTokenizer:
             if len(encoding.ids) == 2:  # [CLS] [SEP]
                 raise UserError(f"the prompt {text!r} is empty: describe the music in a few words, such as 'a calm piano melody'")
         return encodings
+
+
+def _normalizer() -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(lowercase=True)
 
 
 def learn_pieces(words: dict[str, int], *, num_pieces: int) -> list[str]:

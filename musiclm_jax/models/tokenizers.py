@@ -2,13 +2,16 @@
 
 MusicLM (arXiv 2301.11325, section 3.1): SoundStream's codes are the acoustic tokens, w2v-BERT's clusters the semantic tokens, and MuLan's
 quantized embeddings stand for the text at inference and for the music itself in training.
+
+Waves and codes go in as NumPy or JAX arrays, and come out as NumPy. Long waves are worked through in pieces of one length, so that another length of
+clip needs no other program.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +25,11 @@ from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 
-# Waves and codes come from JAX or NumPy, and go out as JAX arrays.
 Wave = Float[Array, "B N"] | Float[np.ndarray, "B N"]
 Codes = Int[Array, "B T q"] | Int[np.ndarray, "B T q"]
 
-# Acoustic frames decoded at once: 10 s. The decoder is causal and keeps its past, so the length bounds memory and not the result.
-_DECODE_FRAMES = 500
+# Acoustic frames decoded at once: 2 s. The decoder is causal and keeps its past, so the length bounds memory and not the result.
+_DECODE_FRAMES = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,22 +39,21 @@ class AcousticTokenizer:
     config: CodecConfig
     variables: dict[str, Any]
 
-    def encode(self, wave: Wave) -> Int[Array, "B T Q"]:
+    def encode(self, wave: Wave) -> Int[np.ndarray, "B T Q"]:
         """Acoustic tokens of a 24 kHz wave, T = ceil(N / 480)."""
-        return _acoustic_encode(self.config, self.variables, jnp.asarray(wave))
+        return np.asarray(_acoustic_encode(self.config, self.variables, jnp.asarray(wave)))
 
-    def decode(self, codes: Codes) -> Float[Array, "B N"]:
+    def decode(self, codes: Codes) -> Float[np.ndarray, "B N"]:
         """The wave of acoustic tokens, N = 480 T. The first q < Q levels alone give a coarser wave."""
         batch, frames, _ = codes.shape
-        chunk = min(frames, _DECODE_FRAMES)
-        # Padded to whole chunks, so that there is one program for all of them; what follows a frame does not change it.
-        codes = jnp.pad(jnp.asarray(codes), ((0, 0), (0, -frames % chunk), (0, 0)))
-        carry = codec.init_stream(self.config, self.variables, batch)
+        # What follows a frame does not change it, so the last chunk may be filled up with anything.
+        codes = np.pad(np.asarray(codes, np.int32), ((0, 0), (0, -frames % _DECODE_FRAMES), (0, 0)))
+        carry = _acoustic_init(self.config, self.variables, batch)
         pieces = []
-        for start in range(0, frames, chunk):
-            piece, carry = _acoustic_decode(self.config, self.variables, codes[:, start : start + chunk], carry)
-            pieces.append(piece)
-        return jnp.concatenate(pieces, axis=1)[:, : frames * self.config.frame_samples]
+        for start in range(0, frames, _DECODE_FRAMES):
+            piece, carry = _acoustic_decode(self.config, self.variables, codes[:, start : start + _DECODE_FRAMES], carry)
+            pieces.append(np.asarray(piece))
+        return np.concatenate(pieces, axis=1)[:, : frames * self.config.frame_samples]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,9 +63,9 @@ class SemanticTokenizer:
     config: W2vBertConfig
     variables: dict[str, Any]
 
-    def encode(self, wave: Wave) -> Int[Array, "B T"]:
+    def encode(self, wave: Wave) -> Int[np.ndarray, "B T"]:
         """Semantic tokens of a 24 kHz wave, T = ceil(N / 960)."""
-        return w2v_bert.semantic_ids(self.config, self.variables, jnp.asarray(wave))
+        return np.asarray(w2v_bert.semantic_ids(self.config, self.variables, jnp.asarray(wave)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,26 +76,35 @@ class MuLanTokenizer:
     variables: dict[str, Any]
     text: TextTokenizer
 
-    def embed_audio(self, wave: Wave) -> Float[Array, "B D"]:
+    def embed_audio(self, wave: Wave) -> Float[np.ndarray, "B D"]:
         """Unit embeddings of 24 kHz waves: all 10 s windows, one each second, averaged and brought back to length 1."""
-        return _mulan_embed_audio(self.config, self.variables["params"], jnp.asarray(wave))
+        embed = functools.partial(_embed_audio, self.config, self.variables["params"])
+        short = max(0, self.config.window_samples - wave.shape[1])
+        wave = np.pad(np.asarray(wave, np.float32), ((0, 0), (0, short)))
+        return _average_windows(embed, wave, window=self.config.window_samples, hop=self.config.hop_samples)
 
-    def embed_semantic(self, tokens: Int[Array, "B T"], *, token_samples: int) -> Float[Array, "B D"]:
+    def embed_semantic(self, tokens: Int[np.ndarray, "B T"], *, token_samples: int) -> Float[np.ndarray, "B D"]:
         """As `embed_audio`, of semantic tokens of so many samples: variables must have "spectra" [V, M], the log-mel spectra that they stand for."""
-        return _mulan_embed_semantic(self.config, self.variables["params"], self.variables["spectra"], tokens, token_samples)
 
-    def embed_text(self, texts: Sequence[str]) -> Float[Array, "B D"]:
+        def embed(tokens: np.ndarray) -> jax.Array:
+            return _embed_semantic(self.config, self.variables["params"], self.variables["spectra"], tokens, token_samples)
+
+        # No longer than the tokens: there is none that stands for silence.
+        window, hop = min(self.config.window_samples // token_samples, tokens.shape[1]), self.config.hop_samples // token_samples
+        return _average_windows(embed, tokens, window=window, hop=hop)
+
+    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
         """Unit embeddings of texts. A text of more than `max_tokens` pieces is cut: see `truncated`. UserError if one is empty."""
         ids, mask = self.text.encode(texts, max_tokens=self.config.text.max_tokens)
-        return _mulan_embed_text(self.config, self.variables["params"], ids, mask)
+        return np.asarray(_embed_text(self.config, self.variables["params"], ids, mask))
 
-    def audio_tokens(self, wave: Wave) -> Int[Array, "B Q"]:
+    def audio_tokens(self, wave: Wave) -> Int[np.ndarray, "B Q"]:
         """MuLan tokens of waves, the conditions in training."""
-        return mulan.audio_tokens(self.config, self.variables, self.embed_audio(wave))
+        return np.asarray(_audio_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_audio(wave)))
 
-    def text_tokens(self, texts: Sequence[str]) -> Int[Array, "B Q"]:
+    def text_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "B Q"]:
         """MuLan tokens of texts, the conditions at inference."""
-        return mulan.text_tokens(self.config, self.variables, self.embed_text(texts))
+        return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_text(texts)))
 
     def truncated(self, texts: Sequence[str]) -> list[tuple[str, str]]:
         """(text, the part of it that is read) for every text that is longer than the text tower reads."""
@@ -106,21 +116,22 @@ class MuLanTokenizer:
         return [(text, self.text.decode(row)) for text, row in zip(long, ids, strict=True)]
 
 
+def _average_windows(embed: Callable[[np.ndarray], jax.Array], signal: np.ndarray, *, window: int, hop: int) -> Float[np.ndarray, "B D"]:
+    """The mean of the embeddings of all windows of waves or tokens [B, N], brought back to length 1."""
+    starts = [hop * i for i in range(embedders.num_windows(signal.shape[1], window=window, hop=hop))]
+    mean = np.mean([np.asarray(embed(signal[:, start : start + window]), np.float32) for start in starts], axis=0)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
+
+
 _acoustic_encode = jax.jit(codec.encode, static_argnums=0)
 _acoustic_decode = jax.jit(codec.decode_stream, static_argnums=0)
-_mulan_embed_text = jax.jit(mulan.embed_text, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _mulan_embed_audio(config: MuLanConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
-    return mulan.average_windows(mulan.embed_windows(config, params, wave))
+_acoustic_init = jax.jit(codec.init_stream, static_argnums=(0, 2))
+_embed_audio = jax.jit(mulan.embed_audio, static_argnums=0)
+_embed_text = jax.jit(mulan.embed_text, static_argnums=0)
+_audio_tokens = jax.jit(mulan.audio_tokens, static_argnums=0)
+_text_tokens = jax.jit(mulan.text_tokens, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _mulan_embed_semantic(config: MuLanConfig, params: Any, spectra: Float[Array, "V M"], tokens: Int[Array, "B T"], token_samples: int) -> Float[Array, "B D"]:
-    def embed(tokens):
-        return mulan.embed_audio(config, params, mulan.token_mels(config, spectra, tokens, token_samples=token_samples))
-
-    # No longer than the tokens: there is none that stands for silence.
-    window, hop = min(config.window_samples // token_samples, tokens.shape[1]), config.hop_samples // token_samples
-    return mulan.average_windows(embedders.embed_windows(embed, tokens, window=window, hop=hop))
+def _embed_semantic(config: MuLanConfig, params: Any, spectra: Float[Array, "V M"], tokens: Int[Array, "B T"], token_samples: int) -> Float[Array, "B D"]:
+    return mulan.embed_audio(config, params, mulan.token_mels(config, spectra, tokens, token_samples=token_samples))

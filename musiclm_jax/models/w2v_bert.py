@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
@@ -235,29 +235,38 @@ def _standardize(x: Float[Array, "... D"], *, mean: Float[Array, "D"], matrix: F
     return jnp.matmul(x - mean, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def fit_kmeans(config: W2vBertConfig, params: Any, waves: Iterable[np.ndarray], *, rng: Key, num_iters: int = 30) -> dict[str, Any]:
-    """Standardise or whiten the features over the fitting set, then cluster (AudioLM, arXiv 2209.03143, section III-B, standardises).
+def fit_kmeans(config: W2vBertConfig, features: Float[np.ndarray, "n D"], *, rng: Key, num_iters: int = 30) -> dict[str, Any]:
+    """Standardise or whiten features over the fitting set, then cluster (AudioLM, arXiv 2209.03143, section III-B, standardises).
 
     Args:
-      waves: Batches [B, N], 24 kHz; each new shape costs a compilation. All their features are held in host memory: 4 D bytes per frame.
+      features: One row per frame, from `features`.
       rng: For the start of k-means.
 
     Returns:
       {"standardize": {"mean" [D], "matrix" [D, D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables. k-means sees
       (x - mean) @ matrix.
     """
-    batches = [np.asarray(features(config, params, jnp.asarray(wave))).reshape(-1, config.dim) for wave in waves]
-    if not batches:
-        raise UserError("fit_kmeans got no audio: pass at least one batch of waves")
-    x = np.concatenate(batches)
-    mean = x.mean(0, dtype=np.float64).astype(np.float32)
+    mean = features.mean(0, dtype=np.float64).astype(np.float32)
     if config.whiten:
         # Principal directions, each at unit variance: no matter how strong, all count alike.
-        variances, directions = np.linalg.eigh(np.cov(x, rowvar=False, dtype=np.float64))
+        variances, directions = np.linalg.eigh(np.cov(features, rowvar=False, dtype=np.float64))
     else:
-        variances, directions = x.var(0, dtype=np.float64), np.eye(config.dim)
+        variances, directions = features.var(0, dtype=np.float64), np.eye(config.dim)
     # What hardly varies is rounding, as along the one direction that a LayerNorm leaves empty: it stays out.
     scales = np.where(variances > 1e-6 * variances.max(), variances, np.inf) ** -0.5
     standardize = {"mean": jnp.asarray(mean), "matrix": jnp.asarray((directions * scales).astype(np.float32))}
-    centroids = kmeans(rng, _standardize(jnp.asarray(x), **standardize), num_clusters=config.num_clusters, num_iters=num_iters)
+    centroids = kmeans(rng, _standardize(jnp.asarray(features), **standardize), num_clusters=config.num_clusters, num_iters=num_iters)
     return {"standardize": standardize, "kmeans": {"centroids": centroids}}
+
+
+def variable_shapes(config: W2vBertConfig) -> dict[str, Any]:
+    """The shapes of the variables that `semantic_ids` takes."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+    key, wave = jax.eval_shape(lambda: jax.random.key(0)), shape(1, config.token_samples)
+    mask = jax.ShapeDtypeStruct((1, 1), bool)
+    params = jax.eval_shape(lambda key, wave, mask: W2vBert(config).init(key, wave, mask=mask, rng=key, temperature=1.0, train=False), key, wave, mask)
+    return {
+        "params": meta.unbox(params["params"]),
+        "standardize": {"mean": shape(config.dim), "matrix": shape(config.dim, config.dim)},
+        "kmeans": {"centroids": shape(config.num_clusters, config.dim)},
+    }

@@ -240,7 +240,8 @@ def _qkv_init(query_shrink: int):
 
     def init(rng, shape, dtype=jnp.float32):
         kernel = jax.random.truncated_normal(rng, -2.0, 2.0, shape, dtype) * (shape[0] ** -0.5 / 0.87962566103423978)
-        return kernel.at[:, 0].divide(query_shrink**0.5)
+        # Not `kernel.at[:, 0].divide(...)`: XLA evaluates that scatter while it compiles, for seconds.
+        return jnp.concatenate([kernel[:, :1] / query_shrink**0.5, kernel[:, 1:]], axis=1)
 
     return init
 

@@ -13,13 +13,14 @@ what tells one frame from another in what all frames of a clip share, and a shor
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
+from musiclm_jax.nn.relative import relative_buckets
+from musiclm_jax.nn.stack import stacked
 
 _BRANCH_SCALE = 0.1
 _branch_init = nn.initializers.variance_scaling(_BRANCH_SCALE**2, "fan_in", "truncated_normal")
@@ -90,7 +91,7 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerStack(nn.Module):
-    """`num_layers` blocks under `nn.scan`: the leaves of params["blocks"] have a leading axis L.
+    """`num_layers` blocks, `stacked`: the leaves of params["blocks"] have a leading axis L.
 
     Hence the first k layers of a trained stack are `jax.tree.map(lambda p: p[:k], params["blocks"])` in a stack of k.
     """
@@ -99,38 +100,28 @@ class ConformerStack(nn.Module):
     num_heads: int
     mlp_dim: int
     conv_kernel: int
-    # Recompute each block in the backward pass: about a third more time, memory for one block's activations instead of all.
+    # Recompute each block in the backward pass.
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         bias = RelativeBias(self.num_heads, name="relative_bias")(x.shape[1])
-        scan = nn.scan(
-            _ScannedBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        block = scan(self.num_heads, self.mlp_dim, self.conv_kernel, self.remat, self.dtype, name="blocks")
-        return block(x.astype(self.dtype), bias)[0]
+        fields = dict(num_heads=self.num_heads, mlp_dim=self.mlp_dim, conv_kernel=self.conv_kernel, dtype=self.dtype)
+        return stacked(_Layer, self.num_layers, name="blocks", remat=self.remat, **fields)(x.astype(self.dtype), bias)[0]
 
 
-class _ScannedBlock(nn.Module):
-    """A block in the form that `nn.scan` wants: (carry, broadcast) -> (carry, nothing)."""
+class _Layer(nn.Module):
+    """A block as `stacked` wants it: (x, bias) -> (x, nothing)."""
 
     num_heads: int
     mlp_dim: int
     conv_kernel: int
-    remat: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array):
-        block = nn.remat(ConformerBlock, prevent_cse=False) if self.remat else ConformerBlock
-        return block(self.num_heads, self.mlp_dim, self.conv_kernel, dtype=self.dtype, name="block")(x, bias), None
+    def __call__(self, x: Float[Array, "B T D"], bias: Float[Array, "1 H T S"]) -> tuple[Float[Array, "B T D"], None]:
+        return ConformerBlock(self.num_heads, self.mlp_dim, self.conv_kernel, dtype=self.dtype, name="block")(x, bias), None
 
 
 class RelativeBias(nn.Module):
@@ -146,17 +137,6 @@ class RelativeBias(nn.Module):
     def __call__(self, length: int) -> Float[Array, "1 H T S"]:
         init = partitioned(nn.initializers.normal(0.02), (None, "heads"))
         table = self.param("table", init, (self.num_buckets, self.num_heads), jnp.float32)
-        buckets = relative_buckets(length, num_buckets=self.num_buckets, max_distance=self.max_distance)
+        positions = np.arange(length)
+        buckets = relative_buckets(positions[None, :] - positions[:, None], num_buckets=self.num_buckets, max_distance=self.max_distance, bidirectional=True)
         return jnp.transpose(table[buckets], (2, 0, 1))[None]
-
-
-def relative_buckets(length: int, *, num_buckets: int, max_distance: int) -> np.ndarray:
-    """T5's bidirectional buckets, int32 [T, S]: on each side half the buckets hold one distance each, the others grow logarithmically."""
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    side = num_buckets // 2
-    exact = side // 2
-    size = np.abs(distance)
-    # float32, like T5: in float64 a distance on the edge of a bucket can land on the other side of it.
-    growth = np.log(np.maximum(size, 1).astype(np.float32) / exact) / np.float32(np.log(max_distance / exact))
-    coarse = np.minimum(exact + (growth * (side - exact)).astype(np.int32), side - 1)
-    return (np.where(distance > 0, side, 0) + np.where(size < exact, size, coarse)).astype(np.int32)

@@ -62,12 +62,17 @@ class Conv2d(nn.Module):
     strides: tuple[int, int] = (1, 1)
     padding: str = "SAME"
     groups: int = 1
+    # Weight normalization (arXiv 1602.07868): of "kernel" only each output's direction counts, its length is a parameter of its own, "scale".
+    weight_norm: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H_ W_ F"]:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", partitioned(fan_in_init, (None, None, "embed", "conv")), shape, jnp.float32)
+        if self.weight_norm:
+            length = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(0, 1, 2)))
+            kernel = kernel * (self.param("scale", partitioned(lambda rng: length, ("conv",))) / length)
         bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32)
         y = conv_2d(x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding, groups=self.groups)
         return y + bias.astype(self.dtype)

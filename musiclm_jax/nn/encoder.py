@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Bool, Float
 from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm
+from musiclm_jax.nn.stack import stacked
 
 # Of every norm in such encoders.
 NORM_EPSILON = 1e-12
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each. For `nn.scan`."""
+    """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each."""
 
     num_heads: int
     mlp_dim: int
@@ -47,17 +48,6 @@ class EncoderLayer(nn.Module):
         return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
 
 
-def encoder_layers(num_layers: int, *, remat: bool = False, **fields) -> nn.Module:
-    """`num_layers` EncoderLayers under `nn.scan`, (x, mask) -> (x, None); their parameters have a leading axis L. `fields` are EncoderLayer's.
-
-    A function, for use inside a compact module: it adds no level to the parameter tree. remat: recompute each layer in the backward pass.
-    """
-    scan = nn.scan(
-        nn.remat(EncoderLayer) if remat else EncoderLayer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scan(**fields)
+def encoder_layers(num_layers: int, *, name: str, remat: bool = False, **fields) -> nn.Module:
+    """`num_layers` EncoderLayers, `stacked`: (x, mask) -> (x, None). `fields` are EncoderLayer's."""
+    return stacked(EncoderLayer, num_layers, name=name, remat=remat, **fields)

@@ -96,10 +96,14 @@ def rvq_fit(rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int
 
 
 def perplexity(counts: Float[Array, "*Q C"]) -> Float[Array, "*Q"]:
-    """exp(entropy) of the codes' frequencies, given as counts or as probabilities: C when all are used equally, 1 when one is."""
-    frequencies = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
-    # The derivative of f log f has no limit at 0, where a softmax underflows to.
-    return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.maximum(frequencies, 1e-10)), axis=-1))
+    """exp(entropy) of the codes' frequencies: C when all are used equally, 1 when one is, or none. counts: or probabilities.
+
+    The gradient is finite everywhere; by a code that is not used it takes only what the others lose.
+    """
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    frequencies = counts / jnp.where(total > 0, total, 1)
+    # Not xlogy, whose gradient at 0 is infinite.
+    return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.where(frequencies > 0, frequencies, 1)), axis=-1))
 
 
 def quantize_train(

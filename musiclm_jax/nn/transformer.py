@@ -23,6 +23,8 @@ import numpy as np
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
 from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
+from musiclm_jax.nn.relative import relative_buckets
+from musiclm_jax.nn.stack import stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +72,6 @@ class TransformerConfig:
             raise ValueError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
 
 
-@functools.lru_cache
-def distance_buckets(num_buckets: int, max_distance: int) -> np.ndarray:
-    """T5's causal bucket of each distance 0..max_distance, int32; larger distances share the last one.
-
-    Distances below num_buckets / 2 have a bucket each, the rest are spaced logarithmically up to max_distance.
-    """
-    exact = num_buckets // 2
-    distance = np.arange(max_distance + 1)
-    ratio = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
-    large = exact + (ratio * (num_buckets - exact)).astype(np.int32)
-    return np.where(distance < exact, distance, np.minimum(large, num_buckets - 1)).astype(np.int32)
-
-
 class CausalBias(nn.Module):
     """T5's relative-position bias with the causal mask folded in; one table serves all layers.
 
@@ -99,7 +88,8 @@ class CausalBias(nn.Module):
     def __call__(self, num_queries: int, num_keys: int, position: Int[Array, ""] | int = 0) -> Float[Array, "1 H T S"]:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("table", partitioned(init, ("heads", None)), (self.num_heads, self.num_buckets), jnp.float32)
-        by_distance = table[:, distance_buckets(self.num_buckets, self.max_distance)]
+        distances = np.arange(self.max_distance + 1)  # larger ones share the last bucket
+        by_distance = table[:, relative_buckets(-distances, num_buckets=self.num_buckets, max_distance=self.max_distance, bidirectional=False)]
         # Every distance that occurs, from the last query to key 0 down to the first query to key S - 1, and a spare entry.
         width = num_queries + num_keys
         distance = position + num_queries - 1 - jnp.arange(width)
@@ -197,16 +187,7 @@ class Transformer(nn.Module):
                 x, caches[i] = _block(cfg, self.variables["params"][f"layer_{i}"], x, bias, caches[i], position, is_first(position))
             cache = None if cache is None else tuple(caches)
         else:
-            block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
-            stack = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=cfg.num_layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x, _ = stack(cfg, train, name="layers")(x, bias)
+            x, _ = stacked(Block, cfg.num_layers, name="layers", remat=cfg.remat, config=cfg, train=train)(x, bias)
         x = RMSNorm(dtype=jnp.dtype(cfg.dtype), name="final_norm")(x)
         return dropout(x), cache
 
@@ -220,7 +201,7 @@ def _block(config: TransformerConfig, params: Any, x: jax.Array, bias: jax.Array
 def unstack_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """Parameters of a scanned `Transformer` as those of an unrolled one: {"layers": [L, ...]} -> {"layer_0": [...], ...}."""
     rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = {f"layer_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)}
+    layers = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(num_layers)}
     return {**rest, **layers}
 
 

@@ -191,6 +191,15 @@ class Checkpoints:
             log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
+def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
+    """The step of the newest checkpoint and the lengths of its run, as they are recorded: its files are not read. None: there is no checkpoint."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for step in sorted((int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isascii() and path.name.isdigit()), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return step, json.loads((workdir / "checkpoints" / str(step) / _RECORD).read_bytes())["lengths"]
+    return None
+
+
 class _Damaged(Exception):
     """A checkpoint is not what was written; the message says where."""
 

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm_jax.training.adafactor import dict_names, scale_by_adafactor
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    # "adamw", or "adafactor" (T5X's settings, arXiv 1804.04235).
+    # "adamw", or "adafactor" (T5X's settings, arXiv 1804.04235; each of T5X's parameters apart, though ours are stacked and fused).
     name: str = "adamw"
     # Peak of the schedule. Under "rsqrt" T5X's base is 1.0, multiplied by the parameter scale.
     learning_rate: float = 3e-4
@@ -21,7 +23,7 @@ class OptimizerConfig:
     schedule: str = "cosine"
     warmup_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.99)
-    # Applied to kernels and embeddings; not to scales, biases and position tables.
+    # Times the learning rate. Applied to kernels and embeddings; not to scales, biases and position tables.
     weight_decay: float = 0.01
     # Largest global gradient norm. 0: no clipping.
     clip_norm: float = 1.0
@@ -52,9 +54,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """The optax transformation of `config` for a run of `num_steps`."""
     schedule = lambda step: learning_rate(config, step, num_steps)  # noqa: E731
     if config.name == "adafactor":
-        update = optax.adafactor(
-            schedule, decay_rate=0.8, clipping_threshold=1.0, multiply_by_parameter_scale=True, weight_decay_rate=config.weight_decay or None
-        )
+        decay = optax.add_decayed_weights(config.weight_decay, mask=_decayed)
+        update = optax.chain(scale_by_adafactor(), decay, optax.scale_by_learning_rate(schedule))
     else:
         update = optax.adamw(schedule, b1=config.betas[0], b2=config.betas[1], weight_decay=config.weight_decay, mask=_decayed)
     if config.clip_norm:
@@ -63,6 +64,5 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def _decayed(params: Any) -> Any:
-    """True at kernels and embeddings. By name: under `nn.scan` the scales of norms have two dimensions too."""
-    is_decayed = lambda path, leaf: any(str(getattr(key, "key", "")).endswith(("kernel", "embedding", "head")) for key in path)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    """True at kernels, embeddings and the head table of a stage. By the name of the leaf: in a stack the scales of norms have two dimensions too."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: dict_names(path)[-1].endswith(("kernel", "embedding", "head")), params)

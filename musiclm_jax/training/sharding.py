@@ -6,10 +6,8 @@ unchanged on one device or many: XLA places the collectives (GSPMD, arXiv 2105.0
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 from typing import Any
 
 import flax.linen as nn
@@ -117,30 +115,6 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
         return PartitionSpec()
     divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
     return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def use_all_cores() -> None:
-    """Makes each CPU core a device, before JAX is used: of what a step of sampling does, XLA by itself splits only large products over cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # A program that has begun to use JAX keeps the devices that it has.
-            jax.config.update("jax_num_cpu_devices", min(cores, 8))  # There are few rows for more.
-
-
-def row_mesh(rows: int) -> Mesh:
-    """A mesh of one axis for rows that have nothing to do with each other: as many of this process's devices as `rows` splits evenly over."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-    return Mesh(np.array(devices[:count]), BATCH_AXES[:1])
-
-
-def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """The arrays on the devices of a `row_mesh`, their leading axes split over them."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

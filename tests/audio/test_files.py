@@ -3,8 +3,10 @@ import os
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from musiclm_jax import audio
+from musiclm_jax.audio import files
 from musiclm_jax.errors import UserError
 
 
@@ -62,6 +64,40 @@ def test_float_file_beyond_full_scale_is_scaled_not_clipped(tmp_path):
     np.testing.assert_allclose(audio.read(tmp_path / "a.wav"), wave / np.abs(wave).max(), atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "rate_hz", "channels"), [("a.wav", 24_000, 1), ("b.flac", 44_100, 3), ("c.ogg", 48_000, 2), ("d.wav", 8_000, 5)])
+def test_blocks_give_the_samples_of_the_whole(tmp_path, monkeypatch, name, rate_hz, channels):
+    wave = 0.3 * np.random.default_rng(0).standard_normal((rate_hz, channels))
+    soundfile.write(tmp_path / name, wave, rate_hz)
+    whole = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)[0].mean(axis=1)
+    whole = whole if rate_hz == 24_000 else soxr.resample(whole, rate_hz, 24_000)
+    whole /= max(1, np.abs(whole).max())
+    np.testing.assert_array_equal(audio.read(tmp_path / name), whole)
+    monkeypatch.setattr(files, "_BLOCK_VALUES", 997)
+    np.testing.assert_array_equal(audio.read(tmp_path / name), whole)
+
+
+def test_of_channels_that_cancel_each_other_the_loudest_is_taken(tmp_path):
+    wave, rng = sine(rate_hz=48_000), np.random.default_rng(0)
+    left, right = wave, -0.9 * wave
+    soundfile.write(tmp_path / "anti.wav", np.stack([0.85 * left, right, 0 * left], axis=1), 48_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "right.wav", right, 48_000, subtype="FLOAT")
+    np.testing.assert_array_equal(audio.read(tmp_path / "anti.wav"), audio.read(tmp_path / "right.wav"))
+    # Wide stereo, and one channel of many, are averaged.
+    for channels in ([left, -0.5 * left], [left, rng.permutation(left)], [left, *[0 * left] * 15]):
+        soundfile.write(tmp_path / "a.wav", np.stack(channels, axis=1), 24_000, subtype="FLOAT")
+        np.testing.assert_allclose(audio.read(tmp_path / "a.wav"), np.mean(channels, axis=0), atol=1e-6)
+
+
+def test_what_sounds_like_nothing_is_silent(tmp_path):
+    for rate_hz in (24_000, 44_100):
+        for wave in (sine(amplitude=9e-4), np.full(24_000, 0.5), 0.5 + sine(amplitude=9e-4)):
+            soundfile.write(tmp_path / "a.wav", wave, rate_hz, subtype="FLOAT")
+            with pytest.raises(UserError, match=r"a\.wav: is silent.*; remove it"):
+                audio.read(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", sine(amplitude=1.1e-3), 24_000, subtype="FLOAT")
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav"), sine(amplitude=1.1e-3))
+
+
 def bad_files(folder):
     wave = sine()
     (folder / "text.wav").write_text("I am not a wave.")
@@ -70,6 +106,7 @@ def bad_files(folder):
     soundfile.write(folder / "three.wav", wave[:3], 24_000)
     soundfile.write(folder / "none.wav", wave[:0], 24_000)
     soundfile.write(folder / "three96.wav", wave[:3], 96_000)
+    soundfile.write(folder / "slow.wav", wave, 1)
     for name, value in (("nan.wav", np.nan), ("inf.wav", np.inf)):
         soundfile.write(folder / name, np.where(np.arange(len(wave)) == 7, value, wave), 24_000, subtype="FLOAT")
     soundfile.write(folder / "cut.flac", wave, 24_000)

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from musiclm_jax.parts.steps import TRAINED, FitConfig
 
 import musiclm_jax
 from musiclm_jax.cli import gin_config as main
@@ -14,7 +15,6 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
-from musiclm_jax.parts.steps import TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
 
 
@@ -150,7 +150,7 @@ def test_values_of_another_type_are_named_or_brought_to_the_right_one():
     assert done.returncode == 0, done.stderr[-2000:]
     dim, share, dropout, loss, dtype, values = done.stdout.splitlines()
     assert "(in semantic/StageConfig)" in dim and "FitConfig" in share and "dropout=3" in dropout
-    assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected str" in dtype
+    assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected a string" in dtype
     assert values == "((2, 240), 1.0, 0.0)"
 
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -42,6 +43,27 @@ def test_json_round_trip(tokenizer):
     copy = TextTokenizer.from_json(tokenizer.to_json())
     assert copy.to_json() == tokenizer.to_json() and copy.vocab_size == tokenizer.vocab_size
     np.testing.assert_array_equal(copy.encode(CAPTIONS, max_tokens=19)[0], tokenizer.encode(CAPTIONS, max_tokens=19)[0])
+
+
+def test_only_the_pieces_are_read(tokenizer):
+    """Text is split as the model learned it, whatever a file asks for: cut, padded, by another splitter."""
+    data = json.loads(tokenizer.to_json())
+    data |= {"truncation": {"max_length": 3}, "padding": {"length": 99}, "normalizer": None, "pre_tokenizer": {"type": "Regex", "pattern": "(a+)+"}}
+    assert TextTokenizer.from_json(json.dumps(data)).to_json() == tokenizer.to_json()
+
+
+SPECIAL = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [{}, [], None, "abc", {"a": 0}, SPECIAL | {"[PAD]": 3, "[SEP]": 0}, SPECIAL | {"\ud800": 4}, *(SPECIAL | {"a": i} for i in (5, 3, "4", None, -1, 2**70))],
+)
+def test_a_damaged_vocabulary_is_a_user_error(vocabulary):
+    for text in (json.dumps({"model": {"vocab": vocabulary}}), json.dumps({"model": vocabulary}), json.dumps(vocabulary), "[" * 100_000, "\xff", ""):
+        with pytest.raises(UserError) as error:
+            TextTokenizer.from_json(text, where="b/mulan.safetensors")
+        assert str(error.value).startswith("b/mulan.safetensors is not one that musiclm_jax wrote, ") and len(str(error.value).splitlines()) == 1
 
 
 def test_training_is_deterministic_in_any_order_and_process(tokenizer):
@@ -116,4 +138,8 @@ def test_misuse_is_named(tokenizer):
         tokenizer.encode(["piano"], max_tokens=2)
     with pytest.raises(UserError, match="captions"):
         TextTokenizer.train(["", " "], vocab_size=50)
+    with pytest.raises(ValueError, match="ids 0-3"):
+        TextTokenizer(["a", *SPECIAL_TOKENS])
+    with pytest.raises(ValueError, match="each piece once, got 1 of 6"):
+        TextTokenizer([*SPECIAL_TOKENS, "a", "a"])
     assert SPECIAL_TOKENS[PAD_ID] == "[PAD]"

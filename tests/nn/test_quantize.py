@@ -148,6 +148,18 @@ def test_perplexity():
     np.testing.assert_allclose(perplexity(jnp.array([[5.0, 5, 5, 5], [9, 0, 0, 0], [4, 4, 0, 0], [0, 0, 0, 0]])), [4, 1, 2, 1], rtol=1e-6)
 
 
+def test_perplexity_of_probabilities_and_its_gradient():
+    counts = jnp.array([3.0, 1, 4, 1, 5])
+    probabilities = counts / counts.sum()
+    np.testing.assert_allclose(perplexity(counts), perplexity(probabilities), rtol=1e-6)
+    np.testing.assert_allclose(perplexity(1e-3 * probabilities), perplexity(probabilities), rtol=1e-6)  # Whatever they add up to.
+    # d exp(H) / d p = -exp(H) (log p + 1), of which the part along (1, ..., 1) goes into the sum.
+    p = np.asarray(probabilities, np.float64)
+    entropy = -np.sum(p * np.log(p))
+    np.testing.assert_allclose(jax.grad(perplexity)(probabilities), -np.exp(entropy) * (np.log(p) + entropy), rtol=1e-4)
+    assert jnp.all(jnp.isfinite(jax.grad(perplexity)(jnp.array([0.5, 0.0, 0.5])))) and jnp.all(jnp.isfinite(jax.grad(perplexity)(jnp.zeros(3))))
+
+
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="ema_decay=1.0"):
         RVQConfig(ema_decay=1.0)

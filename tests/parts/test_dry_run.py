@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from musiclm_jax.parts.steps import TRAINED
 
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.dry_run import _with_rows, abstract_batch, count_activations, count_flops, dry_run
-from musiclm_jax.parts.steps import TRAINED
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training import sharding
 

@@ -1,0 +1,36 @@
+"""`musiclm export` and `musiclm info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from musiclm_jax.cli.options import use_compilation_cache
+
+
+@click.command(short_help="Copies the bundle of a finished fit.")
+@click.argument("source", metavar="WORKDIR", type=Path)
+@click.argument("out", metavar="FOLDER", type=Path)
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="float16 halves the size.")
+def export(source, out, dtype) -> None:
+    """Copies the bundle of a finished `fit` in WORKDIR to FOLDER, to keep or to pass on. WORKDIR may also be a bundle."""
+    from musiclm_jax import bundle
+    from musiclm_jax.musiclm import MusicLM
+
+    made = source / "export" / "bundle"
+    found = made if made.is_dir() else source
+    musiclm = MusicLM.from_pretrained(found)
+    musiclm.save_pretrained(out, dtype=dtype, card=bundle.read_card(found))
+    size = sum(path.stat().st_size for path in out.iterdir())
+    click.echo(f"{out}: {size / 1e6:.1f} MB, {dtype}")
+
+
+@click.command(short_help="Describes a bundle and checks it.")
+@click.argument("model", default="demo")
+def info(model) -> None:
+    """Describes a bundle, and checks that all of it is there and whole. MODEL: its folder, or 'demo'."""
+    use_compilation_cache()
+    from musiclm_jax.pretrained import describe
+
+    click.echo(describe(model))

@@ -1,0 +1,32 @@
+"""`musiclm corpus`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from musiclm_jax.cli.options import seed_option
+
+
+@click.command(short_help="Renders a corpus of captioned clips.")
+@click.argument("directory", metavar="DIR", type=Path)
+@click.option("--clips", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
+@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="The same melody by other instruments, so often for each clip.")
+@seed_option
+@click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
+def corpus(directory, clips, variants, seed, workers) -> None:
+    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl.
+
+    Variants have no captions; `musiclm train melody` learns from them.
+    """
+    from musiclm_jax.corpus import make_corpus
+    from musiclm_jax.progress import ProgressLine
+
+    line, total = ProgressLine(unit="clips"), clips * (variants + 1)
+    try:
+        make_corpus(directory, num_clips=clips, num_variants=variants, seed=seed, workers=workers, on_clip=lambda number: line("corpus", number + 1, total))
+    finally:
+        line.clear()
+    click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")

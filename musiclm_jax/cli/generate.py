@@ -1,0 +1,79 @@
+"""`musiclm generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from musiclm_jax.cli.options import PerStage, Seconds, model_option, overrides, seed_option, short, use_compilation_cache
+
+
+@click.command(short_help="Makes music from text.")
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
+@click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
+@seed_option
+@click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
+@click.option("--candidates", type=int, show_default="the model's", help="Clips made for each, of which the nearest to the prompt is kept.")
+@click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the nearest are kept.")
+@click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
+@click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Choose among the k likeliest tokens; 0: all. Or fine=64.")
+@model_option
+def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, model) -> None:
+    """Writes music that fits each PROMPT to a 24 kHz WAV file.
+
+    The same seed, prompt, model and length give the same clip. With --candidates 1 --drafts 1 a short clip is also the beginning of a longer one, up to
+    its loudness; choosing among candidates or drafts depends on the length.
+
+    \b
+    musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
+    """
+    use_compilation_cache()
+    import time
+
+    from musiclm_jax import audio, pretrained
+    from musiclm_jax.generation.devices import use_all_cores
+    from musiclm_jax.generation.request import check_request
+    from musiclm_jax.musiclm import MusicLM
+    from musiclm_jax.progress import ProgressLine
+
+    request = {"seconds": seconds, "seed": seed, "num_samples": samples, "num_candidates": candidates, "num_drafts": drafts}
+    check_request(prompts, **request)
+    paths = numbered(out, len(prompts) * samples)
+    for path in paths:
+        audio.check_writable(path)
+    use_all_cores()
+    began = time.perf_counter()
+    stages = [stage.name for stage in pretrained.read_config(pretrained.open_pretrained(model)).stages]
+    sampling = overrides(stages, temperature=temperatures, top_k=top_ks)
+    musiclm = MusicLM.from_pretrained(model)
+    warn(musiclm, prompts)
+    line = ProgressLine()
+    try:
+        music = musiclm.generate(list(prompts), **request, sampling=sampling, on_progress=line)
+    finally:
+        line.clear()
+    elapsed = time.perf_counter() - began
+    for path, wave in zip(paths, music.wave, strict=True):
+        audio.write_wav(path, wave, music.sample_rate_hz)
+        click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}")
+    total = music.wave.size / music.sample_rate_hz
+    click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
+
+
+def warn(musiclm, prompts) -> None:
+    """Says what of the prompts the model does not read or does not know."""
+    for prompt, kept in musiclm.mulan.truncated(prompts):
+        click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads; it reads {short(kept)}", err=True)
+    for prompt in prompts:
+        unknown, known = musiclm.text.unknown_words(prompt)
+        if unknown or not known:
+            some = ", ".join(map(short, unknown[:8]))
+            what = f"knows no word of the prompt {short(prompt)}" if not known else f"does not know {some} in the prompt {short(prompt)}"
+            click.echo(f"musiclm: the model {what}; it was trained on other words, so the music need not follow", err=True)
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """[path] for one, else path with -1, -2, ... before the suffix."""
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]

@@ -1,0 +1,103 @@
+"""`musiclm fit` and `musiclm train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from musiclm_jax.cli.options import use_compilation_cache
+from musiclm_jax.errors import UserError
+
+# Lets --gin.NAME=VALUE through to the arguments.
+_GIN = {"ignore_unknown_options": True}
+
+
+def training_options(*, workdir_required: bool):
+    """The options of `fit` and `train`: what is trained, and where."""
+
+    def decorate(command):
+        command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
+        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
+        workdir = click.option("--workdir", type=Path, required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
+        size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its own]")
+        plan = click.option("--plan", "only_plan", is_flag=True, help="Print what would be done and why, and stop.")
+        return size(workdir(gin_file(plan(command))))
+
+    return decorate
+
+
+@click.command(context_settings=_GIN, short_help="Trains everything on your captioned clips.")
+@click.argument("data", metavar="DATA", type=Path)
+@training_options(workdir_required=True)
+def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
+    """Trains everything on the captioned clips in the folder DATA, and makes a bundle.
+
+    Stop it whenever you like: the same command continues. With other settings it says what it will redo; what was there is moved to
+    WORKDIR/superseded, and nothing is deleted. A single value is changed with --gin.NAME=VALUE, such as --gin.SEMANTIC_STEPS=500.
+    """
+    use_compilation_cache(preallocate=not only_plan)
+    config, text = _load_config(size, gin_files, bindings)
+    from musiclm_jax.parts import fit as fit_lib
+
+    if only_plan:
+        return _print_plan(fit_lib.plan(data, config=config, workdir=workdir))
+    _write_config(workdir, text)
+    bundle = fit_lib.fit(data, config=config, workdir=workdir)
+    click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
+
+
+@click.command(context_settings=_GIN, short_help="Runs one step of fit, or trains the melody embedder.")
+@click.argument("step")
+@click.argument("data", metavar="[DATA]", required=False)
+@training_options(workdir_required=False)
+@click.option("--dry_run", is_flag=True, help="Print sizes, memory and arithmetic of a step, and train nothing. Needs no DATA and no --workdir.")
+def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) -> None:
+    """Runs one STEP of `fit`; those before it must be done. `musiclm fit --plan` lists the steps.
+
+    One more is melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
+
+    \b
+    musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
+    """
+    if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
+        data, bindings = None, (data, *bindings)
+    use_compilation_cache(preallocate=not (dry_run or only_plan))
+    if dry_run:
+        from musiclm_jax.parts.dry_run import dry_run as weigh
+
+        return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0]))
+    if not data or not workdir:
+        raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run does without.", ctx=click.get_current_context())
+    config, text = _load_config(size, gin_files, bindings)
+    from musiclm_jax.parts import fit as fit_lib
+
+    if only_plan:
+        return _print_plan(fit_lib.plan(data, config=config, workdir=workdir, step=step))
+    _write_config(workdir, text)
+    for name, value in fit_lib.run_step(step, data, config=config, workdir=workdir).items():
+        click.echo(f"{name}: {value}")
+
+
+def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[str, ...]):
+    """The FitConfig, and the values that made it as a gin file."""
+    for binding in bindings:
+        if not binding.startswith("--gin."):
+            raise click.UsageError(f"No such option or argument: {binding}", ctx=click.get_current_context())
+    try:
+        from musiclm_jax.cli.gin_config import load_config, operative_config
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs the package {error.name}; install it with: pip install 'musiclm-jax[train]'") from error
+    config = load_config(size, gin_files, [binding.removeprefix("--gin.") for binding in bindings])
+    return config, operative_config()
+
+
+def _write_config(workdir: Path, text: str) -> None:
+    from musiclm_jax.records import write_text
+
+    write_text(workdir / "config.gin", text)
+
+
+def _print_plan(planned) -> None:
+    for each in planned:
+        click.echo(str(each))

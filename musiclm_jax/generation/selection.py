@@ -1,0 +1,103 @@
+"""Choosing among several tries by MuLan: ours, no paper's. Off by default; the small packaged model needs it.
+
+*Drafts* are semantic token sequences; every few seconds those nearest to the prompt are kept, and continued in several ways. *Candidates* are clips in
+coarse codec levels; the one nearest to the prompt is kept. What is chosen depends on the whole of a draft or clip, so that a short clip is no longer
+exactly the beginning of a long one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from musiclm_jax.arrays import Float, Int
+from musiclm_jax.errors import UserError
+from musiclm_jax.generation.sampler import Keys
+from musiclm_jax.models.tokenizers import MuLanTokenizer
+from musiclm_jax.progress import OnProgress
+from musiclm_jax.specs import AudioSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How many tries are made, and when drafts are chosen. The paper's: one of each."""
+
+    # Clips made for each one that is returned, of which the nearest to the prompt is kept.
+    num_candidates: int = 1
+    # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates.
+    num_drafts: int = 1
+    # Drafts grow by so many seconds; then the nearest to the prompt are continued, each in `num_drafts` ways.
+    draft_sec: float | int = 30.0
+
+    def __post_init__(self):
+        for name in ("num_candidates", "num_drafts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: choose 1 (no choice) or more")
+        if not self.draft_sec > 0:
+            raise UserError(f"draft_sec={self.draft_sec}: choose a length above 0")
+
+    def replace(self, *, num_candidates: int | None, num_drafts: int | None) -> SelectionConfig:
+        """With other numbers, where they are not None."""
+        changes = {"num_candidates": num_candidates, "num_drafts": num_drafts}
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def choose_drafts(
+    draw: Callable[..., Int[np.ndarray, "B T 1"]],
+    reranker: MuLanTokenizer,
+    streams: Mapping[str, np.ndarray],
+    keys: Keys,
+    clips: Sequence[str],
+    *,
+    config: SelectionConfig,
+    spec: AudioSpec,
+    steps: int,
+    asked: int,
+    on_progress: OnProgress | None = None,
+) -> tuple[Int[np.ndarray, "k T 1"], Int[np.ndarray, "k"]]:
+    """`num_candidates` of each clip's drafts of `steps` semantic tokens, and the rows that they were. The best are kept each `draft_sec`, and after `asked`
+    tokens; beyond, they are continued without a choice.
+
+    Args:
+        draw: `MusicLM.draw_stage` of the semantic stage.
+        reranker: a MuLan that reads semantic tokens; how well a draft fits is the cosine of its last window with the prompt.
+        streams: the conditions, a row for each of `keys`.
+        keys: those of all drafts, `num_candidates` times `num_drafts` for each clip.
+        clips: the prompt of each clip.
+    """
+    texts, window = reranker.embed_text(clips), spec.semantic_tokens(reranker.config.window_sec)
+    total, kept, rows = len(keys) * asked, None, None
+    report = on_progress and (lambda name, done, _: on_progress(name, done, total))
+    for end in [*range(spec.semantic_tokens(config.draft_sec), asked, spec.semantic_tokens(config.draft_sec)), asked]:
+        # A prompt that is continued in several ways, and its conditions, are read once.
+        conditions = streams if kept is None else {name: stream[:: config.num_drafts] for name, stream in streams.items()}
+        drafts = draw(conditions, steps=end, keys=keys, prompt=kept, on_progress=report)
+        embeddings = reranker.embed_semantic(drafts[:, -window:, 0], token_samples=spec.semantic_samples)
+        rows = best_rows(cosines(embeddings, texts), keep=config.num_candidates)
+        kept = drafts[rows]
+    if steps > asked:
+        kept = draw({name: stream[rows] for name, stream in streams.items()}, steps=steps, keys=keys[rows], prompt=kept, on_progress=None)
+    return kept, rows
+
+
+def choose_candidates(judges: Sequence[MuLanTokenizer], waves: Float[np.ndarray, "B N"], clips: Sequence[str]) -> Int[np.ndarray, "R"]:
+    """The row of each clip's candidate that is nearest to its prompt, by the sum of the judges' cosines."""
+    return best_rows(sum(cosines(judge.embed_audio(waves), judge.embed_text(clips)) for judge in judges), keep=1)
+
+
+def cosines(embeddings: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R C"]:
+    """Of each of R texts and its C = N / R rows, which follow each other. Both are of length 1."""
+    return np.einsum("rcd,rd->rc", embeddings.reshape(len(texts), -1, texts.shape[-1]), texts)
+
+
+def best_rows(scores: Float[np.ndarray, "R C"], *, keep: int) -> Int[np.ndarray, "k"]:
+    """Of all R C rows the numbers of the `keep` with the highest score of each of R, the best first; k = keep R."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+    return (best + scores.shape[1] * np.arange(len(scores))[:, None]).ravel()
+
+
+def repeat(values: Iterable, times: int) -> list:
+    """Each value `times` times: a, a, b, b."""
+    return [value for value in values for _ in range(times)]

@@ -1,0 +1,67 @@
+"""The reranker: MuLan trained on with clips as the codec gives them back. It chooses among generated candidates. Ours, no paper's.
+
+What MuLan recognizes in a recording, such as the lead instrument, it may miss in a decoded clip. A copy that learns this leaves MuLan, and with it the
+tokens that the stages know, as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from musiclm_jax.data.prefetch import Source
+from musiclm_jax.parts import codec
+from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
+from musiclm_jax.parts.part import PREPARE, Run
+from musiclm_jax.training.task import TrainState
+
+if TYPE_CHECKING:
+    from musiclm_jax.parts.fit import FitConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RerankerPart(ContrastivePart):
+    """Starts from MuLan; its clips go through the coarse levels of the codec first."""
+
+    @property
+    def name(self) -> str:
+        return "reranker"
+
+    def needs(self, fit: FitConfig) -> tuple[str, ...]:
+        return (PREPARE, "codec", "mulan")
+
+    def settings(self, fit: FitConfig) -> dict[str, Any]:
+        return super().settings(fit) | {"coarse_levels": fit.model.coarse_levels}
+
+    def source(self, run: Run, split: str, seed: int) -> Source:
+        acoustic, levels = codec.tokenizer(run), run.config.model.coarse_levels
+
+        def through_codec(wave: np.ndarray) -> dict[str, np.ndarray]:
+            return {"wave": acoustic.decode(acoustic.encode(wave)[..., :levels])[:, : wave.shape[1]]}
+
+        return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_codec)
+
+    def check(self, run: Run) -> None:
+        """Its clips are MuLan's."""
+
+    def warm_start(self, run: Run) -> Callable[[TrainState], TrainState]:
+        return start_from_mulan(run)
+
+
+def replace_wave(batches: Source, make: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Source:
+    """Batches with what is made of their waves in the place of these."""
+
+    def source(step: int) -> dict[str, np.ndarray]:
+        batch = batches(step)
+        return batch | make(batch.pop("wave"))
+
+    return source
+
+
+def start_from_mulan(run: Run) -> Callable[[TrainState], TrainState]:
+    """A warm start with MuLan's trained weights."""
+    params = run.weights("mulan")["params"]
+    return lambda state: state.replace(params=state.params | {"mulan": params})

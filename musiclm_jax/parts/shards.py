@@ -1,0 +1,54 @@
+"""Long work over many items that survives a kill: results are written shard by shard, and what is there is not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from musiclm_jax.parts.part import save_array
+from musiclm_jax.progress import ProgressLine
+from musiclm_jax.records import atomic_path
+
+Item = TypeVar("Item")
+
+
+def in_shards(
+    folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str
+) -> list[np.ndarray]:
+    """`make` of all items, `shard_items` at a time; each shard is a file in `folder`, written whole or not at all, and comes back memory-mapped.
+
+    The shards stay until `clear` removes them, so call that once the result is in a file of its own.
+    """
+    progress, parts = ProgressLine(unit=unit), []
+    for path, some in _shards(folder, items, shard_items):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_array(path, make(some))
+        parts.append(np.load(path, mmap_mode="r"))
+        progress(what, min(len(parts) * shard_items, len(items)), len(items))
+    return parts
+
+
+def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
+    """Writes arrays, end to end along the first axis, as one .npy file, without holding them all in memory."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": (sum(map(len, parts)), *parts[0].shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.tobytes())
+
+
+def clear(folder: Path) -> None:
+    """Removes the shards of a finished step, which made them."""
+    for path in sorted(folder.glob("*.npy")):
+        path.unlink()
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def _shards(folder: Path, items: Sequence[Item], shard_items: int) -> Iterator[tuple[Path, Sequence[Item]]]:
+    for number, first in enumerate(range(0, len(items), shard_items)):
+        yield folder / f"{number:06d}.npy", items[first : first + shard_items]

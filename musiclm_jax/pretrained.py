@@ -1,0 +1,81 @@
+"""Bundles that hold a MusicLM: found by name, checked against their config, described."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from musiclm_jax import bundle
+from musiclm_jax.configs import RERANKERS, MusicLMConfig
+from musiclm_jax.errors import UserError
+from musiclm_jax.models.text import TextTokenizer
+
+# Key of MuLan's text vocabulary in the metadata of its file.
+VOCABULARY = "vocabulary"
+_BUNDLES = Path(__file__).parent / "bundles"
+
+
+def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
+    """A bundle by its folder, or by the name of a packaged one."""
+    packaged = _BUNDLES / str(path)
+    if "/" not in str(path) and not os.path.exists(path) and packaged.is_dir():
+        return bundle.open_bundle(packaged)
+    if str(path) == "demo" and not os.path.exists(path):
+        raise UserError("the model 'demo' is not packaged with this installation; install a release, or name a bundle of your own with --model")
+    return bundle.open_bundle(path)
+
+
+def read_config(opened: bundle.Bundle) -> MusicLMConfig:
+    """The config of an opened bundle. UserError where it is no MusicLM's, or the bundle lacks one of its models."""
+    try:
+        config = MusicLMConfig.from_dict(opened.config)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{opened.path / bundle.CONFIG_FILE}: {error}") from error
+    missing = [name for name in config.models if f"{name}.safetensors" not in opened.files]
+    if missing:
+        raise UserError(f"{opened.path}: this bundle has no {missing[0]}.safetensors, which its config asks for; export it again")
+    return config
+
+
+def load(opened: bundle.Bundle, config: MusicLMConfig, name: str) -> dict[str, Any]:
+    """The variables of one model, whose shapes are those that the config says. UserError where they are not."""
+    variables, _ = opened.load(name)
+    bundle.check_shapes(variables, config.variable_shapes(name), where=f"{opened.path / name}.safetensors")
+    return variables
+
+
+def load_vocabulary(opened: bundle.Bundle) -> TextTokenizer:
+    """MuLan's text vocabulary."""
+    file = opened.path / "mulan.safetensors"
+    metadata = opened.load("mulan")[1]
+    if VOCABULARY not in metadata:
+        raise UserError(f"{file}: its metadata have no text vocabulary; export the bundle again")
+    return TextTokenizer.from_json(metadata[VOCABULARY], where=f"the text vocabulary of {file}")
+
+
+def describe(path: str | os.PathLike) -> str:
+    """What a bundle holds, as text. Reads all of it, so that damage is found."""
+    opened = open_pretrained(path)
+    config = read_config(opened)
+    lines = [f"{opened.path}: MusicLM bundle, format {bundle.FORMAT}", ""]
+    for name in (*config.models, *RERANKERS):
+        if (file := f"{name}.safetensors") in opened.files:
+            lines.append(f"{name:<18} {millions(load(opened, config, name)):>8} parameters  {opened.files[file].bytes / 1e6:8.1f} MB")
+    load_vocabulary(opened)
+    lines += ["", f"{config.audio.sample_rate_hz} Hz"]
+    for stream in config.streams.values():
+        lines.append(f"{stream.name:<18} {f'{stream.rate_hz} Hz' if stream.rate_hz else 'once a clip'}, {stream.levels} levels of {stream.codes} codes")
+    for stage in config.stages:
+        reads = ", ".join(each.stream for each in stage.prefix)
+        drawn = f"temperature {stage.sampling.temperature:g}, top-k {stage.sampling.top_k or 'all'}, guidance {stage.sampling.guidance:g}"
+        skipped = "; not used in generation" if stage.name in config.skipped_stages else ""
+        lines.append(f"{stage.name:<18} {reads} -> {stage.target.stream}, windows of {stage.window_sec:g} s, {drawn}{skipped}")
+    return "\n".join(lines)
+
+
+def millions(variables: Mapping[str, Any]) -> str:
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6:.2f} M"
