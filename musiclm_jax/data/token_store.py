@@ -94,14 +94,26 @@ class TokenStore:
         )  # fmt: skip
 
     def holds(self, crop_sec: float | int) -> np.ndarray:
-        """Whether each clip is as long as a crop, bool [clips]. Those that are not give no example."""
+        """Whether each clip is as long as a crop, bool [clips]. Shorter clips give no example."""
         return np.diff(self.semantic_at) >= self.audio.semantic_tokens(crop_sec)
 
-    def whole(self, stream: str, split: str) -> dict[str, np.ndarray]:
-        """All "semantic" or "acoustic" codes of a split's clips, end to end, as a batch of one."""
-        array, ratio = (self.semantic, 1) if stream == "semantic" else (self.acoustic, self.audio.frames_per_semantic)
-        at = self.semantic_at * ratio
-        return {stream: np.concatenate([array[at[i] : at[i + 1]] for i, clip in enumerate(self.clips) if clip.split == split])[None]}
+    def chunks(self, stream: str, split: str, *, first_level: int = 0, num_levels: int | None = None, rows: int = 2**18) -> Iterator[np.ndarray]:
+        """The "semantic" or "acoustic" codes of a split's clips, end to end, int16 [n, levels] of up to `rows` rows each, so that little is in memory.
+
+        num_levels: of "acoustic", from `first_level` on; None: all of them. "semantic" has one.
+        """
+        array, ratio = (self.semantic[:, None], 1) if stream == "semantic" else (self.acoustic, self.audio.frames_per_semantic)
+        levels = slice(first_level, None if num_levels is None else first_level + num_levels)
+        at, some = self.semantic_at * ratio, []
+        for i in (i for i, clip in enumerate(self.clips) if clip.split == split):
+            for first in range(at[i], at[i + 1], rows):
+                piece = array[first : min(first + rows, at[i + 1]), levels]
+                if sum(map(len, some)) + len(piece) > rows:
+                    yield np.concatenate(some)
+                    some = []
+                some.append(piece)
+        if some:
+            yield np.concatenate(some)
 
 
 def covering_windows(start_sec: float | int, end_sec: float | int, *, num_windows: int, window_sec: float, hop_sec: float) -> slice:

@@ -532,8 +532,9 @@ def _train_stage(run: Run, folder: Path, *, name: str) -> dict[str, Any]:
 
 def _beside_counting(loss: float, store: TokenStore, layout: StageLayout) -> dict[str, float]:
     """Held-out nats per token of the target under counts of single codes and of pairs; says so where a stage's `loss` is above the latter."""
-    codes = {split: layout.target_codes(store.whole(layout.target.stream, split))[0] for split in ("train", "test")}
-    unigram, bigram = ngram_nats(np.asarray(codes["train"]), np.asarray(codes["test"]), num_codes=layout.target.codes)
+    target = layout.target
+    train, test = (store.chunks(target.stream, split, first_level=target.first_level, num_levels=target.levels) for split in ("train", "test"))
+    unigram, bigram = ngram_nats(train, test, num_codes=target.codes)
     if loss > bigram.mean():
         print(f"{layout.name}: {loss:.3f} nats per token, where counts of pairs reach {bigram.mean():.3f}: it has hardly learned; train it longer", flush=True)
     levels = {f"eval_bigram_level_{level}": float(value) for level, value in enumerate(bigram)} if len(bigram) > 1 else {}
