@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import MusicLM, audio
-from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training.task import TrainState
 
@@ -22,7 +22,7 @@ NUM_CLIPS, START_SEC = 64, 10.0
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
     config = model.config
-    prompts = choose_prompts(read_metadata(data), num_captions=NUM_CLIPS, rng=np.random.default_rng(0))
+    prompts = choose_prompts(with_ground_truth(read_clips(data)), num_captions=NUM_CLIPS, rng=np.random.default_rng(0))
     first, length = (round(seconds * config.audio.sample_rate_hz) for seconds in (START_SEC, config.windows.coarse_window_sec))
     waves = np.stack([audio.read(data / prompt.file_name)[first : first + length] for prompt in prompts])
     mulan = jnp.asarray(model.mulan.text_tokens([prompt.caption for prompt in prompts]))
