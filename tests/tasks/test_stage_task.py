@@ -4,17 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_streams import STAGES, stage_layout
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.stage import StageConfig
-from musiclm_jax.specs import TokenSpec
 from musiclm_jax.tasks.stage import StageRecipe, StageTask, _hidden_steps
-from musiclm_jax.tokens import STAGES, stage_layout
 from musiclm_jax.training.optim import OptimizerConfig
 
-TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
 MODEL = StageConfig(dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.0)
-LAYOUTS = {name: stage_layout(name, TOKENS) for name in STAGES}
+LAYOUTS = {name: stage_layout(name) for name in STAGES}
 FAST = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=10, weight_decay=0.0)
 
 
