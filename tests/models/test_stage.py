@@ -23,7 +23,7 @@ def build(name, config=TINY, batch=2, steps=4):
         "semantic": rng.integers(7, size=(batch, steps)),
         "acoustic": rng.integers(11, size=(batch, 2 * steps, 5)),
     }
-    prefix_ids, codes = layout.prefix_ids(streams), layout.target_codes(streams)
+    prefix_ids, codes = jnp.asarray(layout.prefix_ids(streams)), jnp.asarray(layout.target_codes(streams))
     stage = Stage(config, layout)
     return stage, nn.meta.unbox(jax.jit(stage.init)(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
 
