@@ -72,16 +72,18 @@ def draw_clips(clips: Sequence[Entry], count: int, *, name: str, kind: str = "he
     Args:
         clips: to draw from.
         count: how many, from `least` to all.
-        name: of the argument that says so, and
-        kind: of the clips, for the message of an error.
+        name: of the argument that says so, for the message of an error.
+        kind: "held-out" or "training", for the same.
 
     Raises:
         UserError: there are not so many clips.
     """
     if len(clips) < least:
-        raise UserError(f"there are {len(clips)} {kind} clips that do for this, where {least} are the least: add clips, or give others that split")
+        split = {"held-out": "test", "training": "train"}[kind]
+        there = f"{len(clips)} {kind} clips that this evaluation can use"
+        raise UserError(f"there are {there}, where {least} are the least: add clips, or give more of them the split {split!r} in metadata.jsonl")
     if not least <= count <= len(clips):
-        raise UserError(f"{name}={count}, and there are {len(clips)} {kind} clips that do for this: ask for {least} to {len(clips)}, or add clips")
+        raise UserError(f"{name}={count}, and there are {len(clips)} {kind} clips that this evaluation can use: ask for {least} to {len(clips)}, or add clips")
     return [clips[int(i)] for i in rng.permutation(len(clips))[:count]]
 
 

@@ -73,20 +73,40 @@ def test_a_missing_package_is_named_with_its_remedy():
         extras.require("json", "no_such_package.module")
 
 
+# A user without a name has no home directory, whatever the user is that runs the tests. Compiled functions look for their caches when they are defined.
 PROGRAM = """
-import numpy as np
-from musiclm_jax.evaluation import estimators
-estimators.extract(np.sin(np.arange(48_000) * 0.1).astype(np.float32))
+import os, pwd
+
+def unknown(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = unknown
+from musiclm_jax.evaluation.extras import extra
+librosa = extra("librosa")
+print(librosa.filters.mel, librosa.feature.spectral_contrast, librosa.onset.onset_strength)
 """
 
 
-@pytest.mark.parametrize("change", [{}, {"HOME": "/proc/none"}, {"HOME": "/proc/none", "XDG_CACHE_HOME": "relative"}])
-def test_estimators_need_no_cache_folder(tmp_path, change):
-    """Of a home directory that is not there, of none at all, and of caches that nobody may write."""
+def test_librosa_needs_no_home_directory(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules["musiclm_jax"].__file__)))
     env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
-    # A user without a name has no home directory, whatever runs the tests.
-    program = "import os, pwd\n\ndef unknown(uid):\n    raise KeyError(uid)\n\npwd.getpwuid = unknown\n" + PROGRAM
-    done = subprocess.run([sys.executable, "-c", program], env={**env, **change, "PYTHONPATH": root}, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env={**env, "PYTHONPATH": root}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("base", ["/proc/none", "relative", None])
+def test_caches_are_temporary_where_there_is_no_place_for_them(tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "to be restored")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", base or str(tmp_path / "cache"))
+    removed = []
+    monkeypatch.setattr(extras.atexit, "register", lambda function, folder, **options: removed.append(folder))
+    extras._give_caches.__wrapped__()
+    if base is None:
+        assert removed == [] and "NUMBA_CACHE_DIR" not in os.environ
+    else:
+        assert removed == [os.environ["NUMBA_CACHE_DIR"]] == [os.environ["XDG_CACHE_HOME"]] and os.listdir(removed[0]) == []
+        os.rmdir(removed[0])
+        assert list(tmp_path.iterdir()) == []
