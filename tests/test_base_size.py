@@ -11,16 +11,15 @@ import pytest
 
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.cli.gin_config import load_config
+from musiclm_jax.generation.stages import musiclm_stages
 from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import ASTConfig
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
-from musiclm_jax.generation.stages import musiclm_stages
 from musiclm_jax.parts.part import TrainedPart
 from musiclm_jax.parts.stage import StagePart
 from musiclm_jax.training import sharding
-
 
 TRAINED = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
 

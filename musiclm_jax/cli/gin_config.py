@@ -46,6 +46,9 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         UserError: an unknown size, file or name (with the names that are near), a value that does not fit, or a binding that nothing reads.
     """
     paths = [_find(name) for name in gin_files]
+    for binding in bindings:
+        if new := _renamed(name := binding.partition("=")[0].strip()):
+            raise UserError(f"{name} is {new} now")
     size = size or _size_of_recipe(paths) or "demo"
     if size not in sizes():
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
@@ -120,6 +123,7 @@ _RENAMED = {
     r"soundstream/": "codec/",
     r"\bCodecTask\b": "SoundStreamRecipe",
     r"\b(\w+)Task\.(\w+)": r"\1Recipe.\2",
+    r"\b(\w+)Task\b": r"\1Recipe",
     r"\bTraining\.(batch_size|crop_sec|loop)": r"a field of the part: W2vBertPart.\1, MuLanPart.\1, ..., and semantic/StagePart.\1 for a stage",
     r"\bTraining\b": "a part, such as W2vBertPart or StagePart",
     r"\bTrainConfig\.num_steps": "num_steps of the recipe, or the macros CODEC_STEPS, W2V_BERT_STEPS, MULAN_STEPS, SEMANTIC_STEPS, ...",

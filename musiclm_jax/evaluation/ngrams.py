@@ -1,6 +1,6 @@
 """What counting alone would reach: the lines beside which a stage's nats per token are read. NumPy only.
 
-Codes come in chunks, such as `TokenStore.chunks` cuts them out of its files, so that data of any length are counted in little memory.
+Codes come in chunks, such as `TokenArray.chunks` cuts them out of its files, so that data of any length are counted in little memory.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from musiclm_jax.data.clips import Clip
-from musiclm_jax.data.token_store import TokenStore
+from musiclm_jax.data.clips import Clip, ClipStore
+from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.specs import AudioSpec
 
@@ -68,17 +68,16 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     for first in range(0, total, 2**16):  # A cycle of 7, in the last two levels.
         codes[first : first + 2**16] = (np.arange(first, min(first + 2**16, total)) % 7)[:, None] + [0, 1, 2]
     del codes
-    at = np.concatenate([[0], np.cumsum(seconds)]) * 25
     clips = tuple(Clip(f"{i}.wav", 0, n * 24_000, (), "test" if i % 10 == 1 else "train", {}) for i, n in enumerate(seconds))
-    none = np.zeros((0, 1), np.float16)
-    store = TokenStore(clips, AudioSpec(), None, np.load(tmp_path / "acoustic.npy", mmap_mode="r"), none, none.astype(np.int16), at, at, at)
+    store = ClipStore(np.zeros(0, np.int16), clips, 24_000)
+    tokens = TokenArray.open(tmp_path / "acoustic.npy", store, rate_hz=50, spec=AudioSpec())
     tracemalloc.start()
     try:
-        train, test = (store.chunks("acoustic", split, first_level=1, num_levels=2, rows=2**14) for split in ("train", "test"))
+        train, test = (tokens.chunks(store, split, levels=slice(1, 3), rows=2**14) for split in ("train", "test"))
         unigram, bigram = ngram_nats(train, test, num_codes=11)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 2e6 < store.acoustic.nbytes / 20
+    assert peak < 2e6 < tokens.codes.nbytes / 20
     np.testing.assert_allclose(unigram, np.log(7), atol=0.01)
     assert np.all(bigram < 0.2)  # But for the borders of clips, the next code is known.

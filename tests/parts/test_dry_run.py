@@ -82,7 +82,8 @@ def test_work_of_a_stage_is_that_of_its_products(remat):
 def test_an_example_of_the_melody_embedder_is_a_pair():
     config = load_config("test")
     assert dry_run("melody", config).seconds == pytest.approx(2 * 2 * 0.4)
-    assert {name: value.shape for name, value in config.part("melody").batch_shapes(config).items()} == {"wave": (2, 9600), "other_wave": (2, 9600), "melody": (2,)}
+    shapes = {name: value.shape for name, value in config.part("melody").batch_shapes(config).items()}
+    assert shapes == {"wave": (2, 9600), "other_wave": (2, 9600), "melody": (2,)}
 
 
 def test_loops_conditions_and_strided_convolutions():

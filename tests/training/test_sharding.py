@@ -35,23 +35,23 @@ PROGRAM = """
 
 
 SAMPLING = """
-    import json, jax, numpy as np, test_sampling as t
-    from musiclm_jax.training import sharding
+    import json, jax, numpy as np, test_sampler as t
+    from musiclm_jax.generation.devices import row_mesh
     from musiclm_jax.generation.sampler import SamplingConfig, sample_codes
 
     decoder, _, params, prefix_ids = t.build_stage()
-    prompt = jax.random.randint(jax.random.key(3), (2, 2, 2), 0, 11)
-    options = {"num_steps": 6, "keys": jax.random.split(jax.random.key(1), 6), "sampling": SamplingConfig(guidance=2.0)}
-    codes = [sample_codes(decoder, params, prefix_ids[np.arange(6) // 3], prompt=prompt, **options)]
+    prompt = np.random.default_rng(3).integers(11, size=(2, 2, 2), dtype=np.int32)
+    options = {"num_steps": 6, "keys": t.keys_of(6, seed=1), "sampling": SamplingConfig(guidance=2.0)}
+    codes = [sample_codes(decoder, params, prefix_ids[:2], prompt=prompt, **options)]
     codes.append(sample_codes(decoder, params, prefix_ids[np.arange(6) % 3], **options))
-    print("RESULT", json.dumps({"codes": [x.tolist() for x in codes], "devices": [sharding.row_mesh(rows).size for rows in (1, 2, 5, 6, 8)]}))
+    print("RESULT", json.dumps({"codes": [x.tolist() for x in codes], "devices": [row_mesh(rows).size for rows in (1, 2, 5, 6, 8)]}))
 """
 
 
 def run_program(program, *args, devices):
     tests = Path(__file__).parents[1]
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), env.get("PYTHONPATH", "")])
+    env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests / "generation"), str(tests.parent), env.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), *args], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.split("RESULT ")[1])
