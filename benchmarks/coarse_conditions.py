@@ -21,14 +21,14 @@ NUM_CLIPS, START_SEC = 64, 10.0
 
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
-    config = model.config
+    config, spec = model.config, model.config.stage("coarse")
     prompts = choose_prompts(read_metadata(data), num_captions=NUM_CLIPS, rng=np.random.default_rng(0))
-    first, length = (round(seconds * config.audio.sample_rate_hz) for seconds in (START_SEC, config.windows.coarse_window_sec))
+    first, length = (round(seconds * config.audio.sample_rate_hz) for seconds in (START_SEC, spec.window_sec))
     waves = np.stack([audio.read(data / prompt.file_name)[first : first + length] for prompt in prompts])
     mulan = jnp.asarray(model.mulan.text_tokens([prompt.caption for prompt in prompts]))
     semantic, acoustic = jnp.asarray(model.semantic.encode(waves)), jnp.asarray(model.acoustic.encode(waves))
 
-    task = StageTask(name="coarse", model=config.coarse, tokens=config.tokens)
+    task = StageTask("coarse", spec.model, config.layout("coarse"))
     state = TrainState(jnp.int32(0), model.variables("coarse")["params"], {}, {})
     evaluate = jax.jit(lambda **batch: task.eval_step(state, batch, jax.random.key(0)))
     right = {"mulan": mulan, "semantic": semantic, "acoustic": acoustic}

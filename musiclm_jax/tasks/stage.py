@@ -73,7 +73,7 @@ class StageTask(Task):
 
     def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
         """rng: of dropout; None: evaluation."""
-        prefix_ids, codes = self.layout.prefix_ids(batch), self.layout.target_codes(batch)
+        prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:
             prefix_rng, past_rng, rngs["dropout"] = jax.random.split(rng, 3)
