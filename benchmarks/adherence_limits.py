@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from musiclm_jax import MusicLM, audio
-from musiclm_jax.evaluation.adherence import choose_prompts, evaluate_adherence, format_report, read_metadata
+from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.musiclm import Music
 
 NUM_CAPTIONS, SECONDS, SEED = 100, 10.0, 0
@@ -19,7 +20,7 @@ class PerfectStages:
     """A generator that "finds" the codes of the very clip that a caption describes."""
 
     def __init__(self, model: MusicLM, data: Path, num_levels: int):
-        prompts = choose_prompts(read_metadata(data), num_captions=NUM_CAPTIONS, rng=np.random.default_rng([SEED, 0]))
+        prompts = choose_prompts(with_ground_truth(read_clips(data)), num_captions=NUM_CAPTIONS, rng=np.random.default_rng([SEED, 0]))
         self.clips = {prompt.caption: data / prompt.file_name for prompt in prompts}
         self.codec, self.sample_rate_hz, self.num_levels = model.acoustic, model.config.audio.sample_rate_hz, num_levels
 

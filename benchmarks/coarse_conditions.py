@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import MusicLM, audio
-from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training.task import TrainState
 
@@ -21,14 +21,14 @@ NUM_CLIPS, START_SEC = 64, 10.0
 
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
-    config, spec = model.config, model.config.stage("coarse")
-    prompts = choose_prompts(read_metadata(data), num_captions=NUM_CLIPS, rng=np.random.default_rng(0))
-    first, length = (round(seconds * config.audio.sample_rate_hz) for seconds in (START_SEC, spec.window_sec))
+    config = model.config
+    prompts = choose_prompts(with_ground_truth(read_clips(data)), num_captions=NUM_CLIPS, rng=np.random.default_rng(0))
+    first, length = (round(seconds * config.audio.sample_rate_hz) for seconds in (START_SEC, config.windows.coarse_window_sec))
     waves = np.stack([audio.read(data / prompt.file_name)[first : first + length] for prompt in prompts])
     mulan = jnp.asarray(model.mulan.text_tokens([prompt.caption for prompt in prompts]))
     semantic, acoustic = jnp.asarray(model.semantic.encode(waves)), jnp.asarray(model.acoustic.encode(waves))
 
-    task = StageTask("coarse", spec.model, config.layout("coarse"))
+    task = StageTask(name="coarse", model=config.coarse, tokens=config.tokens)
     state = TrainState(jnp.int32(0), model.variables("coarse")["params"], {}, {})
     evaluate = jax.jit(lambda **batch: task.eval_step(state, batch, jax.random.key(0)))
     right = {"mulan": mulan, "semantic": semantic, "acoustic": acoustic}

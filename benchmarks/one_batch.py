@@ -13,25 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import MusicLM, audio
-from musiclm_jax.evaluation.adherence import read_metadata
-from musiclm_jax.tasks.stage import StageRecipe, StageTask
+from musiclm_jax.evaluation.clips import read_clips
+from musiclm_jax.tasks.stage import StageTask
+from musiclm_jax.tokens import STAGES
 from musiclm_jax.training.optim import OptimizerConfig
 
 NUM_CLIPS, GOAL, MAX_STEPS, REPORT_EVERY = 8, 0.1, 2_000, 10
-RECIPE = StageRecipe(optimizer=OptimizerConfig(learning_rate=1.5e-3, schedule="constant", warmup_steps=50))
+OPTIMIZER = OptimizerConfig(learning_rate=1.5e-3, schedule="constant", warmup_steps=50)
 
 
 def main(data: Path, bundle: str = "demo") -> bool:
     model = MusicLM.from_pretrained(bundle)
     config, learned = model.config, True
-    clips = [clip for clip in read_metadata(data) if clip["split"] == "train"][: 2 * NUM_CLIPS]
-    mulan = model.mulan.text_tokens([clip["captions"][0] for clip in clips])
-    for spec in config.stages:
-        name, length = spec.name, round(spec.window_sec * config.audio.sample_rate_hz)
-        waves = np.stack([audio.read(data / clip["file_name"])[:length] for clip in clips])
+    clips = [clip for clip in read_clips(data).captioned if clip.split == "train"][: 2 * NUM_CLIPS]
+    mulan = model.mulan.text_tokens([clip.captions[0] for clip in clips])
+    for name in STAGES:
+        length = round(getattr(config.windows, f"{name}_window_sec") * config.audio.sample_rate_hz)
+        waves = np.stack([audio.read(data / clip.file_name)[:length] for clip in clips])
         both = {"mulan": mulan, "semantic": model.semantic.encode(waves), "acoustic": model.acoustic.encode(waves)}
         batch, other = ({stream: codes[rows] for stream, codes in both.items()} for rows in (slice(NUM_CLIPS), slice(NUM_CLIPS, None)))
-        task = StageTask(name, spec.model, config.layout(name), RECIPE)
+        task = StageTask(name=name, model=config.stage(name), tokens=config.tokens, optimizer=OPTIMIZER, fine_sees_mulan=config.fine_sees_mulan)
         state, step = task.init_state(jax.random.key(0)), 0
         train_step = jax.jit(task.train_step, donate_argnums=0)
         loss, line = np.inf, []

@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from musiclm_jax import MusicLM, audio
-from musiclm_jax.evaluation.adherence import choose_prompts, named_attributes, read_metadata
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.statements import named_attributes
 from musiclm_jax.generation import stages as windows
 
 NUM_TRAIN, NUM_CAPTIONS, SECONDS, BATCH = 900, 100, 10.0, 20
@@ -39,7 +40,7 @@ def probe(features: np.ndarray, clips: list, names: list, penalty: float):
     fitted = {}
     for attribute in ATTRIBUTES:
         rows = [i for i, named in enumerate(names) if attribute in named]
-        labels = [str(clips[i]["attributes"][attribute]) for i in rows]
+        labels = [str(clips[i].attributes[attribute]) for i in rows]
         fitted[attribute] = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(features[rows], labels)
     return fitted
 
@@ -48,7 +49,7 @@ def report(title: str, fitted, features: np.ndarray, clips: list, names: list) -
     cells = []
     for attribute, model in fitted.items():
         rows = [i for i, named in enumerate(names) if attribute in named]
-        truth = np.array([str(clips[i]["attributes"][attribute]) for i in rows])
+        truth = np.array([str(clips[i].attributes[attribute]) for i in rows])
         heard = model.predict(features[rows])
         agree = heard[:, None] == truth
         chance = (agree.sum() - np.trace(agree)) / (agree.size - len(rows))
@@ -59,14 +60,14 @@ def report(title: str, fitted, features: np.ndarray, clips: list, names: list) -
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
     config, samples = model.config, round(SECONDS * model.config.audio.sample_rate_hz)
-    every = read_metadata(data)
-    train = [clip for clip in every if clip["split"] == "train"][:NUM_TRAIN]
-    by_name = {clip["file_name"]: clip for clip in every}
+    every = with_ground_truth(read_clips(data))
+    train = [clip for clip in every if clip.split == "train"][:NUM_TRAIN]
+    by_name = {clip.file_name: clip for clip in every}
     prompts = choose_prompts(every, num_captions=NUM_CAPTIONS, rng=np.random.default_rng([0, 0]))
     held_out, named = [by_name[prompt.file_name] for prompt in prompts], [prompt.named for prompt in prompts]
     print(f"{'right (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
 
-    pairs = [(clip, caption) for clip in train for caption in clip["captions"]]
+    pairs = [(clip, caption) for clip in train for caption in clip.captions]
     mulan = lambda captions: one_hot(np.asarray(model.mulan.text_tokens(captions)), config.mulan.num_codes)  # noqa: E731
     fitted = probe(mulan([caption for _, caption in pairs]), [clip for clip, _ in pairs], [named_attributes(caption) for _, caption in pairs], 1.0)
     captions = [prompt.caption for prompt in prompts]
@@ -75,7 +76,7 @@ def main(data: Path, bundle: str = "demo") -> None:
     def real(clips: list) -> np.ndarray:
         rows = []
         for first in range(0, len(clips), BATCH):
-            waves = [audio.read(data / clip["file_name"])[:samples] for clip in clips[first : first + BATCH]]
+            waves = [audio.read(data / clip.file_name)[:samples] for clip in clips[first : first + BATCH]]
             rows += list(np.asarray(model.semantic.encode(np.stack(waves))))
         return np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in rows])
 

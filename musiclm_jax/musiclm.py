@@ -233,7 +233,8 @@ class MusicLM:
     def play(self, codes: Int[np.ndarray, "B T q"], *, seconds: float | int) -> Float[np.ndarray, "B N"]:
         """The first `seconds` of the wave of acoustic codes, each clip brought to -14 LUFS."""
         rate = self.config.audio.sample_rate_hz
-        wave = self.acoustic.decode(codes[:, : self.config.audio.frames(seconds)])[:, : max(1, round(seconds * rate))]
+        samples = max(1, round(seconds * rate))
+        wave = self.acoustic.decode(codes[:, : -(-samples // self.config.audio.frame_samples)])[:, :samples]
         return np.stack([audio.normalize_loudness(clip, sample_rate_hz=rate) for clip in wave])
 
 

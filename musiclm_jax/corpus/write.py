@@ -6,6 +6,9 @@
     DIR/corpus.json         which corpus this is: {"seed": 0, "version": 1}
 
 Variants have no captions. Without variants there is no "melody" either.
+
+Files that are there already stay. A call for fewer clips than before lists fewer; the others remain beside them, unlisted and so nobody's data, and are
+listed again by a call for more.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -27,8 +31,9 @@ from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError
 
-# Another number means other music for the same seed: a folder holds one version.
+# Another number means other music for the same seed: a folder has one version.
 CORPUS_VERSION = 1
+_FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*))?\.flac")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def make_corpus(
     num_variants: int = 0,
     workers: int = 1,
     on_clip: Callable[[int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Writes clips 0 .. num_clips - 1, variants 1 .. num_variants of each, and their metadata into `directory`.
 
     Every file is written whole or not at all, the metadata last. A second call continues where the first one was
@@ -86,8 +91,12 @@ def make_corpus(
       workers: processes, at least 1.
       on_clip: called with 0, 1, ... in turn, once so many files and one more are there.
 
+    Returns:
+      Names of clips of earlier calls that this one does not list: they stay where they are.
+
     Raises:
-      UserError: bad numbers, a directory that cannot be written, or one that holds another corpus.
+      UserError: bad numbers, a directory that cannot be written, one that has another corpus or a person's own files in the places of this one, or
+        metadata that were edited since, which would be lost.
     """
     for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
         if value < least:
@@ -103,9 +112,13 @@ def make_corpus(
         else:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
                 _count(pool.imap(write_clip, renderings, chunksize=4), on_clip)
+        _check_unedited(directory / "metadata.jsonl", seed)  # Once more: rendering takes long.
         melody = lambda index: {"melody": f"{index:06d}"} if num_variants else {}  # noqa: E731
         lines = [json.dumps(_metadata(seed, index, variant) | melody(index)) + "\n" for index, variant in renderings]
         _replace(directory / "metadata.jsonl", lambda path: path.write_text("".join(lines), encoding="utf-8"))
+        listed = {_file_name(index, variant) for index, variant in renderings}
+        there = (f"audio/{path.name}" for path in (directory / "audio").iterdir())
+        return sorted(name for name in there if _FILE_NAME.fullmatch(name) and name not in listed)
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"{directory}: cannot write the corpus there ({error}); choose a writable directory") from error
 
@@ -138,7 +151,7 @@ def _metadata(seed: int, index: int, variant: int) -> dict:
 
 
 def _claim(directory: pathlib.Path, seed: int) -> None:
-    """Records which corpus the folder holds, or objects if it holds another one."""
+    """Records which corpus the folder has, or objects if it has another one, or files that are nobody's or a person's."""
     path, mine = directory / "corpus.json", {"seed": seed, "version": CORPUS_VERSION}
     if path.exists():
         try:
@@ -147,10 +160,31 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
             theirs = None
         if theirs != mine:
             raise UserError(f"{path} says {theirs}, but this corpus is {mine}: choose another directory or remove that one")
-    elif (directory / "metadata.jsonl").exists():
+        _check_unedited(directory / "metadata.jsonl", seed)
+    elif os.path.lexists(directory / "metadata.jsonl"):
         raise UserError(f"{directory} has a metadata.jsonl that is not this corpus: choose another directory")
+    elif any((directory / "audio").iterdir()):
+        raise UserError(f"{directory / 'audio'} has files that are not of this corpus: choose another directory")
     else:
         _replace(path, lambda part: part.write_text(json.dumps(mine) + "\n", encoding="utf-8"))
+
+
+def _check_unedited(path: pathlib.Path, seed: int) -> None:
+    """Raises UserError where a line of the metadata is not as some call for this corpus wrote it: it would be lost."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line and not _is_ours(line, seed):
+            raise UserError(f"{path} line {number} is not as it was written: keep that file under another name, or choose another directory")
+
+
+def _is_ours(line: bytes, seed: int) -> bool:
+    try:
+        found = json.loads(line)
+        index, variant = _FILE_NAME.fullmatch(found["file_name"]).groups(default="0")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return found.pop("melody", f"{int(index):06d}") == f"{int(index):06d}" and found == _metadata(seed, int(index), int(variant))
 
 
 def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) -> None:
@@ -177,4 +211,6 @@ def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> Non
     """Writes beside `path`, then renames: no reader ever sees half a file."""
     part = path.with_name(f".{path.name}.part")
     write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)

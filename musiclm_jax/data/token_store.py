@@ -96,12 +96,18 @@ class TokenArray:
         length, first = round(crop_sec * self.rate_hz), [self.at[clip] + round(start * self.rate_hz) for clip, start in zip(clips, starts_sec, strict=True)]
         return np.stack([self.codes[i : i + length] for i in first]).astype(np.int32)
 
-    def chunks(self, store: ClipStore, split: str, *, levels: slice = slice(None)) -> Iterator[Int[np.ndarray, "n Q"]]:
-        """The tokens of each clip of a split, [T, Q], one clip at a time."""
-        for i, clip in enumerate(store.clips):
-            if clip.split == split:
-                codes = self.codes[self.at[i] : self.at[i + 1]]
-                yield codes.reshape(len(codes), -1)[:, levels]
+    def chunks(self, store: ClipStore, split: str, *, levels: slice = slice(None), rows: int = 2**18) -> Iterator[Int[np.ndarray, "n Q"]]:
+        """The tokens of a split's clips, end to end, [n, Q] of up to `rows` rows each, so that little is in memory."""
+        codes, some = self.codes.reshape(len(self.codes), -1), []
+        for i in (i for i, clip in enumerate(store.clips) if clip.split == split):
+            for first in range(self.at[i], self.at[i + 1], rows):
+                piece = codes[first : min(first + rows, self.at[i + 1]), levels]
+                if sum(map(len, some)) + len(piece) > rows:
+                    yield np.concatenate(some)
+                    some = []
+                some.append(piece)
+        if some:
+            yield np.concatenate(some)
 
 
 def offsets(counts: Iterable[int]) -> Int[np.ndarray, "n"]:

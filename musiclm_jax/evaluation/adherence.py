@@ -1,6 +1,6 @@
 """Prompt adherence: does the music have the lead instrument, drums, mode and tempo that its caption names?
 
-Captions of held-out clips go in; the generated clips are heard by `estimators`, which share nothing with the model. Two figures stand
+Captions of held-out clips go in; `estimators`, which share nothing with the model, judge the generated clips. Two figures stand
 beside each result. Ceiling: the same estimators on the real clips of the same captions. Chance: the same generated clips against each
 other's captions; the average over all ways to shuffle so that no clip keeps its own is exact, because it is the mean over all pairs of a
 clip with another clip's caption. A model that ignores its captions is at chance, whatever it plays.
@@ -9,8 +9,6 @@ clip with another clip's caption. A model that ignores its captions is at chance
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,9 +17,12 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
-from musiclm_jax.data.metadata import read_captions
+from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimators, Heard, fit_estimators, same_tempo
+from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
+from musiclm_jax.evaluation.extras import require
+from musiclm_jax.records import write_json
 
 
 @runtime_checkable
@@ -38,86 +39,6 @@ class Generator(Protocol):
     """The part of `MusicLM` that is judged: one clip per prompt."""
 
     def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Music: ...
-
-
-# ------------------------------------------------------------------ captions
-
-# Words by which a caption of the corpus names an attribute (data/corpus/captions.py). Moods are hints, not names: "sad" does not count
-# as minor, nor does "waltz" as a tempo.
-_NAMES = {
-    "instrument": r"piano|guitar|flute|strings?|violins?|organ|rhodes|bells?|glockenspiel|chimes?|synth|synthesizer",
-    "drums": r"drums?|percussion",
-    "mode": r"major|minor",
-    "tempo": r"slow|unhurried|leisurely|mid-tempo|medium-tempo|moderate|(?:medium|moderate) (?:tempo|pace)|tempo is medium"
-    r"|fast|quick|up-tempo|\d+ bpm",
-    "tempo_bpm": r"\d+ bpm",
-}
-_NAMES = {attribute: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for attribute, words in _NAMES.items()}
-
-
-def named_attributes(caption: str) -> frozenset[str]:
-    """Which of instrument, drums, mode, tempo and tempo_bpm the caption names. Only these are scored."""
-    return frozenset(attribute for attribute, words in _NAMES.items() if words.search(caption))
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One caption of a held-out clip."""
-
-    caption: str
-    file_name: str
-    # The clip's ground truth, from the metadata.
-    attributes: dict[str, Any]
-    named: frozenset[str]
-
-
-def read_metadata(data_dir: str | Path) -> list[dict[str, Any]]:
-    """Lines of DIR/metadata.jsonl that have attributes and captions, these as one list whatever their kinds; variants of a corpus have none.
-
-    Raises:
-        UserError: there is no such file, a line is not JSON, its captions are no captions, or no clip has both.
-    """
-    path = Path(data_dir) / "metadata.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        clips = [clip for clip in map(json.loads, filter(str.strip, lines)) if clip.get("attributes") and clip.get("captions")]
-        clips = [{**clip, "captions": captions} for clip in clips if (captions := list(read_captions(clip)[0]))]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make a corpus with `musiclm corpus` or name its folder") from error
-    except ValueError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); make the corpus again") from error
-    if not clips:
-        raise UserError(f"{path}: no clip has captions and attributes, the ground truth of this evaluation; use a corpus of `musiclm corpus`")
-    return clips
-
-
-def read_waves(paths: Sequence[Path], num_samples: int) -> Float[np.ndarray, "B N"]:
-    """The first `num_samples` of each file, at 24 kHz. UserError if one is shorter."""
-    waves = [audio.read(path)[:num_samples] for path in paths]
-    for path, wave in zip(paths, waves, strict=True):
-        if len(wave) < num_samples:
-            raise UserError(f"{path}: holds {len(wave) / audio.SAMPLE_RATE_HZ:g} s, fewer than the {num_samples / audio.SAMPLE_RATE_HZ:g} s to be judged")
-    return np.stack(waves)
-
-
-def choose_prompts(clips: Sequence[dict[str, Any]], *, num_captions: int, rng: np.random.Generator) -> list[Prompt]:
-    """One caption each of `num_captions` held-out clips, drawn among those captions of the clip that name the most."""
-    held_out = [clip for clip in clips if clip.get("split") == "test"]
-    if not 2 <= num_captions <= len(held_out):
-        raise UserError(
-            f"num_captions={num_captions}, and the corpus holds {len(held_out)} held-out clips: "
-            f"ask for 2 to {len(held_out)} captions, or make a larger corpus (a tenth of it is held out)"
-        )
-    prompts = []
-    for place in rng.permutation(len(held_out))[:num_captions]:
-        clip = held_out[int(place)]
-        names = [named_attributes(caption) for caption in clip["captions"]]
-        most = max(len(named - {"tempo_bpm"}) for named in names)
-        pick = int(rng.choice([i for i, named in enumerate(names) if len(named - {"tempo_bpm"}) == most]))
-        prompts.append(Prompt(clip["captions"][pick], clip["file_name"], clip["attributes"], names[pick]))
-    return prompts
 
 
 # ------------------------------------------------------------------- scoring
@@ -139,28 +60,30 @@ class Measure:
     title: str
     # A caption counts if it names this.
     needs: str
-    # Whether what is heard agrees with the attributes of a clip.
-    agrees: Callable[[Heard, dict[str, Any]], bool]
+    # Whether the estimates agree with the attributes of a clip.
+    agrees: Callable[[Estimate, dict[str, Any]], bool]
 
 
 # The first four are the headline.
 MEASURES = {
-    "instrument": Measure("lead instrument", "instrument", lambda heard, truth: heard.instrument == truth["instrument"]),
-    "drums": Measure("drums or none", "drums", lambda heard, truth: heard.drums == truth["drums"]),
-    "mode": Measure("mode", "mode", lambda heard, truth: heard.mode == truth["mode"]),
-    "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda heard, truth: in_band(heard.tempo_bpm, truth["tempo"])),
-    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]))),
+    "instrument": Measure("lead instrument", "instrument", lambda estimate, truth: estimate.instrument == truth["instrument"]),
+    "drums": Measure("drums or none", "drums", lambda estimate, truth: estimate.drums == truth["drums"]),
+    "mode": Measure("mode", "mode", lambda estimate, truth: estimate.mode == truth["mode"]),
+    "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda estimate, truth: in_band(estimate.tempo_bpm, truth["tempo"])),
+    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda estimate, truth: same_tempo(estimate.tempo_bpm, float(truth["tempo_bpm"]))),
     "tempo_octave": Measure(
         "  the same up to octave",
         "tempo_bpm",
-        lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]), meter=truth.get("meter", "4/4")),
+        lambda estimate, truth: same_tempo(estimate.tempo_bpm, float(truth["tempo_bpm"]), meter=truth.get("meter", "4/4")),
     ),
 }
 HEADLINE = ("instrument", "drums", "mode", "tempo")
+# The ground truth that estimators are fitted on and judged by.
+_TRUTH = ("instrument", "drums", "tonic", "mode", "tempo", "tempo_bpm")
 _NUM_RESAMPLES = 2000
 
 
-def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Heard], real: Sequence[Heard], *, rng: np.random.Generator):
+def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estimate], real: Sequence[Estimate], *, rng: np.random.Generator):
     """Generated, ceiling, chance and how far the generated clips have come from chance to ceiling, with 95 % bootstrap intervals.
 
     Returns {"count"} alone where fewer than two captions name the attribute; "fraction" is None where the ceiling is not above chance.
@@ -217,7 +140,7 @@ def evaluate_adherence(
 
     Args:
         model: anything with `generate`.
-        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes").
+        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes"); see `read_clips` for its splits.
         num_captions: held-out captions, one per clip.
         seconds: length of the generated clips; real ones are cut to their first `seconds`.
         seed: of the choice of captions, of every call of `generate`, and of the estimators' degradations.
@@ -228,35 +151,39 @@ def evaluate_adherence(
 
     Returns:
         A report of plain JSON types: "results" {measure: count, generated, ceiling, chance, fraction, each with its 95 % interval},
-        "clips" [caption, what was heard in the generated and the real clip], and the settings. `format_report` prints it.
+        "clips" [caption, the estimates of the generated and the real clip], and the settings. `format_report` prints it.
 
     Raises:
-        UserError: the folder lacks ground truth or held-out clips, or its training clips do not do for the estimators.
+        UserError: a bad setting; a package of the extra `eval` is missing; the folder lacks ground truth or held-out clips, or its training clips
+            do not do for the estimators.
     """
     if seconds < 2:
         raise UserError(f"seconds={seconds}: tempo and key need at least 2 s")
-    data_dir, num_samples = Path(data_dir), round(seconds * SAMPLE_RATE_HZ)
-    clips = read_metadata(data_dir)
+    check_seed(seed)
+    require("librosa", "sklearn")
+    num_samples, folder = round(seconds * SAMPLE_RATE_HZ), read_clips(data_dir, progress=progress)
+    clips = with_ground_truth(folder, _TRUTH)
+    _check_truth(folder, clips)
     prompts = choose_prompts(clips, num_captions=num_captions, rng=np.random.default_rng([seed, 0]))
     rng = np.random.default_rng([seed, 1])
-    train = [clip for clip in clips if clip["split"] == "train"]
+    train = [clip for clip in clips if clip.split == "train"]
     train = [train[int(i)] for i in rng.permutation(len(train))[:fit_clips]]
     if out_dir is not None:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(out_dir))
 
     progress(f"fitting the estimators on {len(train)} real training clips")
-    estimators = _fit(data_dir, train, num_samples, rng)
-    progress(f"listening to {num_captions} real held-out clips")
-    real = [estimators.hear(audio.read(data_dir / prompt.file_name)[:num_samples]) for prompt in prompts]
+    estimators = _fit(folder, train, num_samples, rng)
+    progress(f"judging {num_captions} real held-out clips")
+    real = [estimators.estimate(audio.read(folder.path / prompt.file_name)[:num_samples]) for prompt in prompts]
 
-    generated: list[Heard] = []
+    generated: list[Estimate] = []
     for start in range(0, num_captions, batch_size):
         captions = [prompt.caption for prompt in prompts[start : start + batch_size]]
         progress(f"generating clips {start + 1} to {start + len(captions)} of {num_captions}")
         for wave in _generate(model, captions, num_samples, seed):
             if out_dir is not None:
                 audio.write_wav(Path(out_dir) / f"{len(generated):03d}.wav", wave)
-            generated.append(estimators.hear(wave))
+            generated.append(estimators.estimate(wave))
 
     rng = np.random.default_rng([seed, 2])
     report = {
@@ -271,29 +198,48 @@ def evaluate_adherence(
                 "file_name": prompt.file_name,
                 "named": sorted(prompt.named),
                 "attributes": prompt.attributes,
-                "heard_in_generated": dataclasses.asdict(heard),
-                "heard_in_real": dataclasses.asdict(heard_real),
+                "heard_in_generated": dataclasses.asdict(estimate),
+                "heard_in_real": dataclasses.asdict(estimate_real),
             }
-            for prompt, heard, heard_real in zip(prompts, generated, real, strict=True)
+            for prompt, estimate, estimate_real in zip(prompts, generated, real, strict=True)
         ],
     }
     if out_dir is not None:
-        (Path(out_dir) / "adherence.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(out_dir) / "adherence.json", report)
     return report
 
 
-def _fit(data_dir: Path, clips: Sequence[dict[str, Any]], num_samples: int, rng: np.random.Generator) -> Estimators:
+def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
+    """Raises UserError where a clip's attributes cannot be compared with estimates, before hours are spent on generating."""
+    some = Estimate("piano", True, 0, "major", 120.0)
+    for clip in clips:
+        try:
+            for measure in MEASURES.values():
+                measure.agrees(some, clip.attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"the attributes of {clip.file_name} have values that no corpus has ({error})"
+            raise UserError(f"{folder.path}: {what}, the ground truth of this evaluation; use a corpus of `musiclm corpus`") from None
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder for the results") from None
+
+
+def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.random.Generator) -> Estimators:
     """Estimators fitted on a crop from anywhere in each clip, since what is generated need not begin as a piece begins."""
 
-    def crop(clip: dict[str, Any]) -> Float[np.ndarray, "N"]:
-        wave = audio.read(data_dir / clip["file_name"])
+    def crop(clip: Entry) -> Float[np.ndarray, "N"]:
+        wave = audio.read(folder.path / clip.file_name)
         start = int(rng.integers(max(len(wave) - num_samples, 0) + 1))
         return wave[start : start + num_samples].copy()  # A view would keep the whole clip in memory.
 
     try:
-        return fit_estimators([crop(clip) for clip in clips], [clip["attributes"] for clip in clips], rng=rng)
+        return fit_estimators([crop(clip) for clip in clips], [clip.attributes for clip in clips], rng=rng)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{data_dir}: the estimators cannot be fitted on its training clips ({error}); fit on more clips") from error
+        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips ({error}); fit on more clips") from error
 
 
 def _generate(model: Generator, captions: list[str], num_samples: int, seed: int) -> list[Float[np.ndarray, "N"]]:

@@ -14,7 +14,7 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.adherence import read_metadata
+from musiclm_jax.evaluation.clips import read_clips
 from musiclm_jax.nn.quantize import perplexity
 from musiclm_jax.training.losses import mel_distance
 
@@ -50,7 +50,7 @@ def evaluate_codec(
     seconds: float = 10.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Codes and decodes the first `seconds` of the first `num_clips` held-out clips.
+    """Codes and decodes the first `seconds` of the first `num_clips` held-out clips of any folder of clips; captions are not needed.
 
     Returns:
         A report of plain JSON types: "quality", a list of {"levels", "mel_distance", "si_sdr_db"} (means over clips) for the first level
@@ -60,15 +60,17 @@ def evaluate_codec(
     Raises:
         UserError: fewer than `num_clips` held-out clips.
     """
-    data_dir, num_samples = Path(data_dir), round(seconds * audio.SAMPLE_RATE_HZ)
-    held_out = [clip for clip in read_metadata(data_dir) if clip["split"] == "test"]
+    folder, num_samples = read_clips(data_dir, progress=progress), round(seconds * audio.SAMPLE_RATE_HZ)
+    held_out = folder.split("test")
+    if not held_out:
+        raise UserError(f"{folder.path} has no held-out clips: give some the split 'test' in metadata.jsonl")
     if not 1 <= num_clips <= len(held_out):
-        raise UserError(f"num_clips={num_clips}, and {data_dir} holds {len(held_out)} held-out clips: ask for 1 to {len(held_out)}")
+        raise UserError(f"num_clips={num_clips}, and {folder.path} has {len(held_out)} held-out clips: ask for 1 to {len(held_out)}")
     distance = jax.jit(functools.partial(mel_distance, sample_rate_hz=audio.SAMPLE_RATE_HZ))
     num_codes, counts, quality = codec.config.num_codes, None, {}
     for i, clip in enumerate(held_out[:num_clips]):
         progress(f"coding held-out clip {i + 1} of {num_clips}")
-        wave = audio.read(data_dir / clip["file_name"])[:num_samples]
+        wave = audio.read(folder.path / clip.file_name)[:num_samples]
         codes = np.asarray(codec.encode(jnp.asarray(wave[None])))
         num_levels = codes.shape[-1]
         if counts is None:

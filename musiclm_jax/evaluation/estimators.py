@@ -1,10 +1,10 @@
-"""What is heard in a clip: lead instrument, drums, key, mode and tempo, by means that share nothing with the models they judge.
+"""Estimates of a clip's lead instrument, drums, key, mode and tempo, by means that share nothing with the models they judge.
 
 Spectra, chroma and onset autocorrelations, and linear models on top of them, fitted on real training clips. No neural network, no JAX,
 and no codec of ours. The fit takes each clip twice, as it is and mildly degraded (`degrade`), so that a dull or grainy rendering
 of a piano is still a piano.
 
-All waves are mono at `SAMPLE_RATE_HZ`. librosa and scikit-learn are imported where they are used.
+All waves are mono at `SAMPLE_RATE_HZ`. librosa and scikit-learn, of the extra `eval`, are imported where they are used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import scipy.signal
 import scipy.special
 
 from musiclm_jax.arrays import Array, Bool, Float
+from musiclm_jax.evaluation.extras import extra
 
 SAMPLE_RATE_HZ = 24_000
 
@@ -43,8 +44,8 @@ _RMS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """What the estimators say of one clip. Fields named as in the corpus' metadata."""
+class Estimate:
+    """The estimates for one clip. Fields are named as in the corpus' metadata."""
 
     instrument: str
     drums: bool
@@ -92,19 +93,15 @@ def _spectrogram(wave, *, window: int, hop: int, num_fft: int | None = None) -> 
 
 @functools.cache
 def _mel_filters() -> np.ndarray:
-    import librosa
-
-    filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=_WINDOW, n_mels=64, fmin=30.0, fmax=11_000.0).T  # [F, M]
+    filters = extra("librosa").filters.mel(sr=SAMPLE_RATE_HZ, n_fft=_WINDOW, n_mels=64, fmin=30.0, fmax=11_000.0).T  # [F, M]
     return filters / filters.sum(axis=0)
 
 
 def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
     """Cepstra, spectral contrast, centroid, bandwidth and flatness, their statistics over time, and how suddenly bands rise and fall."""
-    import librosa
-
     hz = np.arange(power.shape[1]) * (SAMPLE_RATE_HZ / _WINDOW)
     cepstra = scipy.fft.dct(mel_db, norm="ortho", axis=1)[:, :_NUM_CEPSTRA]
-    contrast = librosa.feature.spectral_contrast(S=np.sqrt(power).T, sr=SAMPLE_RATE_HZ, n_fft=_WINDOW, fmin=200.0, n_bands=5).T
+    contrast = extra("librosa").feature.spectral_contrast(S=np.sqrt(power).T, sr=SAMPLE_RATE_HZ, n_fft=_WINDOW, fmin=200.0, n_bands=5).T
     total = power.sum(axis=1) + 1e-9
     centroid = power @ hz / total
     bandwidth = np.sqrt(np.maximum(power @ np.square(hz) / total - np.square(centroid), 0.0))
@@ -177,9 +174,7 @@ _LAGS_BEATS = np.array([1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 3 / 2, 2, 3, 4, 6,
 
 def _tempo_features(mel_db: np.ndarray) -> np.ndarray:
     """Autocorrelation of the onset strength at lags counted in beats of the candidate tempo, and where the tempo lies."""
-    import librosa
-
-    onsets = librosa.onset.onset_strength(S=mel_db.T, sr=SAMPLE_RATE_HZ, hop_length=_HOP)
+    onsets = extra("librosa").onset.onset_strength(S=mel_db.T, sr=SAMPLE_RATE_HZ, hop_length=_HOP)
     onsets = onsets - onsets.mean()
     num = len(onsets)
     correlation = scipy.fft.irfft(np.square(np.abs(scipy.fft.rfft(onsets, 2 * num))))[:num]
@@ -254,7 +249,7 @@ def fit_choice(features: Float[np.ndarray, "n K D"], right: Bool[np.ndarray, "n 
 
 @dataclasses.dataclass(frozen=True)
 class Estimators:
-    """Fitted estimators: call `hear`."""
+    """Fitted estimators: call `estimate`."""
 
     # scikit-learn pipelines over Features.timbre.
     instrument: Any
@@ -262,13 +257,13 @@ class Estimators:
     key: ChoiceModel
     tempo: ChoiceModel
 
-    def hear(self, wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Heard:
+    def estimate(self, wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Estimate:
         """Estimates for one clip at 24 kHz, best of the length that the estimators were fitted on."""
         features = extract(wave)
         keys = self.key.probabilities(features.keys)
         minor = keys[12:].sum() > keys[:12].sum()  # The mode is surer than the key: all tonics vote.
         tonic = int((keys[12:] if minor else keys[:12]).argmax())
-        return Heard(
+        return Estimate(
             instrument=str(self.instrument.predict(features.timbre[None])[0]),
             drums=bool(self.drums.predict(features.timbre[None])[0]),
             tonic=tonic,
@@ -279,12 +274,10 @@ class Estimators:
 
 def fit_spectral_classifier(timbre: Float[np.ndarray, "n D"], labels: Sequence[str] | Sequence[bool]):
     """Standardization and multinomial logistic regression, a scikit-learn pipeline with `predict(timbre)`."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    make_pipeline = extra("sklearn.pipeline").make_pipeline
     # Stronger than scikit-learn's default penalty: there are hardly more clips than features.
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(timbre, np.asarray(labels))
+    regression = extra("sklearn.linear_model").LogisticRegression(C=0.1, max_iter=2000)
+    return make_pipeline(extra("sklearn.preprocessing").StandardScaler(), regression).fit(timbre, np.asarray(labels))
 
 
 def fit_estimators(

@@ -1,4 +1,4 @@
-"""Retrieval of a melody in another rendering: does the melody embedder hear the tune, or what plays it?"""
+"""Retrieval of a melody in another rendering: does the melody embedder tell the tune, or what plays it?"""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
 def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Asks the embedder that `musiclm train melody` left in `workdir` for each window of each held-out melody: see `ranks`.
 
-    All melodies are heard in as many renderings, and over as many windows, as all of them have.
+    As many renderings and windows of each melody are compared as all of them have.
 
     Returns:
         A report of plain JSON types: "num_melodies" M, "num_renderings" R, "num_windows" W, "window_sec", and "rows", each the `scores` of one
@@ -69,7 +69,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
     store = ClipStore.open(Path(workdir) / "prepare")
     melodies = renderings(store, "test")
     if len(melodies) < 2:
-        raise UserError(f"{workdir} holds out {len(melodies)} melodies in two renderings, where two are the least: give more clips the split 'test'")
+        raise UserError(f"{workdir} has {len(melodies)} held-out melodies in two renderings, where two are the least: give more clips the split 'test'")
     vectors = _vectors(config, variables, store, melodies, progress)
     rows = {name: scores(ranks(each)) for name, each in vectors.items()}
     num_renderings, num_melodies, num_windows, _ = vectors["embedding"].shape
@@ -94,17 +94,17 @@ def _vectors(
     )
 
     @jax.jit
-    def listen(variables, wave):
+    def embed(variables, wave):
         embedding = melody.embed(config, variables["params"], wave)
-        heard = rvq_decode(variables["quantizer"]["codebooks"], melody.tokens(config, variables, embedding))
-        return {"embedding": embedding, "codes": heard, "log_mel": jnp.mean(log_mel(wave, config.mel), axis=1)}
+        decoded = rvq_decode(variables["quantizer"]["codebooks"], melody.tokens(config, variables, embedding))
+        return {"embedding": embedding, "codes": decoded, "log_mel": jnp.mean(log_mel(wave, config.mel), axis=1)}
 
     numbers = {clip.file_name: number for number, clip in enumerate(store.clips)}
     where = [(numbers[melodies[m][r].file_name], w * config.hop_samples) for r, m, w in np.ndindex(shape)]
     found = []
     for wave in wave_batches(store, where, samples=config.window_samples, batch_size=_BATCH_SIZE):
-        found.append(jax.device_get(listen(variables, wave)))
-        progress(f"listening to window {min(len(found) * _BATCH_SIZE, len(where))} of {len(where)}")
+        found.append(jax.device_get(embed(variables, wave)))
+        progress(f"embedding window {min(len(found) * _BATCH_SIZE, len(where))} of {len(where)}")
     vectors = {name: np.concatenate([each[name] for each in found])[: len(where)] for name in found[0]}
     log_mels = vectors["log_mel"]
     vectors["log_mel"] = (log_mels - log_mels.mean(axis=0)) / np.maximum(log_mels.std(axis=0), 1e-6)

@@ -4,6 +4,8 @@ Retrieval is among N held-out clips with one caption each. Captions of short voc
 cannot always tell which is meant. The bound says how far one would come who knows each clip's ground truth and what each caption states
 (`statements`): clips are ranked by how many of the stated attributes they have, ties broken at random. For captions of a clip, those that it
 does not contradict come first, the one that fits fewest clips before the others. All ranks are expected values over ties, computed exactly.
+
+Retrieval is measured on any folder of captioned clips; the bound and the tags only where clips have the attributes of the corpus.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
 from musiclm_jax.corpus import captions
-from musiclm_jax.evaluation.adherence import choose_prompts, read_metadata, read_waves
-from musiclm_jax.evaluation.statements import facts, num_disagreements, stated
+from musiclm_jax.errors import UserError
+from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, read_waves
+from musiclm_jax.evaluation.extras import extra, require
+from musiclm_jax.evaluation.statements import facts, lacking, num_disagreements, stated
 
 
 @runtime_checkable
@@ -63,9 +67,7 @@ def bound_scores(texts: Sequence[str], truths: Sequence[dict[str, Any]]) -> Floa
 
 def tag_auc(scores: Float[np.ndarray, "n"], has_tag: Bool[np.ndarray, "n"]) -> float | None:
     """Area under the ROC curve of one tag: how often a clip that has it scores above one that has not. None if all have it, or none."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(has_tag, scores)) if 0 < has_tag.sum() < len(has_tag) else None
+    return float(extra("sklearn.metrics").roc_auc_score(has_tag, scores)) if 0 < has_tag.sum() < len(has_tag) else None
 
 
 def evaluate_mulan(
@@ -78,12 +80,12 @@ def evaluate_mulan(
     batch_size: int = 10,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Retrieval among held-out clips by one caption each, and zero-shot tagging of the same clips.
+    """Retrieval among held-out clips of any captioned folder by one caption each, and zero-shot tagging of the same clips.
 
     Args:
         mulan: embeds waves and texts.
-        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes").
-        num_clips: held-out clips, 2 or more; None takes all. Captions are drawn as for `evaluate_adherence`: those that name the most.
+        data_dir: a folder of captioned clips; see `read_clips` for its splits.
+        num_clips: held-out clips with captions, 2 or more; None takes all. Captions are drawn as for `evaluate_adherence`: those that name the most.
         seconds: of each clip, from its start. A clip must be that long.
         seed: of the choice of clips and captions.
         batch_size: clips, or texts, embedded at once.
@@ -92,37 +94,40 @@ def evaluate_mulan(
     Returns:
         A report of plain JSON types: "retrieval" {"text to audio", "audio to text": {"1", "10": {"recall", "bound", "chance"}}}, "tags"
         {attribute: {"auc": mean over its values, "values": {value: auc}}} and "macro_auc", the mean over attributes; an AUC is None where
-        all clips have the value or none has; "num_clips", "seconds", "seed".
+        all clips have the value or none has; "left_out", a line for each figure that the clips' attributes do not allow: a bound is None then,
+        and a tag is not there; "num_clips", "seconds", "seed".
 
     Raises:
-        UserError: the folder lacks ground truth, or holds too few or too short held-out clips.
+        UserError: a bad seed; scikit-learn is missing; the folder has no captions, or too few or too short held-out clips.
     """
-    data_dir, num_samples = Path(data_dir), round(seconds * audio.SAMPLE_RATE_HZ)
-    clips = read_metadata(data_dir)
-    by_name = {clip["file_name"]: clip for clip in clips}
-    num_held_out = sum(clip.get("split") == "test" for clip in clips)
-    prompts = choose_prompts(clips, num_captions=num_held_out if num_clips is None else num_clips, rng=np.random.default_rng([seed, 0]))
-    truths = [facts(by_name[prompt.file_name]) for prompt in prompts]
+    check_seed(seed)
+    require("sklearn")
+    folder, num_samples = read_clips(data_dir, progress=progress), round(seconds * audio.SAMPLE_RATE_HZ)
+    if not folder.captioned:
+        raise UserError(f"{folder.path}: no clip has a caption to be retrieved by; add captions to metadata.jsonl")
+    prompts = choose_prompts(folder.captioned, num_captions=num_clips, rng=np.random.default_rng([seed, 0]), name="num_clips")
+    tag_names, truths, left_out = _ground_truth(prompts)
 
     texts = [prompt.caption for prompt in prompts]
     text_embeddings = _embed(mulan.embed_text, texts, batch_size)
-    tag_embeddings = {name: _embed(mulan.embed_text, list(values.values()), batch_size) for name, values in TAGS.items()}
+    tag_embeddings = {name: _embed(mulan.embed_text, list(TAGS[name].values()), batch_size) for name in tag_names}
     audio_embeddings = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         progress(f"embedding held-out clips {start + 1} to {start + len(batch)} of {len(prompts)}")
-        audio_embeddings.append(np.asarray(mulan.embed_audio(read_waves([data_dir / prompt.file_name for prompt in batch], num_samples))))
+        audio_embeddings.append(np.asarray(mulan.embed_audio(read_waves([folder.path / prompt.file_name for prompt in batch], num_samples))))
     audio_embeddings = np.concatenate(audio_embeddings)
 
-    similar, bound = text_embeddings @ audio_embeddings.T, bound_scores(texts, truths)
-    retrieval = {
-        way: {str(k): {"recall": recall_at(ours, k), "bound": recall_at(best, k), "chance": min(1.0, k / len(prompts))} for k in RANKS}
-        for way, ours, best in (("text to audio", similar, bound), ("audio to text", similar.T, bound.T))
-    }
+    similar, bound = text_embeddings @ audio_embeddings.T, bound_scores(texts, truths) if truths else None
+    retrieval: dict[str, dict[str, Any]] = {}
+    for way, turn in (("text to audio", lambda scores: scores), ("audio to text", np.transpose)):
+        best = {k: None if bound is None else recall_at(turn(bound), k) for k in RANKS}
+        retrieval[way] = {str(k): {"recall": recall_at(turn(similar), k), "bound": best[k], "chance": min(1.0, k / len(prompts))} for k in RANKS}
     tags = {}
-    for name, values in TAGS.items():
-        similarity = audio_embeddings @ tag_embeddings[name].T  # [n, values]
-        aucs = {str(value): tag_auc(similarity[:, i], np.array([truth[name] == value for truth in truths])) for i, value in enumerate(values)}
+    for name, embeddings in tag_embeddings.items():
+        similarity = audio_embeddings @ embeddings.T  # [n, values]
+        has = {value: np.array([prompt.attributes[name] == value for prompt in prompts]) for value in TAGS[name]}
+        aucs = {str(value): tag_auc(similarity[:, i], has[value]) for i, value in enumerate(TAGS[name])}
         tags[name] = {"auc": _mean(aucs.values()), "values": aucs}
     return {
         "num_clips": len(prompts),
@@ -131,7 +136,19 @@ def evaluate_mulan(
         "retrieval": retrieval,
         "tags": tags,
         "macro_auc": _mean(tag["auc"] for tag in tags.values()),
+        "left_out": left_out,
     }
+
+
+def _ground_truth(prompts: Sequence[Prompt]) -> tuple[list[str], list[dict[str, Any]] | None, list[str]]:
+    """The attributes of TAGS that all clips have; the `facts` of all clips, or None where some clip lacks some; what is left out, and why."""
+    tags = [name for name in TAGS if all(name in prompt.attributes for prompt in prompts)]
+    left_out = [f"tags of {name}: not all clips have that attribute" for name in TAGS if name not in tags]
+    for prompt in prompts:
+        if missing := lacking(prompt.attributes):
+            why = f"{prompt.file_name} lacks {', '.join(missing)} of the attributes of a corpus"
+            return tags, None, [f"what a perfect reader reaches: {why}", *left_out]
+    return tags, [facts(prompt.attributes) for prompt in prompts], left_out
 
 
 def _embed(embed_text: Callable[[Sequence[str]], Any], texts: list[str], batch_size: int) -> Float[np.ndarray, "n D"]:
@@ -157,12 +174,15 @@ def format_mulan_report(report: dict[str, Any]) -> str:
     ]
     for way, ranks in report["retrieval"].items():
         for k, row in ranks.items():
-            lines.append(f"{f'{way}, first {k}':24}  {row['recall']:6.3f}  {row['bound']:14.3f}  {row['chance']:6.3f}")
+            lines.append(f"{f'{way}, first {k}':24}  {row['recall']:6.3f}  {_number(row['bound']):>14}  {row['chance']:6.3f}")
+    left_out = ["", "left out", *report["left_out"]] if report["left_out"] else []
+    if not report["tags"]:
+        return "\n".join([*lines, *left_out])
     lines += ["", "zero-shot tagging, area under the ROC curve (0.5 is chance)"]
     for name, tag in report["tags"].items():
         cells = ", ".join(f"{_TAG_NAMES.get((name, value), value)} {_number(auc)}" for value, auc in tag["values"].items())
         lines.append(f"{name:12} {_number(tag['auc'])}  ({cells})")
-    return "\n".join([*lines, f"{'mean':12} {_number(report['macro_auc'])}"])
+    return "\n".join([*lines, f"{'mean':12} {_number(report['macro_auc'])}", *left_out])
 
 
 _TAG_NAMES = {("drums", "True"): "with", ("drums", "False"): "without"}

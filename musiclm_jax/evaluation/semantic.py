@@ -1,5 +1,7 @@
 """Do semantic tokens say what sounds? What they share with the ground truth of held-out clips, and whether a note gets the same token again.
 
+On any folder of clips, how often tokens repeat is measured; the rest as far as the clips have the attributes of the corpus, and its notes.
+
 Beside each figure stands the same of a reference: k-means with as many clusters on plain log-mel frames of the same front end, at the same rate.
 What the tokens have beyond it, w2v-BERT has learned. Chance is measured too, against the ground truth of other clips: few clips and many
 clusters share something by accident.
@@ -22,9 +24,12 @@ from musiclm_jax.arrays import Int
 from musiclm_jax.audio.features import log_mel
 from musiclm_jax.corpus.attributes import Attributes
 from musiclm_jax.corpus.compose import Note, onset_sec
+from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.corpus.write import CORPUS_VERSION, clip_notes
+from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.adherence import read_metadata, read_waves
+from musiclm_jax.evaluation.clips import check_seed, draw_clips, read_clips, read_waves
+from musiclm_jax.evaluation.extras import extra, require
 from musiclm_jax.nn.clustering import assign, kmeans
 
 
@@ -52,9 +57,7 @@ def information(tokens: Int[np.ndarray, "n T"], labels: Int[np.ndarray, "n T"], 
 
     Both are ids of n clips of T tokens.
     """
-    from sklearn.metrics import normalized_mutual_info_score
-
-    nmi = lambda order: normalized_mutual_info_score(labels[order].ravel(), tokens.ravel())  # noqa: E731
+    nmi = lambda order: extra("sklearn.metrics").normalized_mutual_info_score(labels[order].ravel(), tokens.ravel())  # noqa: E731
     return {
         "nmi": float(nmi(np.arange(len(tokens)))),
         "chance": float(np.mean([nmi(rng.permutation(len(tokens))) for _ in range(_NUM_SHUFFLES)])),
@@ -69,18 +72,22 @@ def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
 # ---------------------------------------------------------------------------------------------------------------- notes
 
 
-def read_notes(data_dir: str | Path, clips: Sequence[dict[str, Any]]) -> list[tuple[Attributes, list[Note]]] | None:
+def read_notes(data_dir: str | Path, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
     """Attributes and lead notes of each clip, composed again from the corpus' seed. None where the folder is not a corpus of this version."""
     try:
         corpus = json.loads((Path(data_dir) / "corpus.json").read_text(encoding="utf-8"))
         if corpus["version"] != CORPUS_VERSION:
             return None
-        composed = [clip_notes(seed=corpus["seed"], index=int(Path(clip["file_name"]).stem)) for clip in clips]
+        composed = [_compose(corpus["seed"], *map(int, Path(clip.file_name).stem.split("-"))) for clip in clips]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if any(dataclasses.asdict(attributes) != clip["attributes"] for (attributes, _), clip in zip(composed, clips, strict=True)):
+    if any(dataclasses.asdict(attributes) != clip.attributes for (attributes, _), clip in zip(composed, clips, strict=True)):
         return None
     return [(attributes, [note for note in notes if note.part == "lead"]) for attributes, notes in composed]
+
+
+def _compose(seed: int, index: int, variant: int = 0) -> tuple[Attributes, list[Note]]:
+    return arrange(seed=seed, index=index, variant=variant) if variant else clip_notes(seed=seed, index=index)
 
 
 def sounding_pitch(attributes: Attributes, notes: Sequence[Note], *, num_tokens: int, token_sec: float) -> Int[np.ndarray, "T"]:
@@ -142,7 +149,7 @@ def evaluate_semantic(
 
     Args:
         tokenizer: of waves into semantic tokens.
-        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes"). With its corpus.json there are also notes.
+        data_dir: a folder of clips; see `read_clips` for its splits. With the attributes of a corpus there is ground truth, with its corpus.json notes.
         num_clips: held-out clips, 2 or more; None takes all. The fewer, the higher is chance: a cluster of few tokens is in few clips.
         seconds: of each clip, from its start. A clip must be that long.
         fit_clips: training clips, whole, on whose log-mel frames the reference is fitted. 334 of 30 s are the 10,000 s of `FitConfig.kmeans_sec`.
@@ -151,23 +158,25 @@ def evaluate_semantic(
 
     Returns:
         A report of plain JSON types: "results" {"tokens", "log-mel": {"information" {label: {"nmi", "chance"}}, "neighbours_repeat",
-        "notes_repeat" (see `notes_repeat`; None without notes)}}; "num_clusters", "num_clips", "num_notes", "fit_clips", "seconds", "seed".
+        "notes_repeat" (see `notes_repeat`; None without notes)}}; "left_out", a line for each label that not all clips have; "num_clusters",
+        "num_clips", "num_notes", "fit_clips", "seconds", "seed".
 
     Raises:
-        UserError: the folder lacks ground truth, or holds too few or too short clips.
+        UserError: a bad seed; scikit-learn is missing; the folder has too few or too short clips.
     """
-    data_dir, config = Path(data_dir), tokenizer.config
-    clips = read_metadata(data_dir)
-    if num_clips is None:
-        num_clips = sum(clip.get("split") == "test" for clip in clips)
-    held_out, train = (_draw(clips, split, count, name, seed) for split, count, name in (("test", num_clips, "num_clips"), ("train", fit_clips, "fit_clips")))
-    if missing := [name for name in LABELS if any(name not in clip["attributes"] for clip in held_out)]:
-        raise UserError(f"{data_dir}: the attributes lack {', '.join(missing)}; use a corpus of `musiclm corpus`")
+    check_seed(seed)
+    require("sklearn")
+    folder, config = read_clips(data_dir, progress=progress), tokenizer.config
+    held_out, train = folder.split("test"), folder.split("train")
+    num_clips = len(held_out) if num_clips is None else num_clips
+    held_out = draw_clips(held_out, num_clips, name="num_clips", rng=np.random.default_rng([seed, 1]))
+    train = draw_clips(train, fit_clips, name="fit_clips", kind="training", least=1, rng=np.random.default_rng([seed, 1]))
+    known = [name for name in LABELS if all(name in clip.attributes for clip in held_out)]
 
     progress(f"k-means of the log-mel frames of {fit_clips} training clips")
     mel = dataclasses.replace(config.mel, hop_samples=config.token_samples)
     frames = jax.jit(lambda wave: log_mel(wave, mel))
-    fitting = np.concatenate([np.asarray(frames(audio.read(data_dir / clip["file_name"])[None]))[0] for clip in train])
+    fitting = np.concatenate([np.asarray(frames(audio.read(folder.path / clip.file_name)[None]))[0] for clip in train])
     if len(fitting) < config.num_clusters:
         raise UserError(f"fit_clips={fit_clips}: their {len(fitting)} frames are fewer than the {config.num_clusters} clusters; ask for more")
     centroids = kmeans(jax.random.key(seed), jnp.asarray(fitting), num_clusters=config.num_clusters)
@@ -176,16 +185,17 @@ def evaluate_semantic(
     for start in range(0, num_clips, _BATCH):
         batch = held_out[start : start + _BATCH]
         progress(f"coding held-out clips {start + 1} to {start + len(batch)} of {num_clips}")
-        waves = read_waves([data_dir / clip["file_name"] for clip in batch], round(seconds * audio.SAMPLE_RATE_HZ))
+        waves = read_waves([folder.path / clip.file_name for clip in batch], round(seconds * audio.SAMPLE_RATE_HZ))
         rows["tokens"].append(np.asarray(tokenizer.encode(waves)))
         rows["log-mel"].append(np.asarray(assign(frames(waves), centroids)))
     streams = {name: np.concatenate(batches) for name, batches in rows.items()}
 
     num_tokens, token_sec = streams["tokens"].shape[1], config.token_samples / audio.SAMPLE_RATE_HZ
-    ids = {name: np.unique([clip["attributes"][name] for clip in held_out], return_inverse=True)[1] for name in LABELS}
+    # As JSON, for the attributes of a user's own clips may be of any kind.
+    ids = {name: np.unique([json.dumps(clip.attributes[name]) for clip in held_out], return_inverse=True)[1] for name in known}
     labels = {name: np.repeat(of_clip[:, None], num_tokens, axis=1) for name, of_clip in ids.items()}
     place = {"num_tokens": num_tokens, "token_sec": token_sec}
-    if notes := read_notes(data_dir, held_out):
+    if notes := read_notes(folder.path, held_out):
         labels[PITCH] = np.stack([sounding_pitch(*clip, **place) for clip in notes])
     results = {}
     for name, tokens in streams.items():
@@ -208,17 +218,8 @@ def evaluate_semantic(
         "seconds": seconds,
         "seed": seed,
         "results": results,
+        "left_out": [f"{name}: not all clips have that attribute" for name in LABELS if name not in known],
     }
-
-
-def _draw(clips: Sequence[dict[str, Any]], split: str, count: int, name: str, seed: int) -> list[dict[str, Any]]:
-    """`count` clips of a split, at random."""
-    found = [clip for clip in clips if clip.get("split") == split]
-    least = 2 if split == "test" else 1
-    if not least <= count <= len(found):
-        kind = "held-out" if split == "test" else "training"
-        raise UserError(f"{name}={count}, and the corpus holds {len(found)} {kind} clips: ask for {least} to {len(found)}, or make a larger corpus")
-    return [found[int(i)] for i in np.random.default_rng([seed, 1]).permutation(len(found))[:count]]
 
 
 def format_semantic_report(report: dict[str, Any]) -> str:
@@ -238,10 +239,11 @@ def format_semantic_report(report: dict[str, Any]) -> str:
         values = [result["information"][label] for result in results.values()]
         lines.append(row(label, [f"{value['nmi']:.3f} ({value['chance']:.3f})" for value in values]))
     lines += ["", row("neighbours that repeat", [f"{result['neighbours_repeat']:.3f}" for result in results.values()])]
+    left_out = ["", "left out", *report["left_out"]] if report["left_out"] else []
     if not report["num_notes"]:
-        return "\n".join([*lines, "no notes: the folder is not a whole corpus of this version of `musiclm corpus`"])
+        return "\n".join([*lines, "no notes: the folder is not a whole corpus of this version of `musiclm corpus`", *left_out])
     lines += ["", f"two of the {report['num_notes']} notes have the same token in their middle"]
     for name in results["tokens"]["notes_repeat"]:
         shares = [result["notes_repeat"][name] for result in results.values()]
         lines.append(row(name, ["-" if share is None else f"{share:.3f}" for share in shares]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_out])

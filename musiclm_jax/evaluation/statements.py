@@ -1,8 +1,8 @@
-"""What a caption of the corpus says: a small parser over the tables of the grammar that wrote it (data/corpus/captions.py).
+"""What a caption of the corpus says: a small parser over the tables of the grammar that wrote it (corpus/captions.py).
 
 Every phrase of the tables stands for the values that an attribute may then have: "bowed strings" for the instrument strings, "leisurely pace"
 for the tempo slow, "sad" for the mode minor, "calm" for soft dynamics at a slow or mid tempo. Moods count here, though they are hints rather
-than names (see `adherence.named_attributes`): a perfect reader would take them, and what is asked is how far reading can lead. Long phrases
+than names (see `named_attributes`): a perfect reader would take them, and what is asked is how far reading can lead. Long phrases
 come first, so that "with a steady drum beat" is no mood, and each word is read once. Of phrases about the same attribute, the values that all
 of them allow remain.
 """
@@ -10,13 +10,13 @@ of them allow remain.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from musiclm_jax.corpus import captions
 from musiclm_jax.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
-from musiclm_jax.errors import UserError
 
 # {attribute: the values that it may have}.
 Statements = dict[str, frozenset]
@@ -24,17 +24,17 @@ Statements = dict[str, frozenset]
 ATTRIBUTES = ("instrument", "drums", "mode", "key", "tempo", "bpm", "meter", "style", "dynamics")
 
 
-def facts(clip: Mapping[str, Any]) -> dict[str, Any]:
-    """A clip's value of each of ATTRIBUTES, from one line of the metadata.
+def lacking(attributes: Mapping[str, Any]) -> list[str]:
+    """The attributes that `facts` needs and does not find, in the metadata of a clip."""
+    needed = [name for name in ATTRIBUTES if name != "bpm"]
+    missing = [name for name in needed if not isinstance(attributes.get(name), (str, int))]
+    tempo = attributes.get("tempo_bpm")
+    return missing + ([] if isinstance(tempo, (int, float)) and math.isfinite(tempo) else ["tempo_bpm"])
 
-    Raises:
-        UserError: the clip lacks one of them.
-    """
-    truth = clip["attributes"]
-    needed = [name for name in ATTRIBUTES if name != "bpm"] + ["tempo_bpm"]
-    if missing := [name for name in needed if name not in truth]:
-        raise UserError(f"{clip.get('file_name')}: its attributes lack {', '.join(missing)}; use a corpus of `musiclm corpus`")
-    return {name: truth[name] for name in needed[:-1]} | {"bpm": 5 * round(truth["tempo_bpm"] / 5)}
+
+def facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A clip's value of each of ATTRIBUTES, from its metadata, where `lacking` finds nothing missing."""
+    return {name: attributes[name] for name in ATTRIBUTES if name != "bpm"} | {"bpm": 5 * round(attributes["tempo_bpm"] / 5)}
 
 
 def stated(caption: str) -> Statements:
@@ -51,6 +51,24 @@ def stated(caption: str) -> Statements:
 def num_disagreements(statements: Statements, truth: Mapping[str, Any]) -> int:
     """How many of the stated attributes a clip with these `facts` does not have."""
     return sum(truth[name] not in values for name, values in statements.items())
+
+
+# Words by which a caption of the corpus names an attribute (corpus/captions.py). Moods are hints, not names: "sad" does not count
+# as minor, nor does "waltz" as a tempo.
+_NAMES = {
+    "instrument": r"piano|guitar|flute|strings?|violins?|organ|rhodes|bells?|glockenspiel|chimes?|synth|synthesizer",
+    "drums": r"drums?|percussion",
+    "mode": r"major|minor",
+    "tempo": r"slow|unhurried|leisurely|mid-tempo|medium-tempo|moderate|(?:medium|moderate) (?:tempo|pace)|tempo is medium"
+    r"|fast|quick|up-tempo|\d+ bpm",
+    "tempo_bpm": r"\d+ bpm",
+}
+_NAMES = {attribute: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for attribute, words in _NAMES.items()}
+
+
+def named_attributes(caption: str) -> frozenset[str]:
+    """Which of instrument, drums, mode, tempo and tempo_bpm the caption names. Prompt adherence is measured by these alone."""
+    return frozenset(attribute for attribute, words in _NAMES.items() if words.search(caption))
 
 
 @functools.cache

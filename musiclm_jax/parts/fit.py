@@ -27,7 +27,7 @@ from musiclm_jax.parts.reranker import RerankerPart
 from musiclm_jax.parts.semantic_reranker import SemanticRerankerPart
 from musiclm_jax.parts.stage import StagePart
 from musiclm_jax.parts.w2v_bert import W2vBertPart
-from musiclm_jax.parts.workdir import ANEW, DONE, Planned
+from musiclm_jax.parts.workdir import DONE, NEW, Planned
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"
@@ -117,7 +117,7 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
     steps = config.steps_to(EXPORT)
     _check_batches(config, steps)
     for planned in work_folder.make_plan(run, steps):
-        if planned.action == ANEW:
+        if planned.sets_aside:
             print(f"{planned}; what is there goes to {work_folder.aside(run, planned.step.name)}", flush=True)
     for number, step in enumerate(steps, start=1):
         _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
@@ -143,10 +143,8 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
     steps = config.steps_to(name)
     _check_batches(config, steps[-1:])
     for planned in work_folder.make_plan(run, steps)[:-1]:
-        if planned.action == DONE:
-            continue
-        if planned.step.name == PREPARE:
-            _do(run, planned.step, title=PREPARE)
+        if planned.is_done or planned.step.name == PREPARE:
+            _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
         else:
             raise UserError(
                 f"{name} needs the result of {planned.step.name}, which in {run.workdir} is to be made first ({planned.action}"
@@ -157,16 +155,17 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
     return _do(run, steps[-1], title=name)
 
 
-def _do(run: Run, step: Step, *, title: str) -> dict[str, Any]:
+def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:
     """Makes a step, unless it is done; returns its results."""
     with work_folder.locked(run, step):
         planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
         folder = run.folder(step.name)
-        if planned.action == DONE:
-            print(f"{title}: done", flush=True)
+        before = work_folder.begin(run, planned) if planned.action != DONE else 0.0
+        if planned.is_done:
+            if not quiet:
+                print(f"{title}: done", flush=True)
             return work_folder.read_done(folder)["results"]
-        before = work_folder.begin(run, planned)
-        print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != work_folder.NEW else ''}", flush=True)
+        print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
         work, clock = Work(folder, planned.record["key"]), time.perf_counter()
         try:
             results = step.run(run, work)

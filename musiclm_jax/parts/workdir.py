@@ -3,7 +3,7 @@
 Each step has a folder of its own with two records. `step.json` says what the folder is for: a *key*, the hash of exactly what decides the step's result
 (its settings, the identities of what it reads, digests of the data). `done.json` says what was made: its *identity*, which for a training is the key
 with the history of its length, and the hashes of its outputs. A step with another key is another thing: the folder is set aside in `superseded/`, and the
-step begins in a new one. Only a longer training with the same key continues where the shorter one ended.
+step begins in a new one; with the old key it is taken back from there. Only a longer training with the same key continues where the shorter one ended.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ except ModuleNotFoundError:  # Windows.
     fcntl = None
 
 STEP_FILE, DONE_FILE = "step.json", "done.json"
-_SUPERSEDED, _LOCKS = "superseded", ".locks"
+_SUPERSEDED, _LOCKS, _WHY = "superseded", ".locks", "WHY.txt"
 
 # What a plan says of a step, in words.
-DONE, NEW, CONTINUE, LONGER, REPAIR, ANEW = "done", "new", "continue", "train on", "repair", "anew"
+DONE, NEW, CONTINUE, LONGER, REPAIR, ANEW, BACK = "done", "new", "continue", "train on", "repair", "anew", "take back"
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is to be done about a step. Of those that are made `anew`, the folder is set aside first."""
+    """What is to be done about a step."""
 
     step: Step
     action: str
@@ -46,6 +46,15 @@ class Planned:
     record: dict[str, Any]
     # What done.json will say, as far as can be known.
     identity: str
+    # Whether what is in the folder is another thing, and is set aside first.
+    sets_aside: bool = False
+    # The folder in superseded/ that holds this very step, from when the settings were these before. It is moved back first.
+    back: Path | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is to be run."""
+        return self.action in (DONE, BACK)
 
     def __str__(self) -> str:
         reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
@@ -60,8 +69,7 @@ def make_plan(run: Run, steps: tuple[Step, ...]) -> list[Planned]:
     """
     planned: dict[str, Planned] = {}
     for step in steps:
-        inputs = {need: planned[need] for need in step.needs}
-        planned[step.name] = plan_step(run, step, inputs)
+        planned[step.name] = plan_step(run, step, {need: planned[need] for need in step.needs})
     return list(planned.values())
 
 
@@ -75,32 +83,51 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     }
     record = {"key": _hash(record), **record}
     before = _read_record(folder, step)
+    here = _look(folder, step, record["key"]) if before is not None and before["key"] == record["key"] else None
+    if isinstance(here, _Found) and here.action == DONE:
+        return Planned(step, DONE, (), record, here.identity)
+    reasons = () if before is None or isinstance(here, _Found) else (here,) if here else _reasons(record, before, inputs)
+    # What was set aside: a finished one comes before one that is only begun, wherever it is.
+    for back in _superseded(run, step.name):
+        if read_json(back / STEP_FILE).get("key") != record["key"] or isinstance(found := _look(back, step, record["key"]), str):
+            continue
+        if found.action == DONE or not isinstance(here, _Found):
+            action = BACK if found.action == DONE else found.action
+            reasons = (*reasons, f"from {back}", *found.reasons)
+            return Planned(step, action, reasons, record, found.identity, sets_aside=before is not None, back=back)
+    if isinstance(here, _Found):
+        return Planned(step, here.action, here.reasons, record, here.identity)
+    fresh = identity(record["key"], step, None if step.num_steps is None else [[0, step.num_steps]])
+    return Planned(step, NEW if before is None else ANEW, reasons, record, fresh, sets_aside=before is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """How far a folder of the right key is."""
+
+    action: str
+    identity: str
+    reasons: tuple[str, ...] = ()
+
+
+def _look(folder: Path, step: Step, key: str) -> _Found | str:
+    """How far a folder of the right key is; or, for a training that went beyond its new length, why it is of no use."""
     done = read_done(folder)
-    planned = lambda action, *reasons, lengths=None: Planned(step, action, reasons, record, identity(record["key"], step, lengths))  # noqa: E731
-    fresh = [[0, step.num_steps]] if step.num_steps else None
-    if before is None:
-        return planned(NEW, lengths=fresh)
-    if before["key"] != record["key"]:
-        return planned(ANEW, *_reasons(record, before, inputs), lengths=fresh)
     damaged = done is not None and _damaged(folder, done)
-    lengths = latest_lengths(folder) if step.num_steps else None
-    if step.num_steps:
-        trained = max(lengths[0] if lengths else 0, done["num_steps"] if done else 0)
-        if done and not damaged and done["num_steps"] == step.num_steps:
-            return Planned(step, DONE, (), record, done["identity"])
-        if trained > step.num_steps:
-            return planned(ANEW, f"{step.num_steps} steps are asked for, {trained} were trained", lengths=fresh)
-        history = _history(lengths, step.num_steps)
-        if done and done["num_steps"] < step.num_steps:
-            return planned(LONGER, f"to step {step.num_steps}, from {lengths[0] if lengths else 0}", lengths=history)
-        if done:
-            return Planned(step, REPAIR, (damaged,), record, done["identity"])
-        return planned(CONTINUE, f"from step {lengths[0]}", lengths=history) if lengths else planned(CONTINUE, "from the beginning", lengths=history)
-    if done and not damaged:
-        return Planned(step, DONE, (), record, done["identity"])
+    if done and done["num_steps"] == step.num_steps and not damaged:
+        return _Found(DONE, done["identity"])
+    if step.num_steps is None:
+        return _Found(REPAIR, done["identity"], (damaged,)) if done else _Found(CONTINUE, key)
+    newest = latest_lengths(folder)  # (step of the newest checkpoint, its history) or None
+    at = newest[0] if newest else 0
+    if (trained := max(at, done["num_steps"] if done else 0)) > step.num_steps:
+        return f"{step.num_steps} steps are asked for, {trained} were trained"
+    if done and done["num_steps"] == step.num_steps:
+        return _Found(REPAIR, done["identity"], (damaged,))
+    lengths = _history(newest, step.num_steps)
     if done:
-        return Planned(step, REPAIR, (damaged,), record, done["identity"])
-    return planned(CONTINUE)
+        return _Found(LONGER, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
+    return _Found(CONTINUE, identity(key, step, lengths), (f"from step {at}" if at else "from the beginning",))
 
 
 def identity(key: str, step: Step, lengths: list[list[int]] | None) -> str:
@@ -116,14 +143,14 @@ def _history(lengths: tuple[int, list[list[int]]] | None, num_steps: int) -> lis
     return history if history[-1][1] == num_steps else [*history, [step, num_steps]]
 
 
-def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str, Planned]) -> list[str]:
+def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str, Planned]) -> tuple[str, ...]:
     """Why a step is another than the one that the folder holds."""
     reasons = differences(record["settings"], before["settings"])
     for name in record["inputs"]:
         if record["inputs"][name] != before["inputs"].get(name):
             reasons.append(f"{name} is another")
     reasons += [f"the {aspect} of the data changed" for aspect, digest in record["data"].items() if digest != before["data"].get(aspect)]
-    return [*reasons[:4], f"and {len(reasons) - 4} more"] if len(reasons) > 5 else reasons
+    return (*reasons[:4], f"and {len(reasons) - 4} more") if len(reasons) > 5 else tuple(reasons)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Records
@@ -183,8 +210,13 @@ def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, s
 def begin(run: Run, planned: Planned) -> float:
     """Makes the folder ready for a step; returns the seconds that interrupted runs of it have taken."""
     folder = run.folder(planned.step.name)
-    if planned.action == ANEW:
+    if planned.sets_aside:
         set_aside(run, planned)
+    if planned.back is not None:
+        if folder.exists():  # Empty, or it would have been set aside.
+            folder.rmdir()
+        planned.back.rename(folder)
+        (folder / _WHY).unlink(missing_ok=True)
     if (folder / STEP_FILE).exists():
         return read_json(folder / STEP_FILE).get("seconds", 0.0)
     write_json(folder / STEP_FILE, planned.record)
@@ -195,6 +227,12 @@ def keep_seconds(folder: Path, seconds: float) -> None:
     """Remembers how long a step has been at work, however it ended."""
     with contextlib.suppress(UserError):  # On a full disk there is another error to report.
         write_json(folder / STEP_FILE, {**read_json(folder / STEP_FILE), "seconds": round(seconds, 1)})
+
+
+def _superseded(run: Run, name: str) -> list[Path]:
+    """What was set aside of a step, the newest first."""
+    found = [path for path in (run.workdir / _SUPERSEDED).glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit() and (path / STEP_FILE).exists()]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix(f"{name}-")))
 
 
 def aside(run: Run, name: str) -> Path:
@@ -211,7 +249,7 @@ def set_aside(run: Run, planned: Planned) -> None:
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
     with contextlib.suppress(UserError):  # On a full disk the move is what counts.
-        write_text(target / "WHY.txt", "".join(f"{line}\n" for line in planned.reasons))
+        write_text(target / _WHY, "".join(f"{line}\n" for line in planned.reasons))
 
 
 @contextlib.contextmanager

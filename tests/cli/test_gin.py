@@ -1,13 +1,13 @@
 """gin files: each shipped one parses, everything it binds is read, mistakes name what was meant."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from musiclm_jax.parts.steps import TRAINED, FitConfig
 
 import musiclm_jax
 from musiclm_jax.cli import gin_config as main
@@ -15,7 +15,15 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.parts.fit import FitConfig
+from musiclm_jax.parts.part import TrainedPart
+
+
+STAGES = ("semantic", "coarse", "fine")
+
+
+def recipe(config, part):
+    return config.part(part).recipe
 
 
 def test_the_sizes_ship():
@@ -31,11 +39,12 @@ def test_every_size_parses_and_binds_nothing_in_vain(size):
 
 @pytest.mark.parametrize("size", main.sizes())
 def test_the_run_of_fit_parses_on_every_size(size):
-    assert load_config(size, ["runs/fit.gin"]).semantic.loop.log_every == 20
+    assert load_config(size, ["runs/fit.gin"]).part("semantic").loop.log_every == 20
 
 
 def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
-    parts = [part for part in TRAINED if part != "semantic_reranker"]  # Both rerankers are trained alike.
+    trained = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
+    parts = [part for part in trained if part != "semantic_reranker"]  # Both rerankers are trained alike.
     assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(["fit.gin", *(f"{part}_base.gin" for part in parts)])
     base = load_config("base")
     for part in parts:
@@ -43,42 +52,45 @@ def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
         assert load_config(None, [f"runs/{path.name}"]) == load_config("base", [str(path)]) == base
     copy = tmp_path / "fine_base.gin"  # One's own, changed.
     copy.write_text((main.gin_folder() / "runs" / copy.name).read_text().replace("batch_size = 256", "batch_size = 64"))
-    assert load_config(None, [str(copy)]).fine.batch_size == 64 and load_config(None).model == load_config("demo").model != base.model
+    assert load_config(None, [str(copy)]).part("fine").batch_size == 64 and load_config(None).model == load_config("demo").model != base.model
 
 
 def test_recipes_in_the_docs_parse():
     (path,) = (Path(__file__).parents[2] / "docs").rglob("*.gin")
-    assert load_config("base", [str(path)]).soundstream.loop.num_steps == 20_000
+    assert recipe(load_config("base", [str(path)]), "codec").num_steps == 20_000
 
 
 def test_base_is_the_paper():
     config = load_config("base")
     assert config.model == MusicLMConfig()
-    assert [config.training(stage).crop_sec for stage in ("semantic", "coarse", "fine")] == [30.0, 10.0, 3.0]
-    task = config.task("coarse")
-    assert (task.name, task.tokens, task.model) == ("coarse", config.model.tokens, config.model.coarse)
+    assert config == FitConfig(model=MusicLMConfig(), parts=config.parts, encode_sec=30.0)
+    assert [stage.window_sec for stage in config.model.stages] == [30.0, 10.0, 3.0]
+    task = config.part("coarse").task(config)
+    assert (task.name, task.layout, task.model) == ("coarse", config.model.layout("coarse"), config.model.stage("coarse").model)
 
 
 def test_recipes_hold_what_the_papers_state():
     config = load_config("base")
     for stage in STAGES:
-        optimizer = config.task(stage).optimizer
+        optimizer = recipe(config, stage).optimizer
         assert (optimizer.name, optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps) == ("adafactor", "rsqrt", 1.0, 10_000)
-        assert config.task(stage).model.dropout == 0.1 and (config.training(stage).batch_size, config.training(stage).loop.num_steps) == (256, 1_000_000)
-    codec = config.task("soundstream")
+        assert config.model.stage(stage).model.dropout == 0.1
+        assert (config.part(stage).batch_size, recipe(config, stage).num_steps) == (256, 1_000_000)
+    codec = recipe(config, "codec")
     assert (codec.reconstruction_weight, codec.adversarial_weight, codec.feature_weight, codec.waveform_weight) == (1.0, 1.0, 100.0, 0.0)
     assert (codec.loss_windows, codec.loss_mels) == (tuple(2**i for i in range(6, 12)), (64,) * 6)
     assert (codec.quantizer.ema_decay, codec.discriminator_start_step, codec.quantizer_start_step) == (0.99, 0, 0)
-    w2v_bert = config.task("w2v_bert")
+    w2v_bert = recipe(config, "w2v_bert")
     assert (w2v_bert.mask_start_rate, w2v_bert.mask_span, w2v_bert.num_distractors, w2v_bert.diversity_weight) == (0.065, 10, 100, 0.1)
     optimizer = w2v_bert.optimizer
     assert (optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == ("transformer", 2e-3, 25_000, 0.0)
-    assert (config.w2v_bert.batch_size, config.mulan.batch_size, config.mulan.crop_sec) == (2048, 6144, 10.0)
+    assert (config.part("w2v_bert").batch_size, config.part("mulan").batch_size, config.part("mulan").crop_sec) == (2048, 6144, 10.0)
     assert (config.model.mulan.loss, config.model.mulan.init_temperature) == ("decoupled", 0.1)
-    assert dict(config.text_mix) == {"short": 2, "long": 2, "playlist": 1, "label": 1}
-    assert load_config("demo").text_mix == load_config("test").text_mix == ()
-    melody = config.task("melody")
-    assert (melody.model, melody.margin, config.melody.crop_sec) == (MelodyConfig(), 0.2, 4.0)
+    for part in ("mulan", "reranker", "semantic_reranker"):
+        assert dict(config.part(part).text_mix) == {"short": 2, "long": 2, "playlist": 1, "label": 1}
+        assert load_config("demo").part(part).text_mix == load_config("test").part(part).text_mix == ()
+    melody = config.part("melody")
+    assert (melody.model, melody.recipe.margin, melody.crop_sec) == (MelodyConfig(), 0.2, 4.0)
     assert (melody.model.num_levels, melody.model.num_codes, melody.model.embedding_dim, melody.model.num_layers) == (24, 512, 192, 12)
 
 
@@ -86,7 +98,7 @@ def test_a_value_that_a_narrower_scope_overrules_is_not_lost_silently():
     for name, meant in (("StageConfig.dropout", "fine/StageConfig.dropout"), ("stage/OptimizerConfig.clip_norm", "stage/fine/OptimizerConfig.clip_norm")):
         with pytest.raises(UserError, match=f"^{name} is set but nothing reads it: did you mean .*{meant}"):
             load_config("base", bindings=[f"{name}=0.5"])
-    assert load_config("demo", bindings=["StageConfig.dropout=0.2"]).model.fine.dropout == 0.2
+    assert load_config("demo", bindings=["StageConfig.dropout=0.2"]).model.stage("fine").model.dropout == 0.2
 
 
 def test_later_values_win_and_strings_need_no_quotes(tmp_path):
@@ -94,14 +106,11 @@ def test_later_values_win_and_strings_need_no_quotes(tmp_path):
     file.write_text("SEED = 3\nCOARSE_STEPS = 5\n")
     bindings = ["SEED=4", "semantic/StageConfig.dim=20", "semantic/StageConfig.dtype=bfloat16"]
     config = load_config("test", [str(file)], bindings)
-    assert config.seed == config.coarse.loop.seed == 4 and config.coarse.loop.num_steps == 5
-    assert (config.model.semantic.dim, config.model.semantic.dtype, config.model.coarse.dtype) == (20, "bfloat16", "float32")
+    assert config.seed == config.part("coarse").loop.seed == 4 and recipe(config, "coarse").num_steps == 5
+    semantic, coarse = (config.model.stage(name).model for name in ("semantic", "coarse"))
+    assert (semantic.dim, semantic.dtype, coarse.dtype) == (20, "bfloat16", "float32")
     assert load_config("test").seed == 0  # Nothing of one call is left in the next.
     assert "StageConfig.dim" in main.operative_config()
-
-
-def test_a_cosine_schedule_ends_with_the_run():
-    assert load_config("test", bindings=["SOUNDSTREAM_STEPS=77"]).task("soundstream").optimizer.total_steps == 77
 
 
 @pytest.mark.parametrize(
@@ -112,20 +121,54 @@ def test_a_cosine_schedule_ends_with_the_run():
         ("StageConfig.dimm=3", "StageConfig has no field 'dimm': did you mean dim"),
         ("StageConf.dim=3", "there is no 'StageConf': did you mean StageConfig"),
         ("optim.OptimizerConfig.name=sgd", "optimizer 'sgd': choose 'adamw' or 'adafactor'"),
-        ("semantic/Training.batch_size=0", "batch_size=0"),
+        ("semantic/StagePart.batch_size=0", "semantic: batch_size=0"),
         ("SEED", "expected NAME=VALUE"),
-        ("coarse/Training.crop_sec=60.0", "crop_sec=60.0 of the coarse stage exceeds its window"),
-        ("FitConfig.text_mix=(('short', 1.0), ('long', -1.0))", "text_mix=(('short', 1.0), ('long', -1.0)): name each kind once"),
-        ("FitConfig.text_mix=(('short', 0.0),)", "one at least above 0"),
-        ("FitConfig.text_mix=(('short', 1e999),)", "with a weight of 0 or more"),
-        ("FitConfig.text_mix=(('short', 1.0), ('short', 2.0))", "name each kind once"),
-        ("melody/Training.crop_sec=0.8", "melody: crop_sec=0.8 at 24000 Hz, window_sec=0.4 at 24000 Hz: make both equal"),
+        ("coarse/StagePart.crop_sec=60.0", "coarse: crop_sec=60.0, window_sec=1.0: a stage is trained on its window; leave crop_sec out"),
+        ("coarse/StageSpec.window_sec=60.01", "window_sec=60.01 is 1500.25 steps of 'semantic': choose a whole number"),
+        ("coarse/SamplingConfig.guidance=2", "guidance=2 of the coarse stage: its training withheld no conditions"),
+        ("TEXT_MIX=(('short', 1.0), ('long', -1.0))", "mulan: text_mix=(('short', 1.0), ('long', -1.0)): name each kind once"),
+        ("TEXT_MIX=(('short', 0.0),)", "one at least above 0"),
+        ("TEXT_MIX=(('short', 1e999),)", "with a weight of 0 or more"),
+        ("TEXT_MIX=(('short', 1.0), ('short', 2.0))", "name each kind once"),
+        ("MelodyPart.crop_sec=0.8", "melody: crop_sec=0.8 at 24000 Hz, window_sec=0.4 at 24000 Hz: make both equal"),
+        ("CodecPart.recipe=@codec/spectral_codec.SpectralCodecConfig()", "there is no 'SpectralCodecConfig'"),
     ],
 )
 def test_mistakes_are_one_line(binding, message):
     with pytest.raises(UserError) as error:
         load_config("test", bindings=[binding])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SOUNDSTREAM_STEPS=3", "CODEC_STEPS"),
+        ("soundstream/OptimizerConfig.learning_rate=0.1", "codec/"),
+        ("w2v_bert/steps.Training.batch_size=4", "W2vBertPart.batch_size"),
+        ("coarse/Training.crop_sec=4", "semantic/StagePart.crop_sec for a stage"),
+        ("semantic/TrainConfig.num_steps=4", "SEMANTIC_STEPS"),
+        ("WindowConfig.coarse_hop_sec=4", "coarse/StageSpec.hop_sec"),
+        ("MusicLMConfig.coarse_levels=4", "COARSE_LEVELS"),
+        ("MusicLMConfig.num_candidates=4", "SelectionConfig.num_candidates"),
+        ("FitConfig.mulan_hop_sec=4", "MuLanPart.condition_hop_sec"),
+        ("StageTask.z_loss=0", "StageRecipe.z_loss"),
+        ("CodecTask.feature_weight=0", "SoundStreamRecipe"),
+    ],
+)
+def test_a_renamed_value_is_an_error_that_names_the_new_one(old, new, tmp_path):
+    with pytest.raises(UserError, match=re.escape(new)) as error:
+        load_config("test", bindings=[old])
+    assert "\n" not in str(error.value)
+    (tmp_path / "mine.gin").write_text(f"{old.replace('=', ' = ')}\n")
+    with pytest.raises(UserError, match="mine.gin|now"):
+        load_config("test", [str(tmp_path / "mine.gin")])
+
+
+def test_a_module_that_has_moved_is_named(tmp_path):
+    (tmp_path / "mine.gin").write_text("from __gin__ import dynamic_registration\nfrom musiclm_jax import steps\nsteps.FitConfig.seed = 3\n")
+    with pytest.raises(UserError, match="musiclm_jax.steps is musiclm_jax.parts.fit now: `from musiclm_jax.parts import fit`"):
+        load_config("test", [str(tmp_path / "mine.gin")])
 
 
 UNTYPED = """
@@ -138,8 +181,8 @@ UNTYPED = """
             print(binding, "was accepted")
         except UserError as error:
             print(error)
-    config = load_config("test", [], ["SoundStreamConfig.strides=[2, 240]", "coarse/Training.crop_sec=1", "StageConfig.dropout=0"])
-    print(repr((config.model.soundstream.strides, config.coarse.crop_sec, config.model.fine.dropout)))
+    config = load_config("test", [], ["SoundStreamConfig.strides=[2, 240]", "CodecPart.crop_sec=1", "StageConfig.dropout=0"])
+    print(repr((config.model.codec.strides, config.part("codec").crop_sec, config.model.stage("fine").model.dropout)))
 """
 
 
@@ -149,7 +192,7 @@ def test_values_of_another_type_are_named_or_brought_to_the_right_one():
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(UNTYPED)], capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     dim, share, dropout, loss, dtype, values = done.stdout.splitlines()
-    assert "(in semantic/StageConfig)" in dim and "FitConfig" in share and "dropout=3" in dropout
+    assert "(in semantic/StageConfig)" in dim and "StagePart" in share and "dropout=3" in dropout
     assert loss.startswith("loss=3: choose") and "config.model.mulan.dtype is 3, expected a string" in dtype
     assert values == "((2, 240), 1.0, 0.0)"
 

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
 from musiclm_jax.corpus import make_corpus, render_clip, render_variant
+from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
 
 
@@ -68,6 +70,41 @@ def test_variants_are_added_to_a_corpus(corpus, tmp_path):
     variant = render_variant(seed=7, index=1, variant=1)
     assert (lines[3]["captions"], lines[3]["split"], lines[3]["attributes"]) == ([], variant.split, variant.attributes)
     np.testing.assert_allclose(soundfile.read(tmp_path / "audio/000001-1.flac", dtype="float32")[0], variant.wave, atol=1 / 32768)
+
+
+def test_clips_that_a_call_does_not_list_stay_and_are_named(corpus, tmp_path):
+    assert make_corpus(tmp_path, num_clips=3, seed=7) == []
+    (tmp_path / "audio" / "my own.flac").write_text("a person's")
+    assert make_corpus(tmp_path, num_clips=1, seed=7) == ["audio/000001.flac", "audio/000002.flac"]
+    assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == 1
+    # They are nobody's data, and are there for a call that wants them again.
+    folder = read_folder(tmp_path)
+    assert [entry.file_name for entry in folder.entries] == ["audio/000000.flac"] and "3 audio files are not listed" in folder.warnings[0]
+    assert make_corpus(tmp_path, num_clips=3, seed=7) == []
+    assert _contents(tmp_path) == _contents(corpus) | {"audio/my own.flac": b"a person's"}
+
+
+@pytest.mark.parametrize("edit", [lambda line: line | {"captions": ["my own"]}, lambda line: line | {"melody": "x"}, lambda line: {"file_name": "b.wav"}])
+def test_metadata_that_were_edited_are_not_lost(corpus, tmp_path, edit):
+    shutil.copytree(corpus, tmp_path / "edited")
+    path = tmp_path / "edited" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], json.dumps(edit(json.loads(lines[1]))), lines[2], ""]))
+    before = _contents(tmp_path / "edited")
+    with pytest.raises(UserError, match="metadata.jsonl line 2 is not as it was written: keep that file under another name"):
+        make_corpus(tmp_path / "edited", num_clips=3, seed=7)
+    assert _contents(tmp_path / "edited") == before
+    path.rename(path.with_suffix(".mine"))
+    make_corpus(tmp_path / "edited", num_clips=3, seed=7)
+    assert path.read_bytes() == _contents(corpus)["metadata.jsonl"]
+
+
+def test_audio_that_is_no_corpus_is_not_overwritten(tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "000000.flac").write_text("a person's")
+    with pytest.raises(UserError, match="audio has files that are not of this corpus: choose another directory"):
+        make_corpus(tmp_path, num_clips=1, seed=7)
+    assert _contents(tmp_path) == {"audio/000000.flac": b"a person's"}
 
 
 def test_another_seed_is_refused(corpus):

@@ -1,5 +1,7 @@
 """Windows over clips, windows under crops, and the batches of the stages."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,18 @@ def test_a_store_opens_what_a_stage_needs_and_refuses_files_of_other_clips(tmp_p
     np.save(files["acoustic"], np.zeros((149, 3)))
     with pytest.raises(UserError, match="acoustic.npy has 149 rows, the clips have 150.*delete"):
         TokenStore.open(clips, audio=AUDIO, files=files, num_windows=lambda n: 1)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60, 10_000])
+def test_chunks_are_the_codes_of_a_split_end_to_end(rows):
+    store = token_store(3.0, 1.0, 2.0)
+    splits = ("train", "test", "train")
+    store = dataclasses.replace(store, clips=tuple(dataclasses.replace(clip, split=split) for clip, split in zip(store.clips, splits, strict=True)))
+    for stream, array, ratio in (("semantic", store.semantic[:, None], 1), ("acoustic", store.acoustic, 2)):
+        whole = np.concatenate([array[: 75 * ratio], array[100 * ratio :]])
+        chunks = list(store.chunks(stream, "train", rows=rows))
+        np.testing.assert_array_equal(np.concatenate(chunks), whole)
+        assert all(0 < len(chunk) <= rows for chunk in chunks) and chunks[0].dtype == np.int16
+    some = np.concatenate(list(store.chunks("acoustic", "train", first_level=1, num_levels=2, rows=rows)))
+    np.testing.assert_array_equal(some, whole[:, 1:3])
+    assert list(store.chunks("semantic", "none", rows=rows)) == []
