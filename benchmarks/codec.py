@@ -6,7 +6,7 @@ transformers builds it from `EncodecConfig()`, in PyTorch, run eagerly, its weig
 encode  wave -> codes, quantizer included: 1 x SECONDS.
 decode  codes -> wave.
 train   forward and backward of wave -> encoder -> quantizer, straight through -> decoder -> mean |difference|: TRAIN_BATCH x 1 s. No optimizer,
-        no codebook statistics. Under it, on its own, the whole adversarial step of `CodecTask`, which has no counterpart.
+        no codebook statistics. Under it, on its own, the whole adversarial step of `SoundStreamTask`, which has no counterpart.
 
 FLOPs are counted by one rule, two for each multiplication: of convolutions, LSTMs and distances to codes, zeros between the samples of a
 transposed convolution not counted; a gradient costs two forward passes. Activations, sums of biases and copies count nothing.
@@ -34,8 +34,8 @@ import transformers
 
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
-from musiclm_jax.tasks.codec import CodecTask
-from musiclm_jax.training.dry_run import count_flops
+from musiclm_jax.tasks.soundstream import SoundStreamTask
+from musiclm_jax.training.cost import count_flops
 
 SAMPLE_RATE_HZ, BANDWIDTH_KBPS = 24_000, 6.0
 # A call, and the floating-point operations that it takes.
@@ -72,7 +72,7 @@ def ours(wave: np.ndarray, crops: np.ndarray) -> dict[str, Run]:
 
 def our_whole_step(crops: np.ndarray) -> Run:
     """A training step of generator and discriminators with all losses, codebooks and optimizers. Its FLOPs are by `count_flops`."""
-    task = CodecTask()
+    task = SoundStreamTask(SoundStreamConfig(), sample_rate_hz=SAMPLE_RATE_HZ)
     shapes = nn.meta.unbox(jax.eval_shape(task.init_state, jax.random.key(0)))
     # Ones: after the first step, and its k-means.
     state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes).replace(params=random_weights(shapes.params))

@@ -16,16 +16,18 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from musiclm_jax.errors import UserError
-from musiclm_jax.records import write_json
-from musiclm_jax.training.disk import first_line, reading, sync, writing
+from musiclm_jax.errors import UserError, unreadable, unwritable
+from musiclm_jax.records import parse_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -105,25 +107,26 @@ class Checkpoints:
             if path.is_file():
                 record["files"][path.relative_to(unfinished).as_posix()] = _hash_file(path)
         write_json(unfinished / _RECORD, record | {"sha256": _hash_record(record)})
-        sync(unfinished)
         unfinished.rename(self._directory / str(step))
         sync(self._directory)
         self._newest = step
-        for old in self._steps()[: -self._keep]:
+        for old in _steps(self._directory)[: -self._keep]:
             doomed = self._directory / f"{old}{_UNFINISHED}"  # A kill leaves no half of a checkpoint.
             (self._directory / str(old)).rename(doomed)
             shutil.rmtree(doomed)
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _writing(self) -> Iterator[None]:
         """Raises `UserError` where the disk refuses, and leaves nothing that takes up its space."""
         try:
-            with writing(self._directory, resume=f"step {self._newest}"):
-                yield
-        except UserError:
+            yield
+        except Exception as error:
+            reason = _os_error(error)
+            if reason is None:
+                raise
             for path in self._directory.glob(f"*{_UNFINISHED}"):
                 shutil.rmtree(path, ignore_errors=True)
-            raise
+            raise UserError(f"{unwritable(self._directory, reason)}; the training continues from step {self._newest}") from error
 
     # ---------------------------------------------------------------- Restore
 
@@ -136,7 +139,7 @@ class Checkpoints:
         where the disk gives an error, and where the checkpoint belongs to another training or is beyond the end of the run.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self._steps()):
+        for step in reversed(_steps(self._directory)):
             folder = self._directory / str(step)
             try:
                 record = _verified_record(folder)
@@ -159,45 +162,46 @@ class Checkpoints:
             raise UserError(f"all checkpoints in {self._directory} are damaged ({found}): restore them from a copy, or move the folder away to train anew")
         return None
 
-    def _steps(self) -> list[int]:
-        """In ascending order."""
-        with reading(self._directory, remedy="allow it, then run the same command again"):
-            return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isascii() and path.name.isdigit())
-
     def _load(self, folder: Path, abstract_state: Any) -> Any:
         """The state of a checkpoint whose files are all as they were written."""
         try:
-            with reading(folder, remedy=_remedy(folder)):
-                return self._orbax.restore(folder / "state", abstract_state)
-        except UserError:
-            raise
+            return self._orbax.restore(folder / "state", abstract_state)
         except Exception as error:  # Orbax raises many types.
+            if (reason := _os_error(error)) is not None:
+                raise _unreadable(folder, reason) from error
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"{folder} is intact but cannot be restored here ({first_line(error)}): use the version and the memory that it was written with, "
+                f"{folder} is intact but cannot be restored here ({first_line}): use the version and the memory that it was written with, "
                 f"or move {self._directory} away to train anew"
             ) from error
 
     def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
         """What is in the way of the training that continues from `step`."""
         for each, reason in damaged.items():
-            with writing(self._workdir / "damaged", resume=f"step {step}"):
-                (self._workdir / "damaged").mkdir(exist_ok=True)
-                aside = self._workdir / "damaged" / str(each)
-                copies = 1
-                while aside.exists():
-                    copies += 1
-                    aside = aside.with_name(f"{each}-{copies}")
+            aside, copies = self._workdir / "damaged" / str(each), 1
+            while aside.exists():
+                copies += 1
+                aside = aside.with_name(f"{each}-{copies}")
+            try:
+                aside.parent.mkdir(exist_ok=True)
                 (self._directory / str(each)).rename(aside)
+            except OSError as error:
+                raise unwritable(aside, error) from error
             log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
 def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
     """The step of the newest checkpoint and the lengths of its run, as they are recorded: its files are not read. None: there is no checkpoint."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for step in sorted((int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isascii() and path.name.isdigit()), reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                return step, json.loads((workdir / "checkpoints" / str(step) / _RECORD).read_bytes())["lengths"]
+    directory = workdir / "checkpoints"
+    for step in reversed(_steps(directory)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return step, parse_json((directory / str(step) / _RECORD).read_bytes())["lengths"]
     return None
+
+
+def trained_on(lengths: Lengths, *, start: int, num_steps: int) -> Lengths:
+    """The lengths of a run that continues from step `start` and is to end at `num_steps`. lengths: up to there; empty: it starts anew."""
+    return lengths if lengths and lengths[-1][1] == num_steps else [*lengths, [start, num_steps]]
 
 
 class _Damaged(Exception):
@@ -206,19 +210,30 @@ class _Damaged(Exception):
 
 def _verified_record(folder: Path) -> dict[str, Any]:
     """What a checkpoint's record says, after all of its files were compared with it."""
-    with reading(folder, remedy=_remedy(folder)):
-        try:
-            record = json.loads((folder / _RECORD).read_bytes())
-            if record.pop("sha256") != _hash_record(record):
-                raise ValueError
-            for name, expected in record["files"].items():
-                if _hash_file(folder / name) != expected:
-                    raise _Damaged(f"{name} has changed")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise _Damaged(f"{Path(error.filename or folder).name} is missing") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # What json makes of any bytes.
-            raise _Damaged(f"{_RECORD} has changed") from error
+    try:
+        record = parse_json((folder / _RECORD).read_bytes())
+        if record.pop("sha256") != _hash_record(record):
+            raise ValueError
+        for name, expected in record["files"].items():
+            if _hash_file(folder / name) != expected:
+                raise _Damaged(f"{name} has changed")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise _Damaged(f"{Path(error.filename or folder).name} is missing") from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # What JSON makes of any bytes.
+        raise _Damaged(f"{_RECORD} has changed") from error
     return record
+
+
+def _steps(directory: Path) -> list[int]:
+    """Of the checkpoints in a folder, in ascending order."""
+    try:
+        return sorted(int(path.name) for path in directory.iterdir() if path.name.isascii() and path.name.isdigit())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(directory, error) from error
 
 
 def _hash_record(record: dict[str, Any]) -> str:
@@ -230,5 +245,15 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remedy(folder: Path) -> str:
-    return f"mend the disk or its permissions, then run the same command again; or move {folder} away to continue from the checkpoint before it"
+def _unreadable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{unreadable(folder, error)}; or move it away, and training continues from the checkpoint before it")
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The error of the system that is behind what Orbax raised; None where there is none."""
+    while error is not None and not isinstance(error, OSError):
+        # TensorStore, which reads and writes the arrays, raises ValueError with the number of the system's error in its text.
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        error = error.__cause__
+    return error

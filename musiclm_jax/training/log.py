@@ -15,9 +15,8 @@ import jax
 import numpy as np
 
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.errors import UserError
-from musiclm_jax.records import write_text
-from musiclm_jax.training.disk import reading, writing
+from musiclm_jax.errors import UserError, unreadable, unwritable
+from musiclm_jax.records import atomic_path, write_text
 from musiclm_jax.training.task import TrainState
 
 # What to do about numbers that are not finite. The same command would come to the same end, and a checkpoint continues only its own training.
@@ -39,8 +38,7 @@ class Log:
         kept = [line for line in _read_lines(self._path) if line["step"] <= start]
         # Whether the state that the run starts from has been evaluated.
         self.start_is_evaluated = any(line["step"] == start and any(key.startswith("eval_") for key in line) for line in kept)
-        with writing(self._path):
-            write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def banner(self, state: TrainState) -> None:
         millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
@@ -96,9 +94,8 @@ class Log:
                 continue
             path = self._workdir / "skipped" / f"{step}.npz"
             batch = self._source(step - 1)
-            with writing(path):
-                path.parent.mkdir(exist_ok=True)
-                np.savez(path, **batch)
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **batch)
             print(f"{self._name}: step {step} was skipped, its loss or gradient is not finite; its batch is in {path}", flush=True)
         if 2 * len(good) < len(metrics):
             skipped = f"{len(metrics) - len(good)} of the last {len(metrics)} steps were skipped, as their loss or gradient is not finite"
@@ -106,10 +103,13 @@ class Log:
         return good
 
     def _write(self, numbers: dict[str, float]) -> None:
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self._step, **numbers}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self._step, **numbers}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self._path, error) from error
         # The loss first, speed last.
         order = sorted(numbers, key=lambda name: ("loss" not in name, name.endswith("_per_sec"), name))
         shown = {name: numbers[name] for name in order if name != "sec_left"}
@@ -128,10 +128,11 @@ def read_metrics(workdir: Path | str) -> dict[str, int | float]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines that are whole: a kill or a full disk may have cut the last one."""
     try:
-        with reading(path, remedy="mend that, then run the same command again"):
-            text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise unreadable(path, error) from error
     lines = []
     for line in text.split("\n"):
         with contextlib.suppress(ValueError):

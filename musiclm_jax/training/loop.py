@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.training import sharding
-from musiclm_jax.training.checkpoints import Checkpoints, Lengths
+from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
 from musiclm_jax.training.log import REMEDY, Log, read_metrics
 from musiclm_jax.training.task import Task, TrainState
 
@@ -117,8 +117,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints))
         state, lengths = checkpoints.restore(abstract_state, num_steps=task.num_steps) or (init(init_key), [])
         start = int(state.step)
-        if not lengths or lengths[-1][1] != task.num_steps:
-            lengths = [*lengths, [start, task.num_steps]]
+        lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
         log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps)
         log.banner(state)
 

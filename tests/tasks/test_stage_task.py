@@ -16,8 +16,8 @@ LAYOUTS = {name: stage_layout(name) for name in STAGES}
 FAST = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=10, weight_decay=0.0)
 
 
-def task(name="semantic", *, model=MODEL, prefix_dropout=0.0, **recipe):
-    return StageTask(name, model, LAYOUTS[name], StageRecipe(**recipe), prefix_dropout)
+def task(name="semantic", *, model=MODEL, layout=None, prefix_dropout=0.0, **recipe):
+    return StageTask(name, model, layout or LAYOUTS[name], StageRecipe(**recipe), prefix_dropout)
 
 
 def batch(size=2, steps=5):
@@ -91,6 +91,16 @@ def test_variables_are_plain_arrays(semantic_state):
     variables = task().variables(semantic_state)
     assert all(isinstance(leaf, jnp.ndarray) for leaf in jax.tree.leaves(variables))
     assert variables["params"]["body"]["layers"]["attention"]["qkv_kernel"].shape == (2, 16, 3, 2, 8)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_stage_may_have_no_conditions(rate):
+    alone = task(layout=dataclasses.replace(LAYOUTS["semantic"], prefix=()), prefix_dropout=rate)
+    state = jax.jit(alone.init_state)(jax.random.key(0))
+    tokens = {"semantic": batch()["semantic"]}
+    alone.check_batch(tokens)
+    _, metrics = jax.jit(alone.train_step)(state, tokens, jax.random.key(1))
+    assert metrics["skipped"] == 0 and metrics["tokens"] == tokens["semantic"].size
 
 
 def test_codes_that_the_stage_does_not_know_and_streams_of_other_lengths_are_refused():

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.training.checkpoints import Checkpoints
+from musiclm_jax.training.checkpoints import Checkpoints, latest_lengths, trained_on
 
 STATE = {"a": jnp.arange(5.0), "b": {"c": jnp.int32(3), "empty": {}}, "d": (None, jnp.ones((2, 3), jnp.bfloat16))}
 
@@ -153,7 +153,7 @@ def test_a_disk_that_fails_is_no_damage(workdir, monkeypatch, number, file):
     else:
         real = Path.open
         monkeypatch.setattr(Path, "open", lambda self, *args, **options: (_ for _ in ()).throw(error) if self == path else real(self, *args, **options))
-    with pytest.raises(UserError, match=rf"checkpoints/2 cannot be read \({os.strerror(number)}\): .*; or move .*/checkpoints/2 away"):
+    with pytest.raises(UserError, match=rf"checkpoints/2 cannot be read, {os.strerror(number)}: .*; or move it away, and training continues"):
         restore(workdir)
     monkeypatch.undo()
     assert names(workdir) == ["checkpoints"]
@@ -172,20 +172,34 @@ def test_what_a_kill_left_behind_does_not_count(workdir):
     assert names(workdir / "checkpoints") == ["1", "2"]
 
 
+def test_the_latest_lengths_are_read_without_the_state(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "2" / "state")
+    assert latest_lengths(workdir) == (2, [[0, 2], [2, 9]])
+    (workdir / "checkpoints" / "2" / "checkpoint.json").write_bytes(b"{")
+    assert latest_lengths(workdir) == (1, [[0, 1], [1, 9]])
+    assert latest_lengths(workdir / "nowhere") is None
+
+
+def test_lengths_tell_where_the_length_of_a_run_changed():
+    assert trained_on([], start=0, num_steps=4) == [[0, 4]]
+    assert trained_on([[0, 4]], start=3, num_steps=4) == [[0, 4]]
+    assert trained_on([[0, 4]], start=3, num_steps=8) == [[0, 4], [3, 8]]
+
+
 def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), fsync(descriptor)))
     save(tmp_path, 4)
     unfinished, folder = tmp_path / "checkpoints" / "4.unfinished", tmp_path / "checkpoints" / "4"
     everything = {str(unfinished / path.relative_to(folder)) for path in folder.rglob("*")}
-    written = {name.replace(".checkpoint.json.", "checkpoint.json ").split(" ")[0] for name in synced}  # Written under another name and renamed.
+    written = {name.replace(".checkpoint.json.tmp", "checkpoint.json") for name in synced}  # Written under another name and renamed.
     assert everything <= written and len(everything) > 8
     assert synced[-2:] == [str(unfinished), str(tmp_path / "checkpoints")]
     record = json.loads((folder / "checkpoint.json").read_text())
     assert set(record["files"]) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"checkpoint.json"}
 
 
-@pytest.mark.parametrize("number, reason", [(errno.ENOSPC, "the disk is full; free some space"), (errno.EIO, "Input/output error; mend that")])
+@pytest.mark.parametrize("number, reason", [(errno.ENOSPC, "the disk is full: free some space"), (errno.EIO, "Input/output error: check")])
 def test_a_disk_that_refuses_is_one_line_and_what_was_there_stays(workdir, monkeypatch, number, reason):
     def refuse(descriptor):
         raise OSError(number, os.strerror(number))
@@ -193,7 +207,7 @@ def test_a_disk_that_refuses_is_one_line_and_what_was_there_stays(workdir, monke
     with Checkpoints(workdir, identity="ours") as checkpoints:
         checkpoints.restore(abstract(), num_steps=9)
         monkeypatch.setattr(os, "fsync", refuse)
-        with pytest.raises(UserError, match=rf"^{workdir}/checkpoints cannot be written: {reason}: the same command continues from step 2$"):
+        with pytest.raises(UserError, match=rf"^{workdir}/checkpoints cannot be written, {reason}.*; the training continues from step 2$"):
             checkpoints.save(3, filled(3), [])
         monkeypatch.undo()
     assert names(workdir / "checkpoints") == ["1", "2"]
@@ -219,7 +233,7 @@ def test_a_full_disk(small_disk, free, caplog):
     (small_disk / "other").write_bytes(bytes(usage.free - free))
     with Checkpoints(small_disk, identity="ours") as checkpoints:
         assert_is(checkpoints.restore(abstract(), num_steps=9), 1)
-        with pytest.raises(UserError, match="checkpoints cannot be written: the disk is full; free some space: the same command continues from step 1"):
+        with pytest.raises(UserError, match="checkpoints cannot be written, the disk is full: free .* and run .* again; the training continues from step 1"):
             checkpoints.save(2, large, [])
     assert not caplog.messages
     assert names(small_disk / "checkpoints") == ["1"]
@@ -239,6 +253,6 @@ def test_in_the_background_a_save_is_as_good(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             checkpoints.save(4, filled(4), [])
-            with pytest.raises(UserError, match="the disk is full.* continues from step 3"):
+            with pytest.raises(UserError, match="the disk is full.*; the training continues from step 3"):
                 checkpoints.save(5, filled(5), [])
     assert_is(restore(tmp_path), 3)

@@ -276,7 +276,7 @@ def test_metrics_and_rates_are_logged(tmp_path, capsys):
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "read" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"metrics.jsonl cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match="metrics.jsonl cannot be read, Is a directory"):
         train(tiny(11), source, workdir=tmp_path / "read")
 
     def unlink(index):
@@ -285,11 +285,11 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
             (tmp_path / "write" / "metrics.jsonl").mkdir()
         return source(index)
 
-    with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: Is a directory; mend that: the same command continues from the newest checkpoint"):
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written, Is a directory"):
         train(tiny(11), unlink, workdir=tmp_path / "write")
     (tmp_path / "skip").mkdir()
     (tmp_path / "skip" / "skipped").write_text("")
-    with pytest.raises(UserError, match=r"skipped/6.npz cannot be written: File exists; mend that"):
+    with pytest.raises(UserError, match="skipped/6.npz cannot be written, File exists"):
         train(GUARDED, one_bad, workdir=tmp_path / "skip")
 
 
