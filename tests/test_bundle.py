@@ -338,7 +338,7 @@ def test_no_change_of_a_config_is_more_than_a_user_error(tmp_path, number):
     """Each value of config.json, replaced by some of CHANGES, and signed anew: by all of them with STEP = 1."""
     config = tiny_config()
     if number:
-        config = dataclasses.replace(config, soundstream=SpectralCodecConfig(), mulan=dataclasses.replace(config.mulan, audio=PitchRhythmConfig()))
+        config = dataclasses.replace(config, codec=SpectralCodecConfig(), mulan=dataclasses.replace(config.mulan, audio=PitchRhythmConfig()))
     bundle.save(tmp_path / "b", config=config.to_dict(), models=models())
     document = json.loads((tmp_path / "b" / "config.json").read_text())
     del document["sha256"]

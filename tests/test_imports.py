@@ -20,7 +20,7 @@ LEVELS = [
     "models tokens bundle corpus",
     "data",
     "generation training tasks",
-    "configs musiclm parts evaluation",
+    "configs pretrained musiclm parts evaluation",
     "cli",
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -40,7 +40,7 @@ def tiny_config(**changes) -> MusicLMConfig:
         mulan=MuLanConfig(
             mel=mel,
             audio=ResNetConfig(depths=(1,), widths=(4,), bottleneck=False, strides=((2, 2),), stem_width=4, stem_kernel=(3, 3)),
-            text=TextTowerConfig(vocab_size=64, max_tokens=9, dim=8, num_layers=1, num_heads=2, mlp_dim=8),
+            text=TextTowerConfig(vocab_size=197, max_tokens=9, dim=8, num_layers=1, num_heads=2, mlp_dim=8),
             embedding_dim=6,
             num_levels=2,
             num_codes=13,
@@ -63,4 +63,4 @@ def tiny_musiclm(config: MusicLMConfig | None = None, *, rerankers: bool = False
     variables["w2v_bert"]["standardize"] = {"mean": np.zeros(config.w2v_bert.dim, np.float32), "matrix": np.eye(config.w2v_bert.dim, dtype=np.float32)}
     if rerankers:
         variables["semantic_reranker"]["spectra"] = 7 * variables["semantic_reranker"]["spectra"] - 3
-    return MusicLM(config, variables, TextTokenizer.train(CAPTIONS, vocab_size=60))
+    return MusicLM(config, variables, TextTokenizer.train(CAPTIONS, vocab_size=197))

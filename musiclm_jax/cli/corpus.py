@@ -26,7 +26,10 @@ def corpus(directory, clips, variants, seed, workers) -> None:
 
     line, total = ProgressLine(unit="clips"), clips * (variants + 1)
     try:
-        make_corpus(directory, num_clips=clips, num_variants=variants, seed=seed, workers=workers, on_clip=lambda number: line("corpus", number + 1, total))
+        options = {"num_clips": clips, "num_variants": variants, "seed": seed, "workers": workers}
+        unlisted = make_corpus(directory, **options, on_clip=lambda number: line("corpus", number + 1, total))
     finally:
         line.clear()
     click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")
+    if unlisted:
+        click.echo(f"{len(unlisted)} clips of an earlier call are listed no more, such as {unlisted[0]}; they stay for a later call that asks for more")

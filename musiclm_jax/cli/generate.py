@@ -34,7 +34,7 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
 
     from musiclm_jax import audio, pretrained
     from musiclm_jax.generation.devices import use_all_cores
-    from musiclm_jax.generation.request import check_request
+    from musiclm_jax.generation.request import check_request, resolve_sampling
     from musiclm_jax.musiclm import MusicLM
     from musiclm_jax.progress import ProgressLine
 
@@ -45,8 +45,9 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
         audio.check_writable(path)
     use_all_cores()
     began = time.perf_counter()
-    stages = [stage.name for stage in pretrained.read_config(pretrained.open_pretrained(model)).stages]
-    sampling = overrides(stages, temperature=temperatures, top_k=top_ks)
+    defaults = {stage.name: stage.sampling for stage in pretrained.read_config(pretrained.open_pretrained(model)).stages}
+    sampling = overrides(list(defaults), temperature=temperatures, top_k=top_ks)
+    resolve_sampling(defaults, sampling)  # Nonsense is named before weights are read.
     musiclm = MusicLM.from_pretrained(model)
     warn(musiclm, prompts)
     line = ProgressLine()
@@ -67,11 +68,10 @@ def warn(musiclm, prompts) -> None:
     for prompt, kept in musiclm.mulan.truncated(prompts):
         click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads; it reads {short(kept)}", err=True)
     for prompt in prompts:
-        unknown, known = musiclm.text.unknown_words(prompt)
+        unknown, known = musiclm.mulan.unknown_words(prompt)
         if unknown or not known:
-            some = ", ".join(map(short, unknown[:8]))
-            what = f"knows no word of the prompt {short(prompt)}" if not known else f"does not know {some} in the prompt {short(prompt)}"
-            click.echo(f"musiclm: the model {what}; it was trained on other words, so the music need not follow", err=True)
+            some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "knows no word of"
+            click.echo(f"musiclm: the model {some} the prompt {short(prompt)}: it was trained on other words, so the music need not follow it", err=True)
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -100,11 +100,17 @@ class TextTokenizer:
         """The text as the model reads it: lower case, without accents, spaces regularised."""
         return " ".join(self._tokenizer.normalizer.normalize_str(text).split())
 
-    def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
-        """(words of a text that are no piece of the vocabulary as a whole, words that are). The training captions hardly had the former."""
-        words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(self.normalize(text)) if any(map(str.isalnum, word))]
-        known = [word for word in words if self._tokenizer.token_to_id(word) is not None]
-        return [word for word in words if word not in known], known
+    def words(self, text: str) -> list[str]:
+        """The words of a text, punctuation left out."""
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(self.normalize(text)) if any(map(str.isalnum, word))]
+
+    def is_piece(self, word: str) -> bool:
+        """Whether a word is one piece of the vocabulary."""
+        return self._tokenizer.token_to_id(word) is not None
+
+    def is_spelled(self, word: str) -> bool:
+        """Whether a word can be put together from pieces."""
+        return UNK_ID not in self._tokenizer.encode(word).ids
 
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str):

@@ -106,6 +106,15 @@ class MuLanTokenizer:
         """MuLan tokens of texts, the conditions at inference."""
         return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_text(texts)))
 
+    def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
+        """(words of a text that no training caption had, all others).
+
+        A vocabulary below its limit has every word of the captions as one piece. Of a full one only words with unknown letters are told.
+        """
+        is_known = self.text.is_piece if self.text.vocab_size < self.config.text.vocab_size else self.text.is_spelled
+        words = self.text.words(text)
+        return [word for word in words if not is_known(word)], [word for word in words if is_known(word)]
+
     def truncated(self, texts: Sequence[str]) -> list[tuple[str, str]]:
         """(text, the part of it that is read) for every text that is longer than the text tower reads."""
         limit = self.config.text.max_tokens

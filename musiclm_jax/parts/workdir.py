@@ -21,7 +21,7 @@ from typing import Any
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.part import Run, Step
 from musiclm_jax.records import differences, read_json, sha256_file, write_json, write_text
-from musiclm_jax.training.checkpoints import latest_lengths
+from musiclm_jax.training.checkpoints import latest_lengths, trained_on
 
 try:
     import fcntl
@@ -124,7 +124,7 @@ def _look(folder: Path, step: Step, key: str) -> _Found | str:
         return f"{step.num_steps} steps are asked for, {trained} were trained"
     if done and done["num_steps"] == step.num_steps:
         return _Found(REPAIR, done["identity"], (damaged,))
-    lengths = _history(newest, step.num_steps)
+    lengths = trained_on(newest[1] if newest else [], start=at, num_steps=step.num_steps)
     if done:
         return _Found(LONGER, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
     return _Found(CONTINUE, identity(key, step, lengths), (f"from step {at}" if at else "from the beginning",))
@@ -133,14 +133,6 @@ def _look(folder: Path, step: Step, key: str) -> _Found | str:
 def identity(key: str, step: Step, lengths: list[list[int]] | None) -> str:
     """Of what a step makes: its key, and for a training how long it was to be, from which step on, since a schedule goes by it."""
     return _hash([key, lengths]) if step.num_steps else key
-
-
-def _history(lengths: tuple[int, list[list[int]]] | None, num_steps: int) -> list[list[int]]:
-    """The history of a training that continues from its newest checkpoint with this length."""
-    if lengths is None:
-        return [[0, num_steps]]
-    step, history = lengths
-    return history if history[-1][1] == num_steps else [*history, [step, num_steps]]
 
 
 def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str, Planned]) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import errno
 import io
 import subprocess
 import sys
@@ -6,8 +7,10 @@ from pathlib import Path
 import pytest
 import soundfile
 from tiny_musiclm import tiny_musiclm
+from tiny_parts import write_clips
 
-from musiclm_jax.cli.main import main as cli
+from musiclm_jax.cli import generate, options
+from musiclm_jax.cli.main import main
 from musiclm_jax.errors import UserError
 from musiclm_jax.progress import ProgressLine
 
@@ -27,7 +30,7 @@ def tiny_bundle(tmp_path_factory):
 def run(*args, capsys):
     """(status, stdout, stderr) of `musiclm *args`, in this process."""
     with pytest.raises(SystemExit) as exit_info:
-        cli.main([str(arg) for arg in args])
+        main([str(arg) for arg in args])
     captured = capsys.readouterr()
     return exit_info.value.code or 0, captured.out, captured.err
 
@@ -50,6 +53,9 @@ MISTAKES = [
     (["x", "--seed", "4294967296"], "seed"),
     (["x", "--seed", "1.5"], "seed"),
     (["x", "--samples", "0"], "samples"),
+    (["x", "--samples", "1000000"], "1000000 clips at once"),
+    (["x", "--candidates", "0"], "candidates"),
+    (["caf\udce9"], "UTF-8"),
     (["x", "--temperature", "hot"], "hot"),
     (["x", "--temperature", "violin=1"], "violin"),
     (["x", "--temperature", "-1"], "temperature"),
@@ -82,7 +88,7 @@ def test_interrupt_is_quiet(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("musiclm_jax.data.corpus.make_corpus", interrupted)
+    monkeypatch.setattr("musiclm_jax.corpus.make_corpus", interrupted)
     status, out, err = run("corpus", "somewhere", capsys=capsys)
     assert (status, out, err.strip()) == (130, "", "")  # click ends the line in which the terminal shows ^C.
 
@@ -91,7 +97,7 @@ def test_a_long_error_message_is_still_one_line(capsys, monkeypatch):
     def fails(*args, **kwargs):
         raise UserError("one\n  two")
 
-    monkeypatch.setattr("musiclm_jax.data.corpus.make_corpus", fails)
+    monkeypatch.setattr("musiclm_jax.corpus.make_corpus", fails)
     assert run("corpus", "somewhere", capsys=capsys) == (2, "", "musiclm: one two\n")
 
 
@@ -120,6 +126,14 @@ def test_generate_warns_when_a_prompt_is_cut(tiny_bundle, tmp_path, capsys):
     options = ["--seconds", "0.2", "--model", tiny_bundle, "--out", tmp_path / "a.wav"]
     status, _, err = run("generate", prompt, "drums", *options, capsys=capsys)
     assert status == 0 and "longer than the model reads" in err and "'a calm piano" in err
+
+
+@pytest.mark.parametrize("prompt, says", [("theremin", "knows no word"), ("!!!", "knows no word"), ("a Calm theremin", "does not know 'theremin'")])
+def test_generate_says_which_words_the_model_does_not_know(tiny_bundle, tmp_path, capsys, prompt, says):
+    status, _, err = run("generate", prompt, "--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert status == 0 and says in err
+    _, _, err = run("generate", "a calm piano melody", "--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert "know" not in err
 
 
 def test_generate_checks_the_place_before_the_work(tiny_bundle, tmp_path, capsys, monkeypatch):
@@ -204,7 +218,7 @@ def test_fit_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
 def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     pytest.importorskip("gin")
     monkeypatch.chdir(tmp_path)
-    Path("mine.gin").write_text("train.TrainConfig.seed = 3\nsemantic/steps.Training.batch_size = 12\n")
+    Path("mine.gin").write_text("loop.TrainConfig.seed = 3\nsemantic/stage_part.StagePart.batch_size = 12\n")
     options = ["--size", "test", "--gin_file", "mine.gin", "--dry_run", "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=3"]
     status, out, err = run("train", "semantic", *options, capsys=capsys)
     assert (status, err) == (0, "") and "data=2, fsdp=3, tensor=1: devices 6" in out and "12 x 2 s" in out
@@ -230,12 +244,43 @@ def test_train_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
     assert status == 2 and names in err and err.count("\n") == 1 and out == "" and not list(tmp_path.iterdir()), err
 
 
+def test_a_plan_is_printed_and_nothing_is_written(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gin")
+    monkeypatch.chdir(tmp_path)
+    write_clips(tmp_path / "clips", number=2)
+    status, out, err = run("fit", "clips", "--size", "test", "--workdir", "run", "--plan", capsys=capsys)
+    assert status == 0, err
+    assert out.splitlines()[:2] == ["prepare: new", "codec: new"] and out.splitlines()[-1] == "export: new"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["hashes.json"]
+    status, out, _ = run("train", "kmeans", "clips", "--size", "test", "--workdir", "run", "--plan", capsys=capsys)
+    assert out.splitlines() == ["prepare: new", "w2v_bert: new", "kmeans: new"]
+
+
+def test_faults_of_the_machine_are_one_line(tiny_bundle, tmp_path, capsys, monkeypatch):
+    def raises(error):
+        def generate(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", generate)
+        status, _, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+        assert status == 2 and err.count("\n") == 1
+        return err
+
+    assert "disk: No space left on device: free some space" in raises(OSError(errno.ENOSPC, "No space left on device", "disk"))
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    assert "JAX_PLATFORMS='abacus': leave it unset" in raises(RuntimeError("Unable to initialize backend 'abacus'"))
+    assert "the package librosa is missing" in raises(ModuleNotFoundError("No module named 'librosa'", name="librosa"))
+    assert "not enough memory" in raises(MemoryError())
+
+
 def test_evaluate_mistakes(tmp_path, capsys):
     for arguments, names in [
         (["adherence", tmp_path, "--seconds", "nan"], "nan"),
         (["adherence", tmp_path, "--seconds", "1"], "seconds"),
         (["codec", tmp_path, "--model", tmp_path / "none"], "none"),
         (["semantic", tmp_path, "--seconds", "0.5"], "seconds"),
+        (["adherence", tmp_path, "--seed", "-1"], "seed"),
+        (["mulan", tmp_path, "--seed", "-1"], "seed"),
         (["mulan", tmp_path, "--model", tmp_path / "none"], "none"),
         (["melody", tmp_path], "musiclm train melody"),
     ]:
@@ -247,14 +292,14 @@ def test_evaluate_mistakes(tmp_path, capsys):
 
 
 def test_numbered():
-    assert cli.numbered(Path("a/b.wav"), 1) == [Path("a/b.wav")]
-    assert cli.numbered(Path("a/b.wav"), 3) == [Path("a/b-1.wav"), Path("a/b-2.wav"), Path("a/b-3.wav")]
+    assert generate.numbered(Path("a/b.wav"), 1) == [Path("a/b.wav")]
+    assert generate.numbered(Path("a/b.wav"), 3) == [Path("a/b-1.wav"), Path("a/b-2.wav"), Path("a/b-3.wav")]
 
 
 def test_per_stage_options_merge():
-    convert = lambda text, number: cli.PerStage(number).convert(text, None, None)  # noqa: E731
+    convert = lambda text, number: options.PerStage(number).convert(text, None, None)  # noqa: E731
     temperatures = (convert("0.9", float), convert("fine=0.4", float))
-    assert cli.overrides(temperature=temperatures, top_k=(convert("fine=64", int),)) == {
+    assert options.overrides(["semantic", "coarse", "fine"], temperature=temperatures, top_k=(convert("fine=64", int),)) == {
         "semantic": {"temperature": 0.9},
         "coarse": {"temperature": 0.9},
         "fine": {"temperature": 0.4, "top_k": 64},
@@ -282,7 +327,7 @@ def test_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     for place in (str(tmp_path / "file" / "cache"), ""):
         monkeypatch.setenv("MUSICLM_CACHE_DIR", place)
-        cli._use_compilation_cache()
+        options.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
 
 

@@ -53,7 +53,9 @@ def test_memory_falls_with_the_axes_that_split_it():
     assert held(one) == held(data)
     # Of the batch, which `tensor` does not split.
     assert [one.bytes_per_device["activations"] // report.bytes_per_device["activations"] for report in (one, data, fsdp, both)] == [1, 2, 8, 4]
-    for held in ("parameters", "optimizer", "gradients"):
+    # Adafactor keeps a number for each row and column, of which it does not matter how they are split.
+    assert max(report.bytes_per_device["optimizer"] / report.bytes_per_device["parameters"] for report in (one, fsdp, both)) < 0.006
+    for held in ("parameters", "gradients"):
         assert fsdp.bytes_per_device[held] / one.bytes_per_device[held] == pytest.approx(1 / 4, rel=0.02)
     # The input table, 3 % of all, is not split by `tensor`: with the row of mask_id its rows are odd in number.
     assert both.bytes_per_device["parameters"] / one.bytes_per_device["parameters"] == pytest.approx(1 / 8, rel=0.04)
