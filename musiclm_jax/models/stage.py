@@ -133,12 +133,16 @@ class Stage(nn.Module):
         return self.time_bias(num_steps, position + 1 + jnp.arange(num_queries), num_keys)
 
 
+def init(config: StageConfig, layout: StageLayout, rng: Key) -> dict[str, Any]:
+    """Fresh parameters, in their logical-partitioning boxes. Their shapes do not depend on the length of a window: a second of zeros does."""
+    prefix_ids = jnp.zeros((1, layout.num_tokens(1) - layout.num_target_tokens(1)), jnp.int32)
+    codes = jnp.zeros((1, layout.target.steps(1), layout.target.levels), jnp.int32)
+    return Stage(config, layout).init(rng, prefix_ids, codes)["params"]
+
+
 def variable_shapes(config: StageConfig, layout: StageLayout) -> dict[str, Any]:
-    """The shapes of a stage's variables, {"params"}. They do not depend on the length of a window."""
-    ids = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)  # noqa: E731
-    prefix, codes = ids(1, len(layout.positions(layout.target.rate_hz)[0]) - layout.num_target_tokens(1)), ids(1, layout.target.rate_hz, layout.target.levels)
-    params = jax.eval_shape(Stage(config, layout).init, jax.eval_shape(lambda: jax.random.key(0)), prefix, codes)["params"]
-    return {"params": nn.meta.unbox(params)}
+    """The shapes of a stage's variables, {"params"}."""
+    return {"params": nn.meta.unbox(jax.eval_shape(lambda: init(config, layout, jax.random.key(0))))}
 
 
 # Of an input embedding that starts from a codebook, in parts of its mean square 1: what its code stands for, its level, and what is its own.

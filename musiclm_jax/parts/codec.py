@@ -15,8 +15,7 @@ from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.spectral_codec import SpectralCodecConfig
 from musiclm_jax.models.tokenizers import AcousticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, wave_shapes
-from musiclm_jax.records import to_dict
+from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, deciding, wave_shapes
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
 from musiclm_jax.training.task import Task
@@ -59,7 +58,7 @@ class CodecPart(TrainedPart):
         return variables, results
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        settings = {"codec": to_dict(fit.model.codec), **encode_settings(fit)}
+        settings = {"codec": deciding(fit.model.codec), **encode_settings(fit)}
         tokens = Step(TOKENS, "tokenizing the clips", _tokenize, ("acoustic.npy",), settings, needs=(PREPARE, self.name))
         return (self.training(fit), tokens)
 

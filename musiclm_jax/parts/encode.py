@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.data.clips import Clip, ClipStore
@@ -16,9 +17,8 @@ from musiclm_jax.models import embedders
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.nn.quantize import perplexity
-from musiclm_jax.parts.part import Run, Work
+from musiclm_jax.parts.part import Run, Work, deciding
 from musiclm_jax.parts.shards import clear, in_shards, save_joined
-from musiclm_jax.records import to_dict
 
 # Windows in a shard: some minutes of work on a CPU.
 _SHARD_WINDOWS = 256
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 def encode_settings(fit: Any) -> dict[str, Any]:
     """What of a FitConfig decides the tokens of a given model, as JSON."""
-    return {"audio": to_dict(fit.model.audio), "encode_sec": fit.encode_sec, "encode_context_sec": fit.encode_context_sec}
+    return {"audio": deciding(fit.model.audio), "encode_sec": fit.encode_sec, "encode_context_sec": fit.encode_context_sec}
 
 
 def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_hz: int, file: str) -> np.ndarray:
@@ -90,4 +90,4 @@ def perplexities(codes: np.ndarray, num_codes: int) -> list[float]:
     for first in range(0, len(codes), _CHUNK):
         for level, some in enumerate(codes[first : first + _CHUNK].T):
             counts[level] += np.bincount(some, minlength=num_codes)
-    return [float(value) for value in perplexity(counts.astype(np.float32))]
+    return [float(value) for value in perplexity(jnp.asarray(counts, jnp.float32))]

@@ -22,9 +22,23 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
-from musiclm_jax.parts.part import CAPTIONS, PREPARE, SPLITS, WEIGHTS, Run, Step, TokenStream, TrainedPart, Work, save_array, save_weights, wave_shapes
+from musiclm_jax.parts.part import (
+    CAPTIONS,
+    PREPARE,
+    SPLITS,
+    WEIGHTS,
+    Run,
+    Step,
+    TokenStream,
+    TrainedPart,
+    Work,
+    deciding,
+    save_array,
+    save_weights,
+    wave_shapes,
+)
 from musiclm_jax.parts.shards import clear
-from musiclm_jax.records import to_dict, write_text
+from musiclm_jax.records import write_text
 from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask
 
 if TYPE_CHECKING:
@@ -61,7 +75,7 @@ class ContrastivePart(TrainedPart):
         return (SPLITS, CAPTIONS)
 
     def settings(self, fit: FitConfig) -> dict[str, Any]:
-        return {"text_mix": to_dict(self.text_mix)}
+        return {"text_mix": deciding(self.text_mix)}
 
     def has_held_out(self, run: Run) -> bool:
         return bool(run.clips.captioned().split("test"))
@@ -110,7 +124,7 @@ class MuLanPart(ContrastivePart):
         return dataclasses.replace(fit.model.mulan, hop_sec=float(self.condition_hop_sec))
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        settings = {"model": to_dict(self.windows(fit)), "seed": fit.seed}
+        settings = {"model": deciding(self.windows(fit)), "seed": fit.seed}
         outputs = (WEIGHTS, "windows.npy", "texts.npy")
         quantizer = Step(QUANTIZER, "quantizing MuLan's embeddings", self._quantize, outputs, settings, (PREPARE, self.name), reads=(SPLITS, CAPTIONS))
         return (self.training(fit), quantizer)

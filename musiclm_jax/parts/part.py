@@ -175,7 +175,7 @@ class TrainedPart(Part):
 
     def training(self, fit: FitConfig) -> Step:
         task = self.task(fit)
-        settings = {"task": to_dict(task), "batch_size": self.batch_size, "crop_sec": self.crop_sec, "seed": self.loop.seed, **self.settings(fit)}
+        settings = {"task": deciding(task), "batch_size": self.batch_size, "crop_sec": self.crop_sec, "seed": self.loop.seed, **self.settings(fit)}
         del settings["task"]["recipe"]["num_steps"]
         outputs = (WEIGHTS, *self.outputs())
         return Step(self.name, "training", self._train, outputs, settings, self.needs(fit), self.reads(fit), num_steps=task.num_steps)
@@ -228,8 +228,19 @@ class Run:
         return ClipStore.open(self.folder(PREPARE))
 
     def weights(self, step: str) -> dict[str, Any]:
-        """The weights that a step made."""
-        return bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
+        """The weights that a step made, on the device."""
+        return jax.device_put(bundle.read_arrays(self.folder(step) / WEIGHTS)[0])
+
+
+def deciding(value: Any) -> Any:
+    """A tree of dataclasses as JSON, without what changes no number: whether activations are computed again (`remat`)."""
+
+    def without(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: without(item) for name, item in tree.items() if name != "remat"}
+        return [without(item) for item in tree] if isinstance(tree, list) else tree
+
+    return without(to_dict(value))
 
 
 def wave_shapes(part: TrainedPart, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:

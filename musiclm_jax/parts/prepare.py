@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.parts.part import PREPARE, WAVES, Part, Run, Step, Work
-from musiclm_jax.records import to_dict
 
 if TYPE_CHECKING:
     from musiclm_jax.parts.fit import FitConfig
@@ -23,7 +22,7 @@ class PreparePart(Part):
         return PREPARE
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        settings = to_dict(fit.model.audio.sample_rate_hz)
+        settings = {"sample_rate_hz": fit.model.audio.sample_rate_hz}
         return (Step(PREPARE, "decoding the clips", _prepare, ("samples.npy", "clips.json"), settings, needs=(), reads=(WAVES,)),)
 
 

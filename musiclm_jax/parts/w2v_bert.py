@@ -17,9 +17,8 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import w2v_bert
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, Run, Step, TokenStream, TrainedPart, Work, save_weights, wave_shapes
+from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, Run, Step, TokenStream, TrainedPart, Work, deciding, save_weights, wave_shapes
 from musiclm_jax.parts.shards import clear, in_shards
-from musiclm_jax.records import to_dict
 from musiclm_jax.tasks.w2v_bert import W2vBertRecipe, W2vBertTask
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class W2vBertPart(TrainedPart):
         return wave_source(run.clips, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        model = to_dict(fit.model.w2v_bert)
+        model = deciding(fit.model.w2v_bert)
         crops = {"kmeans_sec": self.kmeans_sec, "crop_sec": self.crop_sec, "batch_size": self.batch_size, "seed": fit.seed}
         title = "clustering w2v-BERT's features into semantic tokens"
         return (

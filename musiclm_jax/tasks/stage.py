@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.errors import UserError
+from musiclm_jax.models import stage
 from musiclm_jax.models.stage import Stage, StageConfig
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
@@ -49,14 +50,8 @@ class StageTask(Task):
         if not 0 <= self.prefix_dropout < 1:
             raise UserError(f"prefix_dropout={self.prefix_dropout}: choose a share in [0, 1)")
 
-    @property
-    def stage(self) -> Stage:
-        return Stage(self.model, self.layout)
-
     def init_state(self, rng: Key) -> TrainState:
-        codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)  # one step: parameters do not depend on lengths
-        prefix_ids = jnp.zeros((1, len(self.layout.positions(1)[0]) - codes.size), jnp.int32)
-        return fresh_state(self.stage.init(rng, prefix_ids, codes)["params"], self.recipe)
+        return fresh_state(stage.init(self.model, self.layout, rng), self.recipe)
 
     def check_batch(self, batch: Batch) -> None:
         self.layout.check(batch)
@@ -82,7 +77,7 @@ class StageTask(Task):
                 prefix_ids = jnp.where(drop, self.layout.mask_id, prefix_ids)
             if self.recipe.past_dropout:
                 hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.recipe.past_dropout)
-        logits = self.stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
+        logits = Stage(self.model, self.layout).apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
         return _cross_entropy(logits, codes, z_loss=self.recipe.z_loss)
 
 
