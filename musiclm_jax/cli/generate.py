@@ -70,7 +70,7 @@ def warn(musiclm, prompts) -> None:
     for prompt in prompts:
         unknown, known = musiclm.mulan.unknown_words(prompt)
         if unknown or not known:
-            some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "knows no word of"
+            some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "does not know a word of"
             click.echo(f"musiclm: the model {some} the prompt {short(prompt)}: it was trained on other words, so the music need not follow it", err=True)
 
 

@@ -11,6 +11,8 @@ from musiclm_jax.errors import UserError
 
 # Lets --gin.NAME=VALUE through to the arguments.
 _GIN = {"ignore_unknown_options": True}
+# Steps that had another name before the first release.
+_FORMER_STEPS = {"soundstream": "codec"}
 
 
 def training_options(*, workdir_required: bool):
@@ -60,6 +62,9 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
     \b
     musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
     """
+    if step in _FORMER_STEPS:
+        click.echo(f"musiclm: the step {step} is called {_FORMER_STEPS[step]} now", err=True)
+        step = _FORMER_STEPS[step]
     if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
         data, bindings = None, (data, *bindings)
     use_compilation_cache(preallocate=not (dry_run or only_plan))
