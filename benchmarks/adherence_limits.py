@@ -11,7 +11,7 @@ import numpy as np
 from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
 from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
-from musiclm_jax.musiclm import Music
+from musiclm_jax.generation.request import Music
 
 NUM_CAPTIONS, SECONDS, SEED = 100, 10.0, 0
 
@@ -27,12 +27,12 @@ class PerfectStages:
     def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Music:
         waves = np.stack([audio.read(self.clips[prompt])[: round(seconds * self.sample_rate_hz)] for prompt in prompts])
         decoded = self.codec.decode(self.codec.encode(waves)[..., : self.num_levels])
-        return Music(np.asarray(decoded), self.sample_rate_hz, tuple(prompts))
+        return Music(decoded, self.sample_rate_hz, tuple(prompts))
 
 
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
-    for num_levels in (model.config.coarse_levels, model.config.tokens.acoustic_levels):
+    for num_levels in (model.config.coarse_levels, model.config.codec.num_levels):
         report = evaluate_adherence(PerfectStages(model, data, num_levels), data, num_captions=NUM_CAPTIONS, seconds=SECONDS, seed=SEED)
         print(f"{num_levels} levels\n{format_report(report)}\n", flush=True)
 

@@ -8,7 +8,6 @@ chance: the same answers against the captions of other clips. What a stage is no
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,14 +16,14 @@ from sklearn.preprocessing import StandardScaler
 from musiclm_jax import MusicLM, audio
 from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.statements import named_attributes
-from musiclm_jax.generation import stages as windows
+from musiclm_jax.generation.request import clip_keys
 
 NUM_TRAIN, NUM_CAPTIONS, SECONDS, BATCH = 900, 100, 10.0, 20
 ATTRIBUTES = ("instrument", "drums", "mode", "tempo")
 
 
 def semantic_features(tokens: np.ndarray, num_codes: int) -> np.ndarray:
-    """How often each token sounds, how often tokens change, and at which lags changes recur, up to 3 s."""
+    """How often each token occurs, how often tokens change, and at which lags changes recur, up to 3 s."""
     changes = (tokens[1:] != tokens[:-1]).astype(float)
     centred = changes - changes.mean()
     recurrence = np.correlate(centred, centred, "full")[len(centred) - 1 :][:80]
@@ -50,8 +49,8 @@ def report(title: str, fitted, features: np.ndarray, clips: list, names: list) -
     for attribute, model in fitted.items():
         rows = [i for i, named in enumerate(names) if attribute in named]
         truth = np.array([str(clips[i].attributes[attribute]) for i in rows])
-        heard = model.predict(features[rows])
-        agree = heard[:, None] == truth
+        predicted = model.predict(features[rows])
+        agree = predicted[:, None] == truth
         chance = (agree.sum() - np.trace(agree)) / (agree.size - len(rows))
         cells.append(f"{np.trace(agree) / len(rows):.2f} ({chance:.2f})")
     print(f"{title:34}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
@@ -68,7 +67,7 @@ def main(data: Path, bundle: str = "demo") -> None:
     print(f"{'right (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
 
     pairs = [(clip, caption) for clip in train for caption in clip.captions]
-    mulan = lambda captions: one_hot(np.asarray(model.mulan.text_tokens(captions)), config.mulan.num_codes)  # noqa: E731
+    mulan = lambda captions: one_hot(model.mulan.text_tokens(captions), config.mulan.num_codes)  # noqa: E731
     fitted = probe(mulan([caption for _, caption in pairs]), [clip for clip, _ in pairs], [named_attributes(caption) for _, caption in pairs], 1.0)
     captions = [prompt.caption for prompt in prompts]
     report("MuLan tokens of captions", fitted, mulan(captions), held_out, named)
@@ -77,22 +76,15 @@ def main(data: Path, bundle: str = "demo") -> None:
         rows = []
         for first in range(0, len(clips), BATCH):
             waves = [audio.read(data / clip.file_name)[:samples] for clip in clips[first : first + BATCH]]
-            rows += list(np.asarray(model.semantic.encode(np.stack(waves))))
+            rows += list(model.semantic.encode(np.stack(waves)))
         return np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in rows])
 
     # Every clip has all attributes, whatever its caption names.
     fitted = probe(real(train), train, [frozenset(ATTRIBUTES)] * len(train), 0.01)
     report("semantic tokens of real clips", fitted, real(held_out), held_out, named)
-    drawn = windows.generate_semantic(
-        model.stage("semantic"),
-        model.variables("semantic")["params"],
-        model.mulan.text_tokens(captions),
-        num_tokens=config.audio.semantic_tokens(SECONDS),
-        keys=jax.random.split(jax.random.key(0), NUM_CAPTIONS),
-        windows=config.windows,
-        sampling=config.sampling("semantic"),
-    )
-    drawn = np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in np.asarray(drawn)])
+    streams, steps = {"mulan": model.mulan.text_tokens(captions)}, config.audio.semantic_tokens(SECONDS)
+    drawn = model.draw_stage(config.stage("semantic"), streams, steps=steps, keys=clip_keys(captions, seed=0))[..., 0]
+    drawn = np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in drawn])
     report("semantic tokens of the stage", fitted, drawn, held_out, named)
 
 

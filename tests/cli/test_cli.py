@@ -128,7 +128,9 @@ def test_generate_warns_when_a_prompt_is_cut(tiny_bundle, tmp_path, capsys):
     assert status == 0 and "longer than the model reads" in err and "'a calm piano" in err
 
 
-@pytest.mark.parametrize("prompt, says", [("theremin", "does not know a word of"), ("!!!", "does not know a word of"), ("a Calm theremin", "does not know 'theremin'")])
+@pytest.mark.parametrize(
+    "prompt, says", [("theremin", "does not know a word of"), ("!!!", "does not know a word of"), ("a Calm theremin", "does not know 'theremin'")]
+)
 def test_generate_says_which_words_the_model_does_not_know(tiny_bundle, tmp_path, capsys, prompt, says):
     status, _, err = run("generate", prompt, "--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
     assert status == 0 and says in err

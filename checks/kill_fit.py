@@ -1,0 +1,86 @@
+"""Is a fit that was killed at random moments the fit that nobody touched? `python checks/kill_fit.py [KILLS] [SEED]`.
+
+Fits `--size test` on twelve clips twice: once undisturbed, once killed KILLS times (20) at random moments, by SIGKILL and SIGTERM in turns, and called again
+each time. Then every file of the two bundles must be the same bytes, and the two work folders must hold the same files: nothing stray is left.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from musiclm_jax.records import sha256_file
+
+# Files whose content says when, not what.
+TIMED = ("metrics.jsonl", "done.json", "step.json", "hashes.json", "checkpoint.json")
+
+
+def write_clips(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        seconds = np.arange(round(24_000 * (4 + 0.3 * i))) / 24_000
+        soundfile.write(folder / f"{i:02d}.wav", 0.3 * np.sin(2 * np.pi * 220 * 2 ** (i / 12) * seconds) + 0.02 * rng.standard_normal(len(seconds)), 24_000)
+        (folder / f"{i:02d}.txt").write_text(f"a {('calm', 'fast')[i % 2]} {('piano', 'guitar', 'flute')[i % 3]} melody\n")
+
+
+def start(folder: Path, work: str, log: Path) -> subprocess.Popen:
+    env = {**os.environ, "MUSICLM_CACHE_DIR": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "musiclm_jax.cli.main", "fit", str(folder / "clips"), "--size", "test", "--workdir", str(folder / work)]
+    return subprocess.Popen(command, env=env, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+def where(work: Path) -> str:
+    """The step that was at work: the last folder that was begun."""
+    begun = [path for path in work.glob("*/step.json") if not (path.parent / "done.json").exists()]
+    return begun[0].parent.name if begun else "between steps"
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and ".locks" not in path.parts}
+
+
+def main(kills: int = 20, seed: int = 0) -> None:
+    rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="kill_fit-"))
+    write_clips(folder / "clips")
+    for work in ("warm", "whole"):  # The first one fills the cache of compiled programs.
+        began = time.monotonic()
+        assert start(folder, work, folder / f"{work}.log").wait() == 0, (folder / f"{work}.log").read_text()[-2000:]
+        print(f"{work}: undisturbed in {time.monotonic() - began:.0f} s", flush=True)
+    done = 0
+    while True:
+        process = start(folder, "killed", folder / "killed.log")
+        # Starting takes some seconds; a kill before that is one too, now and then.
+        delay = rng.uniform(0, 4) if rng.random() < 0.1 else rng.uniform(4, 14)
+        try:
+            status = process.wait(timeout=delay if done < kills else 3600)
+            if status == 0:
+                break
+            sys.exit(f"the fit failed by itself, in {folder}: {(folder / 'killed.log').read_text()[-2000:]}")
+        except subprocess.TimeoutExpired:
+            number = (signal.SIGKILL, signal.SIGTERM)[done % 2]
+            process.send_signal(number)
+            process.wait()
+            done += 1
+            print(f"kill {done}: {number.name} after {delay:.1f} s, at {where(folder / 'killed')}", flush=True)
+    if done < kills:
+        print(f"it was through after {done} kills; choose another seed for more")
+    whole, killed = folder / "whole", folder / "killed"
+    different = [name for name in sorted(listing(whole) & listing(killed)) if Path(name).name not in TIMED and "/checkpoints/" not in f"/{name}"]
+    different = [name for name in different if sha256_file(whole / name) != sha256_file(killed / name)]
+    bundles = [{path.name: sha256_file(path) for path in (each / "export" / "bundle").iterdir()} for each in (whole, killed)]
+    print(f"bundles: {len(bundles[0])} files, {'the same bytes' if bundles[0] == bundles[1] else 'DIFFERENT'}")
+    print(f"other files that differ: {different or 'none'}")
+    print(f"only in the killed one: {sorted(listing(killed) - listing(whole)) or 'none'}; only in the other: {sorted(listing(whole) - listing(killed)) or 'none'}")
+    sys.exit(not (bundles[0] == bundles[1] and not different and listing(whole) == listing(killed) and done >= kills))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))
