@@ -78,7 +78,8 @@ def main(kills: int = 20, seed: int = 0) -> None:
     bundles = [{path.name: sha256_file(path) for path in (each / "export" / "bundle").iterdir()} for each in (whole, killed)]
     print(f"bundles: {len(bundles[0])} files, {'the same bytes' if bundles[0] == bundles[1] else 'DIFFERENT'}")
     print(f"other files that differ: {different or 'none'}")
-    print(f"only in the killed one: {sorted(listing(killed) - listing(whole)) or 'none'}; only in the other: {sorted(listing(whole) - listing(killed)) or 'none'}")
+    stray, lost = sorted(listing(killed) - listing(whole)), sorted(listing(whole) - listing(killed))
+    print(f"only in the killed one: {stray}; only in the other: {lost}")
     sys.exit(not (bundles[0] == bundles[1] and not different and listing(whole) == listing(killed) and done >= kills))
 
 
