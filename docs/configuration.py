@@ -44,8 +44,8 @@ page lists their fields, the macros and the scopes.
 A later item wins over an earlier one:
 
 1. The defaults of the dataclasses. For the models they are the paper's sizes.
-2. A size, `--size NAME`: the file `gin_configs/models/NAME.gin`, which includes `gin_configs/system.gin`. `test` is for tests, `demo` trains on two CPU
-   cores, `base` has the paper's sizes and includes all recipes.
+2. A size, `--size NAME`: a file of `gin_configs/models/`, which includes `gin_configs/system.gin`. `test` is for tests, `demo` trains on two CPU cores,
+   `base` has the paper's sizes and includes all recipes.
 3. Recipes and files of your own, `--gin_file FILE`, repeatable. `gin_configs/runs/semantic_base.gin` and its neighbours say how each part is trained at
    the size `base`, and where each value is from. With such a recipe and no `--size`, the size is the one in the recipe's name.
 4. Single values, `--gin.NAME=VALUE`, repeatable. Strings need no quotes.
@@ -83,7 +83,7 @@ complete example, and [training.md](training.md) for which changes begin another
 
 def configs() -> list[type]:
     """The dataclasses that configs may be made of, beginning with FitConfig."""
-    parts = {type(part) for size in sizes() for part in load_config(size).parts}
+    parts = list(dict.fromkeys(type(part) for size in sizes() for part in load_config(size).parts))
     found, wanted = [], [FitConfig]
     while wanted:
         cls = wanted.pop(0)
@@ -94,7 +94,7 @@ def configs() -> list[type]:
         for field in settable(cls):
             wanted += [each for each in classes_in(hints[field.name]) if not inspect.isabstract(each)]
         if cls is FitConfig:
-            wanted += sorted(parts, key=lambda part: part.__name__)
+            wanted += parts
     return [cls for cls in found if settable(cls)]
 
 
@@ -172,8 +172,10 @@ def macro_table() -> list[str]:
             while value.startswith("%"):
                 value = found[value.removeprefix("%")]
             values.setdefault(name, {})[size] = value
-    for name, _, comment in macros(gin_folder() / "system.gin"):
-        comments.setdefault(name, comment)
+    for path in ("system.gin", "models/demo.gin"):
+        for name, _, comment in macros(gin_folder() / path):
+            if path == "system.gin" or not name.endswith("_STEPS"):
+                comments.setdefault(name, comment)
     lines = [f"| macro | {' | '.join(sizes())} | |", f"|---|{'---|' * len(sizes())}---|"]
     for name, by_size in values.items():
         what = comments.get(name) or ("Length of a training, in steps." if name.endswith("_STEPS") else "")
