@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -15,13 +15,11 @@ from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.spectral_codec import SpectralCodecConfig
 from musiclm_jax.models.tokenizers import AcousticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, deciding, wave_shapes
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, TokenStream, Work, deciding
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
 from musiclm_jax.training.task import Task
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 TOKENS = "acoustic_tokens"
 _TASKS = {SoundStreamConfig: (SoundStreamTask, SoundStreamRecipe), SpectralCodecConfig: (SpectralCodecTask, SpectralCodecRecipe)}

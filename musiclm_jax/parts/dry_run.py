@@ -11,7 +11,7 @@ import jax
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.fit import FitConfig
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.training import sharding
 from musiclm_jax.training.cost import count_activations, count_flops
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import safetensors
@@ -16,12 +16,10 @@ from musiclm_jax.configs import RERANKERS
 from musiclm_jax.errors import UserError
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
-from musiclm_jax.parts.part import PREPARE, WEIGHTS, Part, Run, Step, TrainedPart, Work
+from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.records import read_json, to_dict
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,106 +2,25 @@
 
     prepare -> codec, its tokens -> w2v-BERT, k-means, its tokens -> MuLan, its quantizer -> rerankers -> semantic, coarse, fine -> export
 
-`fit` makes the bundle and whatever it needs; `run_step` makes one thing, such as the melody embedder, which bundles do not hold yet. What the steps do
-stands in the file of each part; this file knows only their order, and `workdir.py` what is done.
+The parts and their order are those of `FitConfig.parts`, which gin_configs/system.gin lists; each has its file, `workdir.py` records what is done, and
+this file knows no part by name but the export. `fit` makes the bundle and whatever it needs; `run_step` makes one thing, such as the melody embedder,
+which bundles do not contain yet.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import time
 from pathlib import Path
 from typing import Any
 
-from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts import workdir as work_folder
-from musiclm_jax.parts.codec import CodecPart
-from musiclm_jax.parts.export import ExportPart
-from musiclm_jax.parts.melody import MelodyPart
-from musiclm_jax.parts.mulan import MuLanPart
-from musiclm_jax.parts.part import PREPARE, Part, Run, Step, TokenStream, TrainedPart, Work
-from musiclm_jax.parts.prepare import PreparePart
-from musiclm_jax.parts.reranker import RerankerPart
-from musiclm_jax.parts.semantic_reranker import SemanticRerankerPart
-from musiclm_jax.parts.stage import StagePart
-from musiclm_jax.parts.w2v_bert import W2vBertPart
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, NEW, Planned
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"
-
-
-def musiclm_parts() -> tuple[Part, ...]:
-    """The parts of MusicLM, in the order in which they are trained."""
-    return (
-        PreparePart(),
-        CodecPart(),
-        W2vBertPart(),
-        MuLanPart(),
-        RerankerPart(),
-        SemanticRerankerPart(),
-        StagePart("semantic"),
-        StagePart("coarse"),
-        StagePart("fine"),
-        ExportPart(),
-        MelodyPart(),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """Everything that decides what `fit` and `run_step` make of the data."""
-
-    # What is trained.
-    model: MusicLMConfig = MusicLMConfig()
-    # How, in the order in which it is done. Parts of your own may stand among them.
-    parts: tuple[Part, ...] = dataclasses.field(default_factory=musiclm_parts)
-    # Windows in which clips are tokenized, seconds, each with so much of the one before as context; windows per batch.
-    encode_sec: float | int = 30.0
-    encode_context_sec: float | int = 5.0
-    encode_batch_size: int = 4
-    # Of the clustering and of the quantizers.
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.encode_context_sec < self.encode_sec:
-            raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
-        if self.encode_batch_size < 1:
-            raise UserError(f"encode_batch_size={self.encode_batch_size}: choose 1 or more")
-        names = [part.name for part in self.parts]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"the part {min(twice)!r} is there twice: give each a name of its own")
-        done: set[str] = set()
-        for step in self.steps.values():
-            if missing := [need for need in step.needs if need not in done]:
-                raise UserError(f"{step.name} needs {missing[0]}, which no part before it makes: put the part that makes it before")
-            done.add(step.name)
-
-    def part(self, name: str) -> Part:
-        for part in self.parts:
-            if part.name == name:
-                return part
-        raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
-
-    @functools.cached_property
-    def steps(self) -> dict[str, Step]:
-        """All steps by name, in order."""
-        return {step.name: step for part in self.parts for step in part.steps(self)}
-
-    @functools.cached_property
-    def streams(self) -> dict[str, TokenStream]:
-        """The token streams by name, each as the part that writes it offers it."""
-        return {each.stream.name: each for part in self.parts for each in part.streams(self)}
-
-    def steps_to(self, name: str) -> tuple[Step, ...]:
-        """A step and all that it needs, in order."""
-        wanted = {name}
-        for step in reversed(self.steps.values()):
-            if step.name in wanted:
-                wanted |= set(step.needs)
-        return tuple(step for step in self.steps.values() if step.name in wanted)
 
 
 def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,11 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.encode import embed_clips
-from musiclm_jax.parts.part import MELODIES, SPLITS, Run, TrainedPart, wave_shapes
+from musiclm_jax.parts.part import MELODIES, SPLITS, FitConfig, Run
 from musiclm_jax.parts.shards import clear
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.records import to_dict, write_json
 from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)

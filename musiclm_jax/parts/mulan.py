@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +22,11 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
-from musiclm_jax.parts.part import (
-    CAPTIONS,
-    PREPARE,
-    SPLITS,
-    WEIGHTS,
-    Run,
-    Step,
-    TokenStream,
-    TrainedPart,
-    Work,
-    deciding,
-    save_array,
-    save_weights,
-    wave_shapes,
-)
+from musiclm_jax.parts.part import CAPTIONS, PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_array, save_weights
 from musiclm_jax.parts.shards import clear
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.records import write_text
 from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 QUANTIZER = "rvq"
 _VOCABULARY = "vocabulary.json"
@@ -173,9 +157,7 @@ class MuLanTokens:
         variables = {"quantizer": run.weights(QUANTIZER)["quantizer"]}
         self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
 
-    def crops(
-        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
-    ) -> np.ndarray:
+    def crops(self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float) -> np.ndarray:
         """int32 [B, Q]."""
         tokens = np.array(self._tokens(np.stack([self._embedding(*crop, crop_sec) for crop in zip(clips, starts_sec, strict=True)])), np.int32)
         for row, (clip, from_text) in enumerate(zip(clips, rng.random(len(clips)) < text_share, strict=True)):

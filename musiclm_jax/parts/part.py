@@ -11,24 +11,19 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from musiclm_jax import bundle
-from musiclm_jax.data.clips import ClipStore, crop_samples, refresh_index
+from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
-from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
 from musiclm_jax.records import atomic_path, to_dict
 from musiclm_jax.specs import Stream
-from musiclm_jax.training.loop import TrainConfig, train
-from musiclm_jax.training.task import Task, TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
@@ -101,108 +96,57 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedPart(Part):
-    """A part with a training. A subclass has a `recipe` and says `task`, `batch_shapes` and `source`; the rest it may."""
+class FitConfig:
+    """Everything that decides what `fit` and `run_step` make of the data."""
 
-    batch_size: int = 8
-    # Seconds of audio per example.
-    crop_sec: float | int = 2.0
-    loop: TrainConfig = TrainConfig()
+    # What is made, in this order. Parts of your own may stand among those of MusicLM.
+    parts: tuple[Part, ...]
+    # The models that a bundle holds.
+    model: MusicLMConfig = MusicLMConfig()
+    # Windows in which clips are tokenized, seconds, each with so much of the one before as context; windows per batch.
+    encode_sec: float | int = 30.0
+    encode_context_sec: float | int = 5.0
+    encode_batch_size: int = 4
+    # Of the clustering and of the quantizers.
+    seed: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1 or not self.crop_sec > 0:
-            raise UserError(f"{self.name}: batch_size={self.batch_size}, crop_sec={self.crop_sec}: both must be above 0")
+        if not 0 <= self.encode_context_sec < self.encode_sec:
+            raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
+        if self.encode_batch_size < 1:
+            raise UserError(f"encode_batch_size={self.encode_batch_size}: choose 1 or more")
+        names = [part.name for part in self.parts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"the part {min(twice)!r} is there twice: give each a name of its own")
+        done: set[str] = set()
+        for step in self.steps.values():
+            if missing := [need for need in step.needs if need not in done]:
+                raise UserError(f"{step.name} needs {missing[0]}, which no part before it makes: put the part that makes it before")
+            done.add(step.name)
 
-    # ------------------------------------------------------------------------------------------------ to be said by each
+    def part(self, name: str) -> Part:
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
 
-    def task(self, fit: FitConfig) -> Task:
-        """Model and recipe."""
-        raise NotImplementedError
+    @functools.cached_property
+    def steps(self) -> dict[str, Step]:
+        """All steps by name, in order."""
+        return {step.name: step for part in self.parts for step in part.steps(self)}
 
-    def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch, as `source` makes it."""
-        raise NotImplementedError
+    @functools.cached_property
+    def streams(self) -> dict[str, TokenStream]:
+        """The token streams by name, each as the part that writes it offers it."""
+        return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
-    def source(self, run: Run, split: str, seed: int) -> Source:
-        """step -> batch of the split "train" or "test"."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------------------------------------ may be said
-
-    def needs(self, fit: FitConfig) -> tuple[str, ...]:
-        """Steps whose outputs the training reads."""
-        return (PREPARE,)
-
-    def reads(self, fit: FitConfig) -> tuple[str, ...]:
-        """What it reads of the data beside the decoded waves."""
-        return (SPLITS,)
-
-    def settings(self, fit: FitConfig) -> dict[str, Any]:
-        """What else of the config decides the weights, as JSON."""
-        return {}
-
-    def outputs(self) -> tuple[str, ...]:
-        """Files beside the weights."""
-        return ()
-
-    def begin(self, run: Run, folder: Path) -> None:
-        """Makes what `source` reads, in the folder of the step, before the training."""
-
-    def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:
-        """What changes a fresh state before the first step. None: nothing."""
-        return None
-
-    def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The trained variables and last metrics as they are to be kept; a place for warnings."""
-        return variables, results
-
-    def has_held_out(self, run: Run) -> bool:
-        """Whether the split "test" has something to evaluate on."""
-        return bool(run.clips.split("test"))
-
-    def example_sec(self, fit: FitConfig) -> float:
-        """Seconds of audio in an example, for the dry run."""
-        return self.crop_sec
-
-    def tokens_per_example(self, fit: FitConfig) -> tuple[int, int] | None:
-        """Tokens of an example that are predicted, and all that it has. None: it has no tokens."""
-        return None
-
-    # ------------------------------------------------------------------------------------------------ the same for all
-
-    def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        return (self.training(fit),)
-
-    def training(self, fit: FitConfig) -> Step:
-        task = self.task(fit)
-        settings = {"task": deciding(task), "batch_size": self.batch_size, "crop_sec": self.crop_sec, "seed": self.loop.seed, **self.settings(fit)}
-        del settings["task"]["recipe"]["num_steps"]
-        outputs = (WEIGHTS, *self.outputs())
-        return Step(self.name, "training", self._train, outputs, settings, self.needs(fit), self.reads(fit), num_steps=task.num_steps)
-
-    def check(self, run: Run) -> None:
-        self.source(run, "train", self.loop.seed)
-
-    def _train(self, run: Run, work: Work) -> dict[str, Any]:
-        self.begin(run, work.folder)
-        task = self.task(run.config)
-        seed, options = self.loop.seed, {}
-        if (warm_start := self.warm_start(run)) is not None:
-            options["warm_start"] = warm_start
-        trained = train(
-            task,
-            self.source(run, "train", seed),
-            workdir=work.folder,
-            config=self.loop,
-            identity=work.key,
-            eval_source=self.source(run, "test", seed + 1) if self.has_held_out(run) else None,
-            **options,
-        )
-        work.lengths = trained.lengths
-        results = {name: value for name, value in trained.metrics.items() if name not in ("step", "sec_left")}
-        variables, results = self.finish(run, task.variables(trained.state), results)
-        save_weights(work.folder, variables)
-        return results
+    def steps_to(self, name: str) -> tuple[Step, ...]:
+        """A step and all that it needs, in order."""
+        wanted = {name}
+        for step in reversed(self.steps.values()):
+            if step.name in wanted:
+                wanted |= set(step.needs)
+        return tuple(step for step in self.steps.values() if step.name in wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,12 +185,6 @@ def deciding(value: Any) -> Any:
         return [without(item) for item in tree] if isinstance(tree, list) else tree
 
     return without(to_dict(value))
-
-
-def wave_shapes(part: TrainedPart, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `wave_source`, without texts."""
-    samples = crop_samples(part.crop_sec, fit.model.audio.sample_rate_hz)
-    return {"wave": jax.ShapeDtypeStruct((part.batch_size, samples), np.float32)}
 
 
 def save_weights(folder: Path, variables: Mapping[str, Any]) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
-from musiclm_jax.parts.part import PREPARE, WAVES, Part, Run, Step, Work
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
+from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.parts import codec
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
-from musiclm_jax.parts.part import PREPARE, Run
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run
 from musiclm_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)

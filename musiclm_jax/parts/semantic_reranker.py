@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,11 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts import w2v_bert
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
-from musiclm_jax.parts.part import PREPARE, Run, save_array
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, save_array
 from musiclm_jax.parts.reranker import replace_wave, start_from_mulan
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.progress import ProgressLine
 from musiclm_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 _SPECTRA = "spectra.npy"
 

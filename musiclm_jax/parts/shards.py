@@ -15,9 +15,7 @@ from musiclm_jax.records import atomic_path
 Item = TypeVar("Item")
 
 
-def in_shards(
-    folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str
-) -> list[np.ndarray]:
+def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str) -> list[np.ndarray]:
     """`make` of all items, `shard_items` at a time; each shard is a file in `folder`, written whole or not at all, and comes back memory-mapped.
 
     The shards stay until `clear` removes them, so call that once the result is in a file of its own.

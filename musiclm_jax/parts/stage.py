@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +17,11 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.generation.stages import StageSpec
 from musiclm_jax.models.stage import start_from_codebooks
-from musiclm_jax.parts.part import PREPARE, Run, TokenStream, TrainedPart
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, TokenStream
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)

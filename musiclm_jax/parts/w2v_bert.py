@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,10 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import w2v_bert
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, Run, Step, TokenStream, TrainedPart, Work, deciding, save_weights, wave_shapes
+from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_weights
 from musiclm_jax.parts.shards import clear, in_shards
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.w2v_bert import W2vBertRecipe, W2vBertTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 KMEANS, TOKENS = "kmeans", "semantic_tokens"
 # Batches of features in a shard.

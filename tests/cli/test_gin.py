@@ -16,7 +16,7 @@ from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.fit import FitConfig
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 
 STAGES = ("semantic", "coarse", "fine")
 

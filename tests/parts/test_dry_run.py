@@ -7,7 +7,7 @@ import pytest
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.dry_run import _with_rows, dry_run
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training import sharding
 from musiclm_jax.training.cost import count_activations, count_flops

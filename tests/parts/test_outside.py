@@ -22,8 +22,9 @@ from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.models.stage import StageConfig, StageDecoder
 from musiclm_jax.parts.encode import encode_settings, tokenize
 from musiclm_jax.parts.fit import run_step
-from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, wave_shapes
+from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, Work
 from musiclm_jax.parts.stage import StagePart
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.specs import Stream
 from musiclm_jax.tasks.stage import StageRecipe
 from musiclm_jax.tokens import Levels
