@@ -1,4 +1,4 @@
-"""The codec, whichever it is: its training, and the acoustic tokens of all clips."""
+"""The codec, SoundStream or spectral: its training, and the acoustic tokens of all clips."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _TASKS = {SoundStreamConfig: (SoundStreamTask, SoundStreamRecipe), SpectralCodec
 
 @dataclasses.dataclass(frozen=True)
 class CodecPart(TrainedPart):
-    """SoundStream, or the spectral codec in its place, on random crops."""
+    """Trains the codec on random crops."""
 
-    # That of the codec which the model has.
+    # Of the same kind as the codec of the model.
     recipe: SoundStreamRecipe | SpectralCodecRecipe = SoundStreamRecipe()
 
     @property
@@ -52,7 +52,7 @@ class CodecPart(TrainedPart):
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
         if one is not None and one < 1.03 * all_levels:
-            print(f"{self.name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
+            print(f"{self.name}: one level ({one:.3f}) is as good as all ({all_levels:.3f}), so the other levels carry little: train it longer", flush=True)
         return variables, results
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:

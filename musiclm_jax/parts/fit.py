@@ -24,13 +24,13 @@ EXPORT = "export"
 
 
 def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
-    """Trains everything on the clips in `data` and returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
+    """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
 
-    Call it again after an interruption, with the same arguments: it continues. Called with others it redoes what they change; what was there before is
-    moved to `workdir`/superseded. `data/folder.py` says what the folder of clips holds.
+    The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
+    `workdir`/superseded. `data/folder.py` describes the folder of clips.
 
     Raises:
-        UserError: the data do not do for this training, another process is at work in `workdir`, or a file cannot be read or written.
+        UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
     """
     run = Run(config, Path(data), Path(workdir))
     steps = config.steps_to(EXPORT)
@@ -48,13 +48,15 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
 
 
 def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str = EXPORT) -> list[Planned]:
-    """What `fit`, or `run_step` of another step, would do, step by step. Nothing is written but hashes of the clips."""
+    """What `fit`, or `run_step` of `step`, would do, step by step. Writes nothing but a cache of hashes of the clips."""
     return work_folder.make_plan(Run(config, Path(data), Path(workdir)), config.steps_to(step))
 
 
 def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str) -> dict[str, Any]:
-    """Runs one step, if it is not done already, and returns its results. Raises `UserError` where steps before it are missing; but where nothing
-    has read the data yet, it does that first.
+    """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done.
+
+    Raises:
+        UserError: as `fit`, or another step that this one needs is not done.
     """
     if name not in config.steps:
         raise UserError(f"step {name!r}: choose one of {', '.join(config.steps)}")
@@ -66,7 +68,7 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
             _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
         else:
             raise UserError(
-                f"{name} needs the result of {planned.step.name}, which in {run.workdir} is to be made first ({planned.action}"
+                f"{name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
                 f"{': ' + '; '.join(planned.reasons) if planned.reasons else ''}): run `musiclm train {planned.step.name}` with the same options"
             )
     if name != PREPARE:
@@ -75,7 +77,7 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
 
 
 def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:
-    """Makes a step, unless it is done; returns its results."""
+    """Runs a step, unless it is done. Returns its results."""
     with work_folder.locked(run, step):
         planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
         folder = run.folder(step.name)
@@ -97,7 +99,7 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
 
 
 def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
-    """Raises UserError where a batch does not split over the mesh, before anything is computed."""
+    """Raises UserError where a batch cannot be split over the mesh, before anything is computed."""
     names = {step.name for step in steps}
     for part in config.parts:
         if isinstance(part, TrainedPart) and part.name in names:

@@ -1,4 +1,4 @@
-"""The melody embedder and its quantizer. Bundles do not hold it yet: no stage is conditioned on it."""
+"""The melody embedder and its quantizer. They are not in bundles yet: no stage is conditioned on a melody."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
 
 @dataclasses.dataclass(frozen=True)
 class MelodyPart(TrainedPart):
-    """Trained on pairs: the same seconds of one tune in two renderings. A crop is its window."""
+    """Trains the melody embedder on pairs: the same seconds of one melody in two renderings. A crop is one window."""
 
     crop_sec: float | int = 4.0
-    # No part of `FitConfig.model`.
+    # Here, and not in `FitConfig.model`, since it is not in bundles.
     model: MelodyConfig = MelodyConfig()
     recipe: MelodyRecipe = MelodyRecipe()
 
@@ -71,7 +71,7 @@ class MelodyPart(TrainedPart):
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fits the residual quantizer to the embeddings of all windows of training melodies."""
         folder = run.folder(self.name)
-        # Beside the weights, so that they can be used without our config.
+        # Makes the weights usable without the FitConfig.
         write_json(folder / "config.json", to_dict(self.model))
         clips = list(itertools.chain(*renderings(run.clips, "train")))
         windows, _ = embed_clips(run, folder, clips, melody.embed, self.model, variables["params"])

@@ -1,8 +1,7 @@
-"""What a part of MusicLM is to `fit`: one object that says all there is to say about one trained thing.
+"""The interface between `fit` and the parts of MusicLM: the codec, w2v-BERT, MuLan, the rerankers, the stages, the melody embedder.
 
-A part is a frozen dataclass in a file of its own: the codec, w2v-BERT with its k-means, MuLan with its quantizer, the rerankers, each stage, the
-melody embedder. It yields *steps*, each of which works in a folder of its own and is done once. Nothing else knows parts by name: adding one is adding a
-file, and naming it in `FitConfig.parts`.
+A part is a frozen dataclass in a file of its own. It yields *steps*; each step runs once and writes to a folder of its own. `fit` knows parts only
+through this interface: to add one, write a file and list it in `FitConfig.parts`.
 """
 
 from __future__ import annotations
@@ -27,51 +26,51 @@ from musiclm_jax.specs import Stream
 
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
-# What a step may read of the data, each with a digest of its own: a change of captions is none to a step that reads waves and splits.
+# The aspects of the data that a step may read. Each has a digest, so that changed captions do not affect a step that reads waves and splits.
 WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
 
 
 @dataclasses.dataclass
 class Work:
-    """A step at work: its folder, and the identity of its training, under which checkpoints are kept."""
+    """A running step: its folder, and the key of its training, with which checkpoints are stored."""
 
     folder: Path
     key: str
-    # How long a training was to be, from which step on: `training.loop.Trained.lengths`. None: no training.
+    # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
     lengths: list[list[int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Something that is made once, in a folder of its own."""
+    """A unit of work, done once, whose outputs are files in a folder of its own."""
 
-    # Also of its folder in the work folder, and on the command line.
+    # Names the folder in the work folder, too, and the step on the command line.
     name: str
     title: str
-    # Writes the outputs into the folder and returns numbers worth knowing.
+    # Writes the outputs into the folder and returns metrics.
     run: Callable[[Run, Work], dict[str, Any]]
-    # Files that it leaves in its folder.
+    # Files, relative to its folder.
     outputs: tuple[str, ...]
-    # All of the config that decides the outputs, as JSON; not the length of a training.
+    # All settings that decide the outputs, as JSON, except the length of a training.
     settings: Any = None
     # Steps whose outputs it reads.
     needs: tuple[str, ...] = (PREPARE,)
-    # What it reads of the data.
+    # Aspects of the data that it reads.
     reads: tuple[str, ...] = ()
-    # Length of a training, which may be raised to train on. None: no training.
+    # Length of a training; raising it continues the training. None: not a training.
     num_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStream:
-    """A stream of tokens as the part that writes it offers it to the stages."""
+    """A stream of tokens that a part provides to the stages."""
 
     stream: Stream
-    # Steps that make its tokens.
+    # Steps that compute its tokens.
     needs: tuple[str, ...]
-    # The tokens of the clips, once those steps are done.
+    # Returns the tokens of the clips, once those steps are done.
     tokens: Callable[[Run], ClipTokens]
-    # The vectors that its codes stand for, [Q, C, K]. None: there are none.
+    # Returns the codebooks, [Q, C, K]. None: the stream has no codebooks.
     codebooks: Callable[[Run], np.ndarray] | None = None
 
 
@@ -84,30 +83,30 @@ class Part:
         raise NotImplementedError
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        """What is to be made, in order."""
+        """Its steps, in order."""
         raise NotImplementedError
 
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
-        """The token streams that this part writes."""
+        """The token streams that the part provides."""
         return ()
 
     def check(self, run: Run) -> None:
-        """Raises UserError where the data, once decoded, cannot train this part: before anything is trained."""
+        """Raises UserError where the decoded data cannot train this part. Called before any training starts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """Everything that decides what `fit` and `run_step` make of the data."""
+    """All settings of `fit` and `run_step`."""
 
-    # What is made, in this order. Parts of your own may stand among those of MusicLM.
+    # In the order in which they run. Parts from outside the package may be among them.
     parts: tuple[Part, ...]
-    # The models that a bundle holds.
+    # The models of the bundle.
     model: MusicLMConfig = MusicLMConfig()
-    # Windows in which clips are tokenized, seconds, each with so much of the one before as context; windows per batch.
+    # Clips are tokenized in windows of encode_sec seconds, of which the first encode_context_sec overlap the window before, as context.
     encode_sec: float | int = 30.0
     encode_context_sec: float | int = 5.0
     encode_batch_size: int = 4
-    # Of the clustering and of the quantizers.
+    # Random seed of clustering and quantizers.
     seed: int = 0
 
     def __post_init__(self):
@@ -117,11 +116,11 @@ class FitConfig:
             raise UserError(f"encode_batch_size={self.encode_batch_size}: choose 1 or more")
         names = [part.name for part in self.parts]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"the part {min(twice)!r} is there twice: give each a name of its own")
+            raise UserError(f"two parts are named {min(twice)!r}: give each its own name")
         done: set[str] = set()
         for step in self.steps.values():
             if missing := [need for need in step.needs if need not in done]:
-                raise UserError(f"{step.name} needs {missing[0]}, which no part before it makes: put the part that makes it before")
+                raise UserError(f"{step.name} needs {missing[0]}, which no earlier part makes: list the part that makes it first")
             done.add(step.name)
 
     def part(self, name: str) -> Part:
@@ -137,11 +136,11 @@ class FitConfig:
 
     @functools.cached_property
     def streams(self) -> dict[str, TokenStream]:
-        """The token streams by name, each as the part that writes it offers it."""
+        """All token streams by name."""
         return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
-        """A step and all that it needs, in order."""
+        """A step and all steps that it depends on, in order."""
         wanted = {name}
         for step in reversed(self.steps.values()):
             if step.name in wanted:
@@ -151,7 +150,7 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of `fit`: where things are, and the results of earlier steps."""
+    """One run of `fit`: the config, the folders, and the outputs of earlier steps."""
 
     config: FitConfig
     data: Path
@@ -162,22 +161,22 @@ class Run:
 
     @functools.cached_property
     def clip_folder(self) -> ClipFolder:
-        """What the data folder says of its clips."""
+        """The clips of the data folder, with their metadata."""
         return read_folder(self.data, hashes=self.workdir / "hashes.json")
 
     @functools.cached_property
     def clips(self) -> ClipStore:
-        """All decoded clips, with today's captions and splits."""
+        """All decoded clips, with the current captions and splits."""
         refresh_index(self.clip_folder, self.folder(PREPARE))
         return ClipStore.open(self.folder(PREPARE))
 
     def weights(self, step: str) -> dict[str, Any]:
-        """The weights that a step made, on the device."""
+        """The weights that a step saved, on the device."""
         return jax.device_put(bundle.read_arrays(self.folder(step) / WEIGHTS)[0])
 
 
 def deciding(value: Any) -> Any:
-    """A tree of dataclasses as JSON, without what changes no number: whether activations are computed again (`remat`)."""
+    """A tree of dataclasses as JSON, without `remat`: rematerialization does not change results."""
 
     def without(tree: Any) -> Any:
         if isinstance(tree, dict):

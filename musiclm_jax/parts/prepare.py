@@ -12,7 +12,7 @@ from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, W
 
 @dataclasses.dataclass(frozen=True)
 class PreparePart(Part):
-    """The first of all parts."""
+    """Decodes the clips. The other parts read its output."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ def _prepare(run: Run, work: Work) -> dict[str, Any]:
         print(f"{PREPARE}: {warning}", flush=True)
     skipped = len(run.clip_folder.entries) - len(store.clips)
     if skipped:
-        print(f"{PREPARE}: {skipped} clips cannot be used and were left out; see {work.folder / 'skipped.log'}", flush=True)
+        print(f"{PREPARE}: {skipped} clips cannot be used and are left out: see {work.folder / 'skipped.log'}", flush=True)
     hours = sum(clip.length for clip in store.clips) / store.sample_rate_hz / 3600
     captioned = sum(bool(clip.captions) for clip in store.clips)
     results = {"clips": len(store.clips), "captioned": captioned, "held_out": len(store.split("test")), "skipped": skipped, "hours": round(hours, 3)}

@@ -1,4 +1,4 @@
-"""The base of parts that are trained: `fit` runs the training loop for each of them in the same way."""
+"""The base class of the parts that are trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from musiclm_jax.training.task import Task, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPart(Part):
-    """A part with a training. A subclass has a `recipe` and says `task`, `batch_shapes` and `source`; the rest it may."""
+    """A part with a training. A subclass has a `recipe` and defines `task`, `batch_shapes` and `source`; the other methods have defaults."""
 
     batch_size: int = 8
     # Seconds of audio per example.
@@ -31,51 +31,51 @@ class TrainedPart(Part):
         if self.batch_size < 1 or not self.crop_sec > 0:
             raise UserError(f"{self.name}: batch_size={self.batch_size}, crop_sec={self.crop_sec}: both must be above 0")
 
-    # ------------------------------------------------------------------------------------------------ to be said by each
+    # ------------------------------------------------------------------------------------------------ required
 
     def task(self, fit: FitConfig) -> Task:
-        """Model and recipe."""
+        """The model with its training recipe."""
         raise NotImplementedError
 
     def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch, as `source` makes it."""
+        """Shapes and dtypes of the batches of `source`."""
         raise NotImplementedError
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         """step -> batch of the split "train" or "test"."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------------ may be said
+    # ------------------------------------------------------------------------------------------------ optional
 
     def needs(self, fit: FitConfig) -> tuple[str, ...]:
         """Steps whose outputs the training reads."""
         return (PREPARE,)
 
     def reads(self, fit: FitConfig) -> tuple[str, ...]:
-        """What it reads of the data beside the decoded waves."""
+        """The aspects of the data that the training reads, apart from the decoded waves."""
         return (SPLITS,)
 
     def settings(self, fit: FitConfig) -> dict[str, Any]:
-        """What else of the config decides the weights, as JSON."""
+        """Further settings that decide the weights, as JSON."""
         return {}
 
     def outputs(self) -> tuple[str, ...]:
-        """Files beside the weights."""
+        """Output files apart from the weights."""
         return ()
 
     def begin(self, run: Run, folder: Path) -> None:
-        """Makes what `source` reads, in the folder of the step, before the training."""
+        """Writes files that `source` reads to the folder of the step, before the training."""
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:
-        """What changes a fresh state before the first step. None: nothing."""
+        """A function of the initial state, applied before the first step. None: no change."""
         return None
 
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The trained variables and last metrics as they are to be kept; a place for warnings."""
+        """Changes the variables and metrics before they are saved. Warnings belong here."""
         return variables, results
 
     def has_held_out(self, run: Run) -> bool:
-        """Whether the split "test" has something to evaluate on."""
+        """Whether the split "test" has clips to evaluate on."""
         return bool(run.clips.split("test"))
 
     def example_sec(self, fit: FitConfig) -> float:
@@ -83,10 +83,10 @@ class TrainedPart(Part):
         return self.crop_sec
 
     def tokens_per_example(self, fit: FitConfig) -> tuple[int, int] | None:
-        """Tokens of an example that are predicted, and all that it has. None: it has no tokens."""
+        """(predicted tokens, all tokens) of an example. None: not a model of tokens."""
         return None
 
-    # ------------------------------------------------------------------------------------------------ the same for all
+    # ------------------------------------------------------------------------------------------------ shared
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
         return (self.training(fit),)

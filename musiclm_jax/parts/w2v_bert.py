@@ -29,10 +29,10 @@ _SHARD_BATCHES = 32
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertPart(TrainedPart):
-    """Trained on random crops; the same kind of crops is clustered."""
+    """Trains w2v-BERT on random crops, and clusters the features of crops of the same length."""
 
     recipe: W2vBertRecipe = W2vBertRecipe()
-    # Audio whose features k-means clusters, seconds.
+    # Seconds of audio whose features are clustered.
     kmeans_sec: float | int = 10_000.0
 
     def __post_init__(self):
@@ -76,7 +76,7 @@ class W2vBertPart(TrainedPart):
             raise UserError(f"k-means has {frames} frames for num_clusters={model.num_clusters}: raise kmeans_sec, lower num_clusters, or give more clips")
 
     def num_batches(self, run: Run) -> int:
-        """Batches of crops that make `kmeans_sec` seconds in all, or as many as there are."""
+        """Number of batches for `kmeans_sec` seconds, or for all the training audio if that is less."""
         there = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
         return max(1, round(min(self.kmeans_sec, there) / (self.crop_sec * self.batch_size)))
 

@@ -151,7 +151,7 @@ def test_xla_holds_about_as_much():
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])
 def test_steps_that_train_nothing(name):
-    with pytest.raises(UserError, match=f"{name}' trains nothing.*choose one of codec"):
+    with pytest.raises(UserError, match=f"{name}' is not a training.*choose one of codec"):
         dry_run(name, load_config("test"))
 
 

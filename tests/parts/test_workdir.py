@@ -123,11 +123,11 @@ def test_the_plan_says_why(place):
     reasons = lambda **changes: {  # noqa: E731
         each.step.name: "; ".join(each.reasons) for each in plan(place.data, config=place.config(**changes), workdir=place.work) if each.reasons
     }
-    assert reasons(a={"text": "y"}) == {"a": "text: 'y', was 'x'", "b": "a is another", "export": "a is another; b is another"}
+    assert reasons(a={"text": "y"}) == {"a": "text: 'y', was 'x'", "b": "a changed", "export": "a changed; b changed"}
     assert reasons(a={"num_steps": 2})["a"] == "2 steps are asked for, 4 were trained"
     assert reasons(a={"num_steps": 6})["a"] == "to step 6, from 4"
     place.captions(lambda lines: lines[0].update(captions=["y"]))
-    assert reasons() == {"b": "the captions of the data changed", "export": "b is another"}
+    assert reasons() == {"b": "the captions of the data changed", "export": "b changed"}
 
 
 def test_fit_says_what_it_will_redo_before_it_does(place, capsys):
@@ -136,7 +136,7 @@ def test_fit_says_what_it_will_redo_before_it_does(place, capsys):
     place.fit(b={"text": "y"})
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"b: anew (text: 'y', was 'x'); what is there goes to {place.work / 'superseded' / 'b-1'}"
-    assert out[1].startswith("export: anew (b is another)") and out[2].startswith("[1/4] prepare: done")
+    assert out[1].startswith("export: anew (b changed)") and out[2].startswith("[1/4] prepare: done")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Interrupted
@@ -210,7 +210,7 @@ def test_a_folder_that_is_not_ours_is_not_touched(place):
     (place.work / "b").mkdir(parents=True)
     (place.work / "b" / "master.wav").write_text("mine")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"work/b holds master.wav, which no training made: .* choose another work folder"):
+        with pytest.raises(UserError, match=r"work/b contains master.wav, which no training wrote: .* choose another work folder"):
             fit(place.data, config=place.config(), workdir=place.work)
     assert (place.work / "b" / "master.wav").read_text() == "mine" and place.log == []
 
@@ -270,7 +270,7 @@ def test_two_runs_are_kept_apart(place):
     other = context.Process(target=_hold, args=(place.work, ready, done))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(UserError, match=rf"work/a: process {other.pid} is at work there"):
+    with pytest.raises(UserError, match=rf"work/a: process {other.pid} is running this step"):
         fit(place.data, config=place.config(), workdir=place.work)
     assert place.log == []
     done.set()
@@ -279,7 +279,7 @@ def test_two_runs_are_kept_apart(place):
 
 
 def test_parts_that_do_not_go_together_are_refused():
-    with pytest.raises(UserError, match="the part 'b' is there twice"):
+    with pytest.raises(UserError, match="two parts are named 'b'"):
         FitConfig(parts=(*tiny_parts([]), tiny_parts([])[2]))
     with pytest.raises(UserError, match="a needs prepare, which no part before it makes"):
         FitConfig(parts=tiny_parts([])[1:])
