@@ -66,8 +66,8 @@ class StageSpec:
         """Raises UserError for guidance that the stage was not trained for."""
         if sampling.guidance != 1 and not self.prefix_dropout:
             raise UserError(
-                f"guidance={sampling.guidance:g} of the {self.name} stage: it was trained without dropping conditions (prefix_dropout=0), so it cannot be guided; "
-                "choose 1, or train it with prefix_dropout=0.1"
+                f"guidance={sampling.guidance:g} of the {self.name} stage: it was trained without dropping conditions (prefix_dropout=0); "
+                "choose guidance=1, or train it with prefix_dropout=0.1"
             )
 
     def layout(self, streams: Mapping[str, Stream]) -> StageLayout:

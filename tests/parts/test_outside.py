@@ -113,7 +113,7 @@ def config():
 def test_a_part_and_stages_of_ones_own_train_and_sample(config, tmp_path):
     data, work = write_clips(tmp_path / "data"), tmp_path / "work"
     step = lambda name: run_step(name, data, config=config, workdir=work)  # noqa: E731
-    with pytest.raises(UserError, match="level_from_mulan needs the result of mulan"):
+    with pytest.raises(UserError, match="level_from_mulan needs the output of mulan"):
         step("level_from_mulan")
     for name in ("codec", "acoustic_tokens", "mulan", "rvq", "level", "level_tokens"):
         step(name)

@@ -189,7 +189,7 @@ def test_damaged_outputs_are_made_again_and_nothing_else(place, damage):
     place.fit()
     damage(place.work / "a" / "out")
     assert place.plan() == {"a": "repair"}
-    with pytest.raises(UserError, match=r"b needs the result of a, .* \(repair: .*a/out is (damaged|gone)\)"):
+    with pytest.raises(UserError, match=r"b needs the output of a, .* \(repair: .*a/out is (damaged|missing)\)"):
         run_step("b", place.data, config=place.config(), workdir=place.work)
     place.fit()
     assert (place.work / "a" / "out").read_text() == "x4" and place.aside() == []
@@ -239,12 +239,12 @@ def test_a_work_folder_in_the_data_is_no_data(tmp_path):
 def test_one_step_wants_the_steps_before_it(place):
     with pytest.raises(UserError, match="step 'd': choose one of prepare, a, b, export, c"):
         run_step("d", place.data, config=place.config(), workdir=place.work)
-    with pytest.raises(UserError, match="export needs the result of a, .* run `musiclm train a`"):
+    with pytest.raises(UserError, match="export needs the output of a, .* run `musiclm train a`"):
         run_step("export", place.data, config=place.config(), workdir=place.work)
     assert place.log == []
     # But for the step that reads the data, which decides nothing.
     assert run_step("a", place.data, config=place.config(), workdir=place.work) == {"length": 0} and place.log == ["a"]
-    with pytest.raises(UserError, match=r"b needs the result of a, .* \(anew: text: 'y', was 'x'\): run `musiclm train a`"):
+    with pytest.raises(UserError, match=r"b needs the output of a, .* \(anew: text: 'y', was 'x'\): run `musiclm train a`"):
         run_step("b", place.data, config=place.config(a={"text": "y"}), workdir=place.work)
     with pytest.raises(UserError, match="is not a folder"):
         run_step("a", place.data / "nowhere", config=place.config(), workdir=place.work)
@@ -281,7 +281,7 @@ def test_two_runs_are_kept_apart(place):
 def test_parts_that_do_not_go_together_are_refused():
     with pytest.raises(UserError, match="two parts are named 'b'"):
         FitConfig(parts=(*tiny_parts([]), tiny_parts([])[2]))
-    with pytest.raises(UserError, match="a needs prepare, which no part before it makes"):
+    with pytest.raises(UserError, match="a needs prepare, which no earlier part makes"):
         FitConfig(parts=tiny_parts([])[1:])
     with pytest.raises(UserError, match="encode_context_sec=5, encode_sec=5: the context must be shorter"):
         FitConfig(parts=tiny_parts([]), encode_sec=5, encode_context_sec=5)
