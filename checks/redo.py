@@ -124,7 +124,7 @@ def main(combinations: int = 20, seed: int = 0) -> None:
         config = load_config("test", bindings=list(bindings.values()))
         planned = plan(changed_data, config=config, workdir=changed_work)
         todo = [each.step.name for each in planned if not each.is_done]
-        longer = {each.step.name for each in planned if each.action == "train on"}
+        longer = {each.step.name for each in planned if each.action == "extend"}
         before, began = outputs(changed_work), time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()) as out:
             fit(changed_data, config=config, workdir=changed_work)

@@ -37,7 +37,7 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
     _check_batches(config, steps)
     for planned in work_folder.make_plan(run, steps):
         if planned.sets_aside:
-            print(f"{planned}; what is there goes to {work_folder.aside(run, planned.step.name)}", flush=True)
+            print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
     for number, step in enumerate(steps, start=1):
         _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
         if step.name == PREPARE:

@@ -32,7 +32,7 @@ STEP_FILE, DONE_FILE = "step.json", "done.json"
 _SUPERSEDED, _LOCKS, _WHY = "superseded", ".locks", "WHY.txt"
 
 # The actions of a plan, as printed.
-DONE, NEW, CONTINUE, LONGER, REPAIR, ANEW, BACK = "done", "new", "continue", "train on", "repair", "anew", "take back"
+DONE, NEW, CONTINUE, EXTEND, REPAIR, REDO, RESTORE = "done", "new", "continue", "extend", "repair", "redo", "restore"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Planned:
     @property
     def is_done(self) -> bool:
         """Whether the step need not run."""
-        return self.action in (DONE, BACK)
+        return self.action in (DONE, RESTORE)
 
     def __str__(self) -> str:
         reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
@@ -92,13 +92,13 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
         if read_json(back / STEP_FILE).get("key") != record["key"] or isinstance(found := _look(back, step, record["key"]), str):
             continue
         if found.action == DONE or not isinstance(here, _Found):
-            action = BACK if found.action == DONE else found.action
+            action = RESTORE if found.action == DONE else found.action
             reasons = (*reasons, f"from {back}", *found.reasons)
             return Planned(step, action, reasons, record, found.identity, sets_aside=before is not None, back=back)
     if isinstance(here, _Found):
         return Planned(step, here.action, here.reasons, record, here.identity)
     fresh = identity(record["key"], step, None if step.num_steps is None else [[0, step.num_steps]])
-    return Planned(step, NEW if before is None else ANEW, reasons, record, fresh, sets_aside=before is not None)
+    return Planned(step, NEW if before is None else REDO, reasons, record, fresh, sets_aside=before is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _look(folder: Path, step: Step, key: str) -> _Found | str:
         return _Found(REPAIR, done["identity"], (damaged,))
     lengths = trained_on(newest[1] if newest else [], start=at, num_steps=step.num_steps)
     if done:
-        return _Found(LONGER, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
+        return _Found(EXTEND, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
     return _Found(CONTINUE, identity(key, step, lengths), (f"from step {at}" if at else "from the beginning",))
 
 
