@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from musiclm_jax.cli.gin_config import gin_folder, load_config, operative_config, sizes
-from musiclm_jax.parts.fit import FitConfig
+from musiclm_jax.parts.part import FitConfig
 
 OUT = Path(__file__).with_suffix(".md")
 ROOMS = {

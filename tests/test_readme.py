@@ -16,6 +16,7 @@ from musiclm_jax.cli.gin_config import gin_folder, load_config
 from musiclm_jax.cli.main import cli
 from musiclm_jax.data.metadata import read_lines
 from musiclm_jax.errors import UserError
+from musiclm_jax.parts import workdir
 
 ROOT = Path(__file__).parent.parent
 CARD = ROOT / "musiclm_jax" / "bundles" / "demo" / "README.md"
@@ -216,6 +217,12 @@ def test_the_steps_of_training_are_those_of_fit():
         assert reads == ", ".join(words.get(each, each) for each in step.reads), name
         if step.name != "export":
             assert {*re.findall(r"`(\w+)`", needs)} == {*step.needs} - {"prepare"}, name
+
+
+def test_the_words_of_plans_are_those_of_the_docs():
+    table = re.search(r"\| word \|.*?\n\n", TEXT[ROOT / "docs" / "training.md"], re.DOTALL)[0]
+    actions = (workdir.DONE, workdir.NEW, workdir.CONTINUE, workdir.EXTEND, workdir.REPAIR, workdir.REDO, workdir.RESTORE)
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(actions)
 
 
 def test_configuration_is_what_its_script_writes():
