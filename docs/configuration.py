@@ -58,7 +58,7 @@ musiclm train semantic clips --gin_file runs/semantic_base.gin --workdir run --g
 
 A NAME is a macro, such as `SEMANTIC_STEPS`, or a field, such as `StageConfig.dim`. A *scope* before a field selects one of several configs of the same
 class: `StageConfig.dim` sets all three stages, `semantic/StageConfig.dim` one. The value with the longest matching scope wins. An unknown name, a value of
-the wrong type and a value that nothing reads are errors. `WORKDIR/config.gin` records all values of the last call.
+the wrong type and a value that nothing reads are errors. `WORKDIR/STEP/config.gin` records all values with which a step was last run.
 
 A file of your own imports the modules whose classes it names:
 

@@ -15,12 +15,15 @@ import dataclasses
 import difflib
 import enum
 import functools
+import glob
 import hashlib
 import json
 import math
 import os
+import platform
 import types
 import typing
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,27 +254,33 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
         for key in sorted({*ours, *theirs}):
             lines += differences(ours.get(key), theirs.get(key), where=f"{where}.{key}" if where else key)
         return lines
-    return [] if ours == theirs else [f"{where}: {ours!r}, was {theirs!r}"]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs) and any(isinstance(item, (dict, list)) for item in ours):
+        return [line for i, pair in enumerate(zip(ours, theirs)) for line in differences(*pair, where=f"{where}[{i}]")]
+    shown = [text if len(text := repr(value)) <= 60 else _shown(value) for value in (ours, theirs)]
+    return [] if ours == theirs else [f"{where}: {shown[0]}, was {shown[1]}"]
 
 
 # ------------------------------------------------------------------------------------------------- files
 
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path` for the body to write, and nothing else. It becomes `path` when the body is through, and reaches the disk before
-    that: a killed process, or a machine without power, leaves the old file or the new one. Its name is always the same, `.NAME.tmp`, so the next run
-    overwrites what a killed one left; two runs at the same time must not write the same file. Missing folders are made. (Give `np.save` an opened file:
-    to a name that does not end in .npy it adds that.)
+    """A temporary path beside `path`, which replaces `path` once the body has written it and its data are on the disk.
+
+    A killed process, or a loss of power, leaves the old file or the new one. The temporary files of processes that were killed are removed by the next
+    write of the same path; processes that write it at the same time do not disturb each other, and the last one wins. Missing folders are made. (Give
+    `np.save` an open file: to a name that does not end in .npy it appends that.)
 
     Raises:
         UserError: it cannot be written; the message names `path` and says why.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # It may be a link, or not ours to open.
+        _remove_abandoned(path)
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
@@ -281,6 +290,41 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # Renamed already, or never made.
             temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises UserError where `atomic_path(path)` would fail at once. The folder must exist."""
+    temporary = _temporary(Path(path))
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """A name that no other process uses: `.NAME.MACHINE-PROCESS.tmp`."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary files of `path` whose process, on this machine, has ended or was this one."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{_MACHINE}-*.tmp"):
+        number = abandoned.name.removesuffix(".tmp").rpartition("-")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not _runs(int(number))):
+            abandoned.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # It is another user's.
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

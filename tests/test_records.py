@@ -200,6 +200,10 @@ def test_coerce_names_what_is_wrong(wrong, says):
 def test_differences_name_the_path():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2, was 3"]
     assert differences({"a": 1}, {}) == ["a: 1, was None"] and differences([1], [1]) == []
+    # Into lists of objects; what is long is only named.
+    assert differences({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 1}, {"b": 3}]}) == ["a[1].b: 2, was 3"]
+    assert differences({"a": [2, 4]}, {"a": [2, 5]}) == ["a: [2, 4], was [2, 5]"]
+    assert differences({"a": [{"b": "x" * 100}]}, {"a": []}) == ["a: a list of 1, was []"]
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -252,7 +256,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old\n"
 
 
-def test_what_a_killed_write_left_is_overwritten(tmp_path):
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
     program = f"""
 import os
 from musiclm_jax.records import atomic_path
@@ -261,7 +265,8 @@ with atomic_path({str(tmp_path / "a")!r}) as temporary:
     os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(records.__file__).parents[1])}).returncode == 9
-    assert os.listdir(tmp_path) == [".a.tmp"]
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".a.") and left.endswith(".tmp")
     write_text(tmp_path / "a", "π")
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == "π".encode()
 
@@ -276,9 +281,24 @@ def test_what_cannot_be_written_is_named(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and (tmp_path / "file").read_text() == "mine"
 
 
+def test_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    program = f"""
+from musiclm_jax.records import write_text
+for i in range(200):
+    write_text({str(tmp_path / "a")!r}, "0123456789" * 1000)
+"""
+    command, env = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(Path(records.__file__).parents[1])}
+    writers = [subprocess.Popen(command, env=env) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["a"] and len((tmp_path / "a").read_text()) == 10_000
+
+
 def test_a_link_where_the_temporary_goes_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    (tmp_path / ".a.tmp").symlink_to(tmp_path / "mine")
+    with atomic_path(tmp_path / "a") as temporary:
+        name = temporary.name
+        temporary.write_text("old")
+    (tmp_path / name).symlink_to(tmp_path / "mine")
     write_text(tmp_path / "a", "new")
     assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "a").is_symlink()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -14,6 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from musiclm_jax import records
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 
@@ -156,8 +156,7 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
     if not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
-    with _whole_or_not_at_all(path, replace=False) as temporary:
-        temporary.touch()
+    records.check_writable(path)
 
 
 def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
@@ -173,24 +172,12 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
         raise ValueError(f"a wave of finite samples was expected for {path}, got NaN or infinity")
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
-    with _whole_or_not_at_all(path) as temporary:
-        soundfile.write(temporary, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(path: Path, *, replace: bool = True):
-    """Yields a temporary path beside `path`, renamed to it at the end; nothing is left if anything fails, Ctrl-C included."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        if replace:
-            os.replace(temporary, path)
-    except (soundfile.SoundFileError, OSError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-        raise UserError(f"{path}: cannot be written ({reason}); write elsewhere") from error
-    finally:
-        with contextlib.suppress(OSError):  # Already renamed, or never made.
-            temporary.unlink()
+        with records.atomic_path(path) as temporary:
+            soundfile.write(temporary, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", error)
+        raise UserError(f"{path} cannot be written ({reason}): free some space, or write elsewhere") from error
 
 
 def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:

@@ -44,8 +44,7 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir))
-    _write_config(workdir, text)
-    bundle = fit_lib.fit(data, config=config, workdir=workdir)
+    bundle = fit_lib.fit(data, config=config, workdir=workdir, config_text=text)
     click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
@@ -79,8 +78,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir, step=step))
-    _write_config(workdir, text)
-    for name, value in fit_lib.run_step(step, data, config=config, workdir=workdir).items():
+    for name, value in fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text).items():
         click.echo(f"{name}: {value}")
 
 
@@ -95,12 +93,6 @@ def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[s
         raise UserError(f"training needs the package {error.name}; install it with: pip install 'musiclm-jax[train]'") from error
     config = load_config(size, gin_files, [binding.removeprefix("--gin.") for binding in bindings])
     return config, operative_config()
-
-
-def _write_config(workdir: Path, text: str) -> None:
-    from musiclm_jax.records import write_text
-
-    write_text(workdir / "config.gin", text)
 
 
 def _print_plan(planned) -> None:

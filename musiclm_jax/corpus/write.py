@@ -30,6 +30,7 @@ from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError
+from musiclm_jax.records import atomic_path, write_text
 
 # Another number means other music for the same seed: a folder has one version.
 CORPUS_VERSION = 1
@@ -115,7 +116,7 @@ def make_corpus(
         _check_unedited(directory / "metadata.jsonl", seed)  # Once more: rendering takes long.
         melody = lambda index: {"melody": f"{index:06d}"} if num_variants else {}  # noqa: E731
         lines = [json.dumps(_metadata(seed, index, variant) | melody(index)) + "\n" for index, variant in renderings]
-        _replace(directory / "metadata.jsonl", lambda path: path.write_text("".join(lines), encoding="utf-8"))
+        write_text(directory / "metadata.jsonl", "".join(lines))
         listed = {_file_name(index, variant) for index, variant in renderings}
         there = (f"audio/{path.name}" for path in (directory / "audio").iterdir())
         return sorted(name for name in there if _FILE_NAME.fullmatch(name) and name not in listed)
@@ -166,7 +167,7 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
     elif any((directory / "audio").iterdir()):
         raise UserError(f"{directory / 'audio'} has files that are not of this corpus: choose another directory")
     else:
-        _replace(path, lambda part: part.write_text(json.dumps(mine) + "\n", encoding="utf-8"))
+        write_text(path, json.dumps(mine) + "\n")
 
 
 def _check_unedited(path: pathlib.Path, seed: int) -> None:
@@ -192,10 +193,8 @@ def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) 
     path = directory / _file_name(index, variant)
     if not _is_clip(path):
         wave = render_variant(seed=seed, index=index, variant=variant).wave
-        _replace(
-            path,
-            lambda part: soundfile.write(part, wave, synthesis.SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC"),
-        )
+        with atomic_path(path) as temporary:
+            soundfile.write(temporary, wave, synthesis.SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
 
 
 def _is_clip(path: pathlib.Path) -> bool:
@@ -207,10 +206,3 @@ def _is_clip(path: pathlib.Path) -> bool:
     return (info.frames, info.samplerate, info.channels) == (synthesis.CLIP_SAMPLES, synthesis.SAMPLE_RATE_HZ, 1)
 
 
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes beside `path`, then renames: no reader ever sees half a file."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)

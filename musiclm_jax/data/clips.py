@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded, remove_temporaries
+from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
@@ -97,7 +97,6 @@ def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, w
     directory, total = Path(directory), len(folder.entries)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(directory)
         check = lambda skipped: _check_skipped(folder, directory, skipped)  # noqa: E731
         check(())
         _check_train(folder, folder.entries)

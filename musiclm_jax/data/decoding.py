@@ -237,13 +237,6 @@ def forget_progress(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Removes the files under which a killed call was about to write others."""
-    for name in (_JOURNAL, CLIPS, "index.json", "skipped.log"):
-        for path in directory.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
-
-
 def _read_journal(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal as far as they are whole."""
     lines = []

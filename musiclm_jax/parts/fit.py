@@ -18,21 +18,22 @@ from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, NEW, Planned
+from musiclm_jax.records import write_text
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"
 
 
-def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
+def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> Path:
     """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
 
     The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
-    `workdir`/superseded. `data/folder.py` describes the folder of clips.
+    `workdir`/superseded. `data/folder.py` describes the folder of clips. Each step that runs records `config_text`, the config as a gin file, if given.
 
     Raises:
         UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
     """
-    run = Run(config, Path(data), Path(workdir))
+    run = Run(config, Path(data), Path(workdir), config_text)
     steps = config.steps_to(EXPORT)
     _check_batches(config, steps)
     for planned in work_folder.make_plan(run, steps):
@@ -52,7 +53,7 @@ def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str 
     return work_folder.make_plan(Run(config, Path(data), Path(workdir)), config.steps_to(step))
 
 
-def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str) -> dict[str, Any]:
+def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> dict[str, Any]:
     """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done.
 
     Raises:
@@ -60,7 +61,7 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
     """
     if name not in config.steps:
         raise UserError(f"step {name!r}: choose one of {', '.join(config.steps)}")
-    run = Run(config, Path(data), Path(workdir))
+    run = Run(config, Path(data), Path(workdir), config_text)
     steps = config.steps_to(name)
     _check_batches(config, steps[-1:])
     for planned in work_folder.make_plan(run, steps)[:-1]:
@@ -87,6 +88,8 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
                 print(f"{title}: done", flush=True)
             return work_folder.read_done(folder)["results"]
         print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
+        if run.config_text:
+            write_text(folder / "config.gin", run.config_text)
         work, clock = Work(folder, planned.record["key"]), time.perf_counter()
         try:
             results = step.run(run, work)

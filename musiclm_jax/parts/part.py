@@ -155,6 +155,8 @@ class Run:
     config: FitConfig
     data: Path
     workdir: Path
+    # The config as the user wrote it, such as a gin file. Recorded in the folder of each step that runs.
+    config_text: str = ""
 
     def folder(self, step: str) -> Path:
         return self.workdir / step

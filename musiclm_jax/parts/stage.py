@@ -38,7 +38,7 @@ class StagePart(TrainedPart):
     # Whether embedding and head are initialized from the tokenizers' codebooks (`models.stage.start_from_codebooks`). Ours; the paper's are random.
     codebook_init: bool = False
     # Share of examples whose MuLan tokens come from a caption instead of the audio. The paper trains without text: 0.
-    text_share: float = 0.0
+    text_share: float | int = 0.0
 
     def __post_init__(self):
         if self.batch_size < 1:

@@ -137,6 +137,8 @@ def identity(key: str, step: Step, lengths: list[list[int]] | None) -> str:
 
 def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str, Planned]) -> tuple[str, ...]:
     """Why a step's key differs from that of its folder."""
+    if not before["key"]:
+        return ("an older version of musiclm_jax wrote it",)
     reasons = differences(record["settings"], before["settings"])
     for name in record["inputs"]:
         if record["inputs"][name] != before["inputs"].get(name):
@@ -155,7 +157,7 @@ def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if (folder / "begun.json").exists() or (folder / DONE_FILE).exists():
-        return {"key": "", "settings": {"musiclm_jax": "a version before parts had identities"}, "inputs": {}, "data": {}}
+        return {"key": "", "settings": None, "inputs": {}, "data": {}}  # Of a version without keys.
     other = min(path.name for path in folder.iterdir())
     raise UserError(f"{folder} contains {other}, which no training wrote: the step {step.name} needs this folder, so choose another work folder")
 

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,20 @@ class Checkpoints:
             reason = _os_error(error)
             if reason is None:
                 raise
-            for path in self._directory.glob(f"*{_UNFINISHED}"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._remove_unfinished()
             raise UserError(f"{unwritable(self._directory, reason)}; the training continues from step {self._newest}") from error
+
+    def _remove_unfinished(self) -> None:
+        """Frees the space of a save that failed. Other threads of that save may write for a moment longer."""
+        with contextlib.suppress(Exception):
+            self._orbax.wait_until_finished()
+        for _ in range(20):
+            left = list(self._directory.glob(f"*{_UNFINISHED}"))
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
 
     # ---------------------------------------------------------------- Restore
 

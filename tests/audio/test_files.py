@@ -151,7 +151,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(soundfile, "write", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="a.wav cannot be written, the disk is full"):
         audio.write_wav(tmp_path / "a.wav", sine(hz=7))
     assert os.listdir(tmp_path) == ["a.wav"] and (tmp_path / "a.wav").read_bytes() == old
 

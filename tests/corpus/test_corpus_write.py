@@ -52,7 +52,6 @@ def test_continues_and_repairs(corpus, tmp_path):
     make_corpus(tmp_path, num_clips=1, seed=7)
     kept = (tmp_path / "audio/000000.flac").stat().st_mtime_ns
     (tmp_path / "audio/000001.flac").write_bytes(b"half a file")
-    (tmp_path / "audio/.000002.flac.part").write_bytes(b"left behind")
     make_corpus(tmp_path, num_clips=3, seed=7)
     assert (tmp_path / "audio/000000.flac").stat().st_mtime_ns == kept
     assert _contents(tmp_path) == _contents(corpus)
