@@ -14,6 +14,7 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
+from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.parts.steps import TRAINED, FitConfig
 from musiclm_jax.tokens import STAGES
 
@@ -51,9 +52,9 @@ def test_recipes_in_the_docs_parse():
     assert load_config("base", [str(path)]).soundstream.loop.num_steps == 20_000
 
 
-def test_base_is_the_paper():
+def test_base_is_the_paper_and_the_coarse_stages_bias_by_time():
     config = load_config("base")
-    assert config.model == MusicLMConfig()
+    assert config.model == MusicLMConfig(coarse=StageConfig(time_bias=True))
     assert [config.training(stage).crop_sec for stage in ("semantic", "coarse", "fine")] == [30.0, 10.0, 3.0]
     task = config.task("coarse")
     assert (task.name, task.tokens, task.model) == ("coarse", config.model.tokens, config.model.coarse)
