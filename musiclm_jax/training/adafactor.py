@@ -82,7 +82,8 @@ def _axes(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...
     if name in _DIMENSIONS:
         dimensions = [tuple(axis % len(shape) for axis in axes) for axes in _DIMENSIONS[name]]
     else:
-        dimensions = [(axis,) for axis in range(any(each in STACKS for each in above), len(shape))]
+        in_stack = any(module in STACKS for module in above)
+        dimensions = [(axis,) for axis in range(int(in_stack), len(shape))]
     own = tuple(axis for axes in dimensions for axis in axes)
     size = lambda axes: math.prod(shape[axis] for axis in axes)  # noqa: E731
     largest = sorted(dimensions, key=size)[-2:]

@@ -1,5 +1,6 @@
 """gin files: each shipped one parses, everything it binds is read, mistakes name what was meant."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -59,10 +60,12 @@ def test_recipes_in_the_docs_parse():
     assert recipe(load_config("base", [str(path)]), "codec").num_steps == 20_000
 
 
-def test_base_is_the_paper():
+def test_base_is_the_paper_and_the_coarse_stages_bias_by_time():
     config = load_config("base")
-    assert config.model == MusicLMConfig()
-    assert config == FitConfig(model=MusicLMConfig(), parts=config.parts, encode_sec=30.0)
+    paper, coarse = MusicLMConfig(), config.model.stage("coarse")
+    assert coarse.model == dataclasses.replace(paper.stage("coarse").model, time_bias=True)
+    assert config.model == dataclasses.replace(paper, stages=tuple(coarse if stage.name == "coarse" else stage for stage in paper.stages))
+    assert config == FitConfig(model=config.model, parts=config.parts, encode_sec=30.0)
     assert [stage.window_sec for stage in config.model.stages] == [30.0, 10.0, 3.0]
     task = config.part("coarse").task(config)
     assert (task.name, task.layout, task.model) == ("coarse", config.model.layout("coarse"), config.model.stage("coarse").model)
