@@ -61,7 +61,8 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
             gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
         config = gin.get_configurable(FitConfig)()
     except UserError as error:
-        raise UserError(str(error).splitlines()[0]) from error  # Without gin's account of where it happened.
+        message, *account = str(error).splitlines()
+        raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
         raise UserError(_explain(error)) from error
     unused = _unused()
@@ -170,11 +171,7 @@ def _explain(error: Exception) -> str:
     module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
     if module and (name := module[1] or module[2]) in _MOVED:
         return f"musiclm_jax.{name} is musiclm_jax.{_MOVED[name]} now: `from musiclm_jax.{_MOVED[name].replace('.', ' import ')}`"
-    place = next((line.removeprefix("In ") for line in lines if line.startswith("In ")), "")
-    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
-    if call:
-        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
-    place = f" ({place})" if place and "bindings string" not in place else ""
+    place = _place(lines)
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]
@@ -188,6 +185,15 @@ def _explain(error: Exception) -> str:
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
     return f"{lines[0]}{place}: see the files in {gin_folder()} for how values are written"
+
+
+def _place(lines: Sequence[str]) -> str:
+    """Where it happened, by gin's account of it, as the end of a line: " (in semantic/StageConfig)"."""
+    place = next((line.strip().removeprefix("In ") for line in lines if line.strip().startswith("In ")), "")
+    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
+    if call:
+        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
+    return f" ({place})" if place and "bindings string" not in place else ""
 
 
 def _unused() -> list[str]:

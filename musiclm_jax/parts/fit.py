@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts import workdir as work_folder
@@ -66,10 +67,9 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
         if not 0 <= self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
-        if self.encode_batch_size < 1:
-            raise UserError(f"encode_batch_size={self.encode_batch_size}: choose 1 or more")
         names = [part.name for part in self.parts]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"the part {min(twice)!r} is there twice: give each a name of its own")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musiclm_jax.checks import SECONDS, check_numbers
 from musiclm_jax.data.clips import wave_source
 from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
@@ -96,8 +97,7 @@ class MuLanPart(ContrastivePart):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.condition_hop_sec > 0:
-            raise UserError(f"condition_hop_sec={self.condition_hop_sec}: choose a time above 0")
+        check_numbers(self, condition_hop_sec=SECONDS)
 
     @property
     def name(self) -> str:

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from musiclm_jax import bundle
+from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.data.clips import ClipStore, crop_samples, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import ClipTokens
-from musiclm_jax.errors import UserError
 from musiclm_jax.records import atomic_path, to_dict
 from musiclm_jax.specs import Stream
 from musiclm_jax.training.loop import TrainConfig, train
@@ -110,8 +110,7 @@ class TrainedPart(Part):
     loop: TrainConfig = TrainConfig()
 
     def __post_init__(self):
-        if self.batch_size < 1 or not self.crop_sec > 0:
-            raise UserError(f"{self.name}: batch_size={self.batch_size}, crop_sec={self.crop_sec}: both must be above 0")
+        check_numbers(self, batch_size=SIZE, crop_sec=SECONDS)
 
     # ------------------------------------------------------------------------------------------------ to be said by each
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.audio.features import log_mel
+from musiclm_jax.checks import POSITIVE, check_numbers
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
@@ -38,6 +39,10 @@ class SemanticRerankerPart(ContrastivePart):
 
     # Audio over which the spectra of tokens are averaged, seconds.
     spectra_sec: float | int = 10_000.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, spectra_sec=POSITIVE)
 
     @property
     def name(self) -> str:
