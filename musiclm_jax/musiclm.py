@@ -26,16 +26,16 @@ from musiclm_jax.progress import OnProgress
 
 
 class MusicLM:
-    """Trained models and what connects them. Its methods change nothing.
+    """The trained models of a bundle, and the generation of music from text with them. No method changes what another returns.
 
     Attributes: config: MusicLMConfig. text: the text vocabulary. acoustic, semantic, mulan: the frozen models (models/tokenizers.py).
     """
 
     def __init__(self, config: MusicLMConfig, variables: Mapping[str, Any], text: TextTokenizer, *, source: bundle.Bundle | None = None):
-        """variables: {model name: nested dict of arrays}, as in the bundle's files. source: where those that it lacks are read when needed."""
+        """variables: {model name: nested dict of arrays}, as in the bundle's files. source: the bundle from which missing ones are read on first use."""
         missing = [name for name in config.models if name not in variables]
         if missing and source is None:
-            raise ValueError(f"variables of {', '.join(config.models)} are expected; {', '.join(missing)} not there")
+            raise ValueError(f"expected variables of {', '.join(config.models)}; {', '.join(missing)} missing")
         self.config = config
         self.text = text
         self._variables = dict(variables)
@@ -50,7 +50,7 @@ class MusicLM:
         """Loads a bundle: a folder, or "demo", the small model that is packaged.
 
         Raises:
-            UserError: it is not there, not a bundle, of another format, or damaged. The message names the file and the remedy.
+            UserError: the folder is missing, is not a bundle, has another format, or is damaged. The message names the file and the remedy.
         """
         opened = pretrained.open_pretrained(path)
         config = pretrained.read_config(opened)
@@ -63,7 +63,7 @@ class MusicLM:
 
         Args:
             path: the folder.
-            dtype: of the stored weights; "float16" halves the size at the cost of rounding. Loading gives float32 either way.
+            dtype: of the stored weights; "float16" halves the size at the cost of rounding. Loaded weights are float32 either way.
             card: the model card, Markdown. None: a short one made from the config.
         """
         bundle.save(
@@ -95,7 +95,7 @@ class MusicLM:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models that are there."""
+        """Names of the models that the bundle contains."""
         return (*self.config.models, *(name for name in RERANKERS if self.has(name)))
 
     def has(self, name: str) -> bool:
@@ -123,15 +123,14 @@ class MusicLM:
 
     @functools.cached_property
     def reranker(self) -> MuLanTokenizer:
-        """What chooses among candidates, together with MuLan: a MuLan that was trained on decoded clips (`fit` trains it), or in a bundle without it
-        MuLan itself. A reranker has no tokens of its own."""
+        """A MuLan trained on decoded clips (`fit` trains it), which scores candidates together with `mulan`. In a bundle without one, `mulan` itself."""
         return MuLanTokenizer(self.config.mulan, self.variables("reranker"), self.text) if self.has("reranker") else self.mulan
 
     @functools.cached_property
     def semantic_reranker(self) -> MuLanTokenizer:
-        """What chooses among drafts: a MuLan that reads semantic tokens (`embed_semantic`). UserError in a bundle without it."""
+        """A MuLan that reads semantic tokens (`embed_semantic`) and scores drafts. UserError in a bundle without it."""
         if not self.has("semantic_reranker"):
-            raise UserError("the model has no semantic_reranker, which chooses among drafts; set num_drafts to 1, or make the bundle with `musiclm fit`")
+            raise UserError("the model has no semantic_reranker, which scores drafts; set num_drafts to 1, or make the bundle with `musiclm fit`")
         return MuLanTokenizer(self.config.mulan, self.variables("semantic_reranker"), self.text)
 
     # ------------------------------------------------------------------------------------------- generation
@@ -150,19 +149,19 @@ class MusicLM:
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.
 
-        A clip depends on its prompt, the seed and its number among the samples of that prompt; not on the other clips of the call, except that
-        products of another batch size may round differently. With one candidate and one draft a clip is the beginning of any longer one that is
-        made with the same arguments, up to the gain that brings the whole of each to its loudness.
+        A clip depends on its prompt, the seed and its number among the samples of that prompt. It does not depend on the other clips of the call, up
+        to rounding, which may differ with the batch size. With one candidate and one draft a clip is the beginning of any longer clip with the same
+        arguments, up to the one gain that normalizes the loudness of each.
 
         Args:
-            prompts: what the music should be. Longer ones than the text tower reads are cut (`mulan.truncated` says which).
+            prompts: descriptions of the music. Those longer than the text tower's context are truncated (`mulan.truncated` lists which).
             seconds: length of each clip, up to 300.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
-            num_candidates: clips made for each of these in coarse levels, of which the one is kept whose embeddings by `reranker` and by `mulan` are
-                nearest to its prompt's. None: the model's.
-            num_drafts: semantic token sequences drawn for each of those, of which as many as there are candidates are kept: those nearest to the
-                prompt (`semantic_reranker`, by their last MuLan window), chosen anew each `draft_sec`. None: the model's.
+            num_candidates: clips generated per sample, up to the coarse levels. Only the best one is kept: that with the highest sum of cosine
+                similarities to the prompt, in the embeddings of `reranker` and of `mulan`. None: the model's default.
+            num_drafts: semantic token sequences drawn per candidate. Every `draft_sec`, `semantic_reranker` scores their last MuLan windows against
+                the prompt, and the best `num_candidates` are continued. None: the model's default.
             sampling: {stage: a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
@@ -211,9 +210,9 @@ class MusicLM:
         prompt: Int[np.ndarray, "G n Q"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Int[np.ndarray, "B T Q"]:
-        """The codes of one stage: `generation.stages.generate_stage` with this model's weights. Progress is in tokens of all clips together."""
+        """Draws the codes of one stage: `generation.stages.generate_stage` with this model's weights. Progress counts the tokens of all clips."""
         decoder = StageDecoder(stage.model, stage.layout(self.config.streams))
-        if stage.name not in self._prepared:  # Laid out for decoding once.
+        if stage.name not in self._prepared:  # Once: the weights in the layout of the decoder.
             self._prepared[stage.name] = Weights(decoder.prepare(self.variables(stage.name)["params"]))
         total = len(keys) * steps * decoder.layout.target.levels
         if on_progress and prompt is None:
@@ -231,7 +230,7 @@ class MusicLM:
         )
 
     def play(self, codes: Int[np.ndarray, "B T q"], *, seconds: float | int) -> Float[np.ndarray, "B N"]:
-        """The first `seconds` of the wave of acoustic codes, each clip brought to -14 LUFS."""
+        """Decodes acoustic codes to the first `seconds` of their waves, each normalized to -14 LUFS."""
         rate = self.config.audio.sample_rate_hz
         samples = max(1, round(seconds * rate))
         wave = self.acoustic.decode(codes[:, : -(-samples // self.config.audio.frame_samples)])[:, :samples]
@@ -243,6 +242,6 @@ def _take(streams: Mapping[str, np.ndarray], rows: Int[np.ndarray, "k"]) -> dict
 
 
 def _written(streams: Mapping[str, np.ndarray], stage: StageSpec, codes: Int[np.ndarray, "B T Q"]) -> dict[str, np.ndarray]:
-    """The streams with what a stage has written: a new one, or further levels of one that is there."""
+    """Adds the codes of a stage to the streams: as a new stream, or as further levels of an existing one."""
     before = [streams[stage.target.stream][:, : codes.shape[1]]] if stage.target.stream in streams else []
     return {**streams, stage.target.stream: np.concatenate([*before, codes], axis=2)}

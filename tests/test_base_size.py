@@ -17,8 +17,8 @@ from musiclm_jax.models.ast import ASTConfig
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
-from musiclm_jax.parts.part import TrainedPart
 from musiclm_jax.parts.stage import StagePart
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.training import sharding
 
 TRAINED = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]

@@ -243,7 +243,7 @@ def test_requests_that_no_model_can_serve(model):
         (dict(sampling={"fine": {"temperature": float("nan")}}), "temperature"),
         (dict(sampling={"fine": {"top_k": 1.5}}), "whole"),
         (dict(sampling={"fine": {"heat": 1}}), "heat"),
-        (dict(sampling={"coarse": {"guidance": 2.0}}), "guidance=2 of the coarse stage: its training withheld no conditions"),
+        (dict(sampling={"coarse": {"guidance": 2.0}}), "guidance=2 of the coarse stage: it was trained without dropping conditions"),
     ]:
         with pytest.raises(UserError, match=says):
             model.generate(**(dict(prompts=["piano"]) | arguments))
@@ -349,7 +349,7 @@ def save_config(model, folder, config):
         (lambda config: config["codec"].update(num_codes=5), "codec.safetensors.*codebooks"),
         (lambda config: config["stages"][1].update(name="rough"), "has no rough.safetensors, which its config asks for"),
         (lambda config: config["stages"][0].update(window_sec="long"), r"model\.stages\[0\]\.window_sec is 'long', expected a number"),
-        (lambda config: config["stages"][0]["sampling"].update(guidance=3.0), "its training withheld no conditions"),
+        (lambda config: config["stages"][0]["sampling"].update(guidance=3.0), "it was trained without dropping conditions"),
         (lambda config: config.update(stages={}), r"model\.stages is"),
         (lambda config: config["mulan"]["text"].update(dim=16), "mulan.safetensors"),
     ],

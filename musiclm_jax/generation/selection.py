@@ -1,8 +1,8 @@
-"""Choosing among several tries by MuLan: ours, no paper's. Off by default; the small packaged model needs it.
+"""Selection of the best of several samples by MuLan. Ours, from no paper; off by default, but on in the small packaged model.
 
-*Drafts* are semantic token sequences; every few seconds those nearest to the prompt are kept, and continued in several ways. *Candidates* are clips in
-coarse codec levels; the one nearest to the prompt is kept. What is chosen depends on the whole of a draft or clip, so that a short clip is no longer
-exactly the beginning of a long one.
+*Drafts* are semantic token sequences: every few seconds those nearest to the prompt are kept, and each is continued in several ways. *Candidates* are
+clips in coarse codec levels: the one nearest to the prompt is kept. The choice depends on the whole draft or clip, so that with selection a short clip
+is not exactly the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from musiclm_jax.specs import AudioSpec
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
-    """How many tries are made, and when drafts are chosen. The paper's: one of each."""
+    """How many drafts and candidates are sampled, and when drafts are selected. The paper samples one of each."""
 
-    # Clips made for each one that is returned, of which the nearest to the prompt is kept.
+    # Clips sampled for each one that is returned.
     num_candidates: int = 1
-    # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates.
+    # Semantic token sequences sampled for each candidate.
     num_drafts: int = 1
-    # Drafts grow by so many seconds; then the nearest to the prompt are continued, each in `num_drafts` ways.
+    # Seconds between selections: the best drafts so far are continued, each in `num_drafts` ways.
     draft_sec: float | int = 30.0
 
     def __post_init__(self):
         check_numbers(self, num_candidates=SIZE, num_drafts=SIZE, draft_sec=SECONDS)
 
     def replace(self, *, num_candidates: int | None, num_drafts: int | None) -> SelectionConfig:
-        """With other numbers, where they are not None."""
+        """A copy with the numbers that are not None."""
         changes = {"num_candidates": num_candidates, "num_drafts": num_drafts}
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
@@ -53,12 +53,13 @@ def choose_drafts(
     asked: int,
     on_progress: OnProgress | None = None,
 ) -> tuple[Int[np.ndarray, "k T 1"], Int[np.ndarray, "k"]]:
-    """`num_candidates` of each clip's drafts of `steps` semantic tokens, and the rows that they were. The best are kept each `draft_sec`, and after `asked`
-    tokens; beyond, they are continued without a choice.
+    """Draws and selects the semantic tokens: [k, `steps`, 1] codes of `num_candidates` drafts per clip, and which rows of `keys` drew them.
+
+    Selection happens each `draft_sec` and after `asked` tokens. The tokens from `asked` to `steps`, which only later stages read, are not selected.
 
     Args:
         draw: `MusicLM.draw_stage` of the semantic stage.
-        reranker: a MuLan that reads semantic tokens; how well a draft fits is the cosine of its last window with the prompt.
+        reranker: a MuLan that reads semantic tokens. A draft's score is the cosine similarity of its last window and the prompt.
         streams: the conditions, a row for each of `keys`.
         keys: those of all drafts, `num_candidates` times `num_drafts` for each clip.
         clips: the prompt of each clip.
@@ -79,17 +80,17 @@ def choose_drafts(
 
 
 def choose_candidates(judges: Sequence[MuLanTokenizer], waves: Float[np.ndarray, "B N"], clips: Sequence[str]) -> Int[np.ndarray, "R"]:
-    """The row of each clip's candidate that is nearest to its prompt, by the sum of the judges' cosines."""
+    """The row of each clip's best candidate, by the sum of the judges' cosine similarities to its prompt."""
     return best_rows(sum(cosines(judge.embed_audio(waves), judge.embed_text(clips)) for judge in judges), keep=1)
 
 
 def cosines(embeddings: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R C"]:
-    """Of each of R texts and its C = N / R rows, which follow each other. Both are of length 1."""
+    """Cosine similarity of each of R texts and its C = N / R consecutive rows. Both inputs have unit length."""
     return np.einsum("rcd,rd->rc", embeddings.reshape(len(texts), -1, texts.shape[-1]), texts)
 
 
 def best_rows(scores: Float[np.ndarray, "R C"], *, keep: int) -> Int[np.ndarray, "k"]:
-    """Of all R C rows the numbers of the `keep` with the highest score of each of R, the best first; k = keep R."""
+    """Indices, among all R C rows, of the `keep` rows with the highest scores of each of R, best first; k = keep R."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
     return (best + scores.shape[1] * np.arange(len(scores))[:, None]).ravel()
 

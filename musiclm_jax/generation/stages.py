@@ -1,12 +1,12 @@
-"""Stages as data, and whole streams from stages that only ever saw crops.
+"""Stages as data (`StageSpec`), and generation of long token streams from stages that were trained on short windows.
 
 MusicLM (arXiv 2301.11325, section 4.2): the semantic stage works in windows of 30 s, each continuing the last 15 s of the one before. For
 the acoustic stages the paper says nothing; SoundStorm's account of the same generator (arXiv 2305.09636, section 4.2) gives 10 s windows with
 a 3 s prompt, and AudioLM's fine stage takes 3 s chunks, all in one batch.
 
-Windows are placed from the start, at 0, hop, 2 hop, ..., and each has the full length that the stage was trained on; of the last one only what is
-asked for is drawn. Draws depend on (key, stage, window, index) alone. So a short clip is the beginning of a long one with the same key, and a clip is
-the same whatever else is in its batch, up to the rounding of products of another size.
+Windows start at 0, hop, 2 hop, ..., and each has the full length of the training crops; the last one is drawn only as far as requested. A draw
+depends on (key, stage, window, index) alone. So a short clip is the beginning of a long one with the same key, and a clip does not depend on the
+others in its batch, up to rounding, which may differ with the batch size.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from musiclm_jax.tokens import Levels, StageLayout, make_layout
 
 @dataclasses.dataclass(frozen=True)
 class StageSpec:
-    """One stage: what it reads and writes, its size, and how its windows slide. Training and generation both go by it."""
+    """One stage: its conditions, its target, its size and its windows. Training and generation both use this spec."""
 
     name: str
-    # What the stage writes.
+    # The levels that the stage predicts.
     target: Levels
-    # What it is conditioned on, in this order. Empty: nothing, as AudioLM's semantic stage.
+    # Its conditions, in this order. Empty: none, as in AudioLM's semantic stage.
     prefix: tuple[Levels, ...] = ()
     model: StageConfig = StageConfig()
-    # Length of a window, which is also that of the training crops.
+    # Length of a window, and of the training crops.
     window_sec: float | int = 30.0
-    # New material per window; the rest of the window is what came before. As long as the window: windows do not overlap, and are drawn together.
+    # Step from one window to the next; the overlap is given as a prompt. Equal to window_sec: windows do not overlap, and are drawn in one batch.
     hop_sec: float | int = 15.0
-    # Windows that do not overlap are drawn so many at once, over all clips: more is faster and takes more memory.
+    # Largest batch of windows that do not overlap, over all clips. More is faster and takes more memory.
     max_windows: int = 32
-    # Share of training sequences whose conditions are withheld, for classifier-free guidance. 0: the stage knows no music without conditions, and
-    # guidance other than 1 is refused.
+    # Share of training sequences whose conditions are masked, for classifier-free guidance. 0: no unconditional training, so that guidance other
+    # than 1 is an error.
     prefix_dropout: float = 0.0
-    # How codes are drawn by default.
+    # Default sampling settings.
     sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self):
@@ -66,12 +66,12 @@ class StageSpec:
         """Raises UserError for guidance that the stage was not trained for."""
         if sampling.guidance != 1 and not self.prefix_dropout:
             raise UserError(
-                f"guidance={sampling.guidance:g} of the {self.name} stage: its training withheld no conditions (prefix_dropout=0), so it cannot be guided; "
-                "choose 1, or train it with prefix_dropout=0.1"
+                f"guidance={sampling.guidance:g} of the {self.name} stage: it was trained without dropping conditions (prefix_dropout=0); "
+                "choose guidance=1, or train it with prefix_dropout=0.1"
             )
 
     def layout(self, streams: Mapping[str, Stream]) -> StageLayout:
-        """Prefix and target over these streams. Raises UserError where they lack something, or a window is no whole number of their steps."""
+        """The layout of prefix and target over these streams. UserError: a stream or level is missing, or a window is not a whole number of its steps."""
         layout = make_layout(self.name, self.prefix, self.target, streams)
         for segment in layout.segments:
             for field in ("window_sec", "hop_sec"):
@@ -105,9 +105,9 @@ def musiclm_stages(
 
 
 def required_steps(stages: Sequence[tuple[StageSpec, StageLayout]], *, seconds: float | int) -> dict[str, int]:
-    """Steps that each stage must write for `seconds` of music: {name: steps}.
+    """Steps that each stage must generate for `seconds` of music: {name: steps}.
 
-    A stage reads its conditions for the whole of each window, so that those before it write a little more than is asked for in the end.
+    A stage reads the conditions of whole windows, so that earlier stages generate slightly more than `seconds`.
     """
     needed: dict[str, int] = {}  # Of each stream.
     required = {}
@@ -132,13 +132,13 @@ def generate_stage(
     prompt: Int[np.ndarray, "G n Q"] | None = None,
     on_progress: Progress | None = None,
 ) -> Int[np.ndarray, "B T Q"]:
-    """The target's codes of the first T = `steps` steps, window by window, of which the first n are `prompt`.
+    """Draws the first T = `steps` steps of the target, window by window. The first n steps are those of `prompt`.
 
     Args:
         decoder: the stage's model, with its layout.
-        params: its prepared parameters (`Decoder.prepare`).
-        streams: its conditions, G rows each; those with time as long as `required_steps` says.
-        keys: one per clip, B in all: the B / G that follow each other continue one row of conditions and prompt, which is read once for them.
+        params: its parameters after `Decoder.prepare`.
+        streams: its conditions, G rows each. Streams with a rate must be as long as `required_steps` returns.
+        keys: one per clip, B in all. Each B / G consecutive clips share one row of conditions and prompt, whose prefill runs once.
         sampling: None: the stage's own.
         on_progress: called with (codes drawn, codes to draw) of one clip.
     """
@@ -178,7 +178,7 @@ def _draw_together(
     # [B, W, P] -> [B * W, P], clip by clip.
     rows = np.stack([_prefix_ids(layout, streams, start, window, rows=batch) for start in starts], axis=1).reshape(batch * len(starts), -1)
     row_keys = np.stack([_window_keys(keys, spec.name, start) for start in starts], axis=1).reshape(len(rows), -1)
-    # Of the sizes that a batch may have there is one program each: powers of two, with some rows drawn twice.
+    # Batch sizes are powers of two, so that few programs are compiled; the last group repeats rows to fill up.
     size = min(spec.max_windows, 2 ** math.ceil(math.log2(len(rows))))
     groups = -(-len(rows) // size)
     codes_each, parts = window * layout.target.levels, []
@@ -190,7 +190,7 @@ def _draw_together(
 
 
 def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: int, window: int, *, rows: int) -> Int[np.ndarray, "G P"]:
-    """The conditions of the window at [start, start + window), cut out of their streams."""
+    """The token ids of the conditions of the window [start, start + window)."""
     cut = dict(streams)
     for segment in layout.prefix:
         if segment.rate_hz:
@@ -202,7 +202,7 @@ def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: i
 
 
 def _window_keys(keys: Keys, stage: str, start: int) -> Keys:
-    """The keys of one window: stages that share a clip's key, and windows of one stage, draw independently."""
+    """The keys of one window, distinct for each stage and window."""
     return np.asarray(_fold_window(keys, np.uint32(zlib.crc32(stage.encode())), start))
 
 

@@ -1,9 +1,9 @@
-"""The codec, whichever it is: its training, and the acoustic tokens of all clips."""
+"""The codec, SoundStream or spectral: its training, and the acoustic tokens of all clips."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -15,13 +15,11 @@ from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.spectral_codec import SpectralCodecConfig
 from musiclm_jax.models.tokenizers import AcousticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, deciding, wave_shapes
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, TokenStream, Work, deciding
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
 from musiclm_jax.training.task import Task
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 TOKENS = "acoustic_tokens"
 _TASKS = {SoundStreamConfig: (SoundStreamTask, SoundStreamRecipe), SpectralCodecConfig: (SpectralCodecTask, SpectralCodecRecipe)}
@@ -29,9 +27,9 @@ _TASKS = {SoundStreamConfig: (SoundStreamTask, SoundStreamRecipe), SpectralCodec
 
 @dataclasses.dataclass(frozen=True)
 class CodecPart(TrainedPart):
-    """SoundStream, or the spectral codec in its place, on random crops."""
+    """Trains the codec on random crops."""
 
-    # That of the codec which the model has.
+    # Of the same kind as the codec of the model.
     recipe: SoundStreamRecipe | SpectralCodecRecipe = SoundStreamRecipe()
 
     @property
@@ -54,7 +52,7 @@ class CodecPart(TrainedPart):
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
         if one is not None and one < 1.03 * all_levels:
-            print(f"{self.name}: as good with one level ({one:.3f}) as with all ({all_levels:.3f}), so its codes say little: train it longer", flush=True)
+            print(f"{self.name}: one level ({one:.3f}) is as good as all ({all_levels:.3f}), so the other levels carry little: train it longer", flush=True)
         return variables, results
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:

@@ -1,4 +1,4 @@
-"""What a step of training takes, from shapes alone: nothing is allocated and nothing compiled, so that any size can be weighed on any machine."""
+"""Memory and arithmetic of a training step, from shapes alone: nothing is allocated or compiled, so that any machine can estimate any size."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import jax
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.fit import FitConfig
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.training import sharding
 from musiclm_jax.training.cost import count_activations, count_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """Counts are of all devices together, unless they say per device."""
+    """Counts are totals over all devices unless they say per device."""
 
     name: str
-    # Sizes of the axes.
+    # {axis: size}.
     mesh: Mapping[str, int]
-    # Numbers with a gradient; those with all that a step updates without one, such as codebooks and their statistics; those of the bundle.
+    # Parameters with a gradient; with codebooks and statistics, too; of the bundle.
     trained: int
     total: int
     exported: int
     batch_size: int
-    # Of audio in a batch; an example of the melody embedder is a pair.
+    # Seconds of audio in a batch. An example of the melody embedder is a pair.
     seconds: float
-    # Of a stage's batch: those that it learns to predict, and those with what they depend on. None: not a stage.
+    # (predicted tokens, all tokens) in a batch of a stage. None: not a stage.
     tokens: tuple[int, int] | None
-    # What a device stores: parameters, optimizer, statistics (through the whole run), gradients and activations (while a step runs). Of the
-    # activations, see `count_activations`, a device has its part of the batch: what `tensor` splits of them besides is not taken off.
+    # Memory of a device: parameters, optimizer and statistics (always), gradients and activations (during a step). Activations, see
+    # `count_activations`, are split over the batch axes only; a further split over `tensor` is not counted.
     bytes_per_device: Mapping[str, int]
     # See `count_flops`.
     flops: int
@@ -41,7 +41,7 @@ class DryRun:
     def __str__(self) -> str:
         devices = math.prod(self.mesh.values())
         tokens = "" if self.tokens is None else f", {self.tokens[0]:,} tokens to predict, {self.tokens[1]:,} in all"
-        held = [f"{name} {_bytes(size)}" for name, size in self.bytes_per_device.items() if size]
+        memory = [f"{name} {_bytes(size)}" for name, size in self.bytes_per_device.items() if size]
         counts = f"{_millions(self.trained)} trained, {_millions(self.total)} with codebooks and statistics, {_millions(self.exported)} in the bundle"
         return "\n".join(
             [
@@ -49,9 +49,9 @@ class DryRun:
                 f"  mesh        {', '.join(f'{axis}={size}' for axis, size in self.mesh.items())}: devices {devices}",
                 f"  parameters  {counts}",
                 f"  batch       {self.batch_size} x {self.seconds / self.batch_size:g} s = {self.seconds:,g} s of audio{tokens}",
-                f"  per device  {', '.join(held)}: {_bytes(sum(self.bytes_per_device.values()))}",
+                f"  per device  {', '.join(memory)}: {_bytes(sum(self.bytes_per_device.values()))}",
                 "              activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds",
-                "              remat, bfloat16, a smaller batch or a larger data or fsdp make them less",
+                "              remat, bfloat16, a smaller batch or a larger data or fsdp axis reduce them",
                 f"  work        {self.flops:.3g} FLOP, {self.flops / devices:.3g} per device: matrix products and convolutions, forward and backward",
             ]
         )
@@ -61,11 +61,11 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
     """One step of the training of a part, over the mesh of its `TrainConfig`.
 
     Raises:
-        UserError: there is no such part, it trains nothing, or its batch does not split over the mesh.
+        UserError: there is no such part, it is not a training, or its batch does not split over the mesh.
     """
     trained = {part.name: part for part in config.parts if isinstance(part, TrainedPart)}
     if name not in trained:
-        what = "trains nothing, so that there is nothing to count" if name in config.steps else "does not exist"
+        what = "is not a training" if name in config.steps else "does not exist"
         raise UserError(f"step {name!r} {what}: choose one of {', '.join(trained)}")
     part = trained[name]
     task, batch = part.task(config), part.batch_shapes(config)
@@ -92,7 +92,7 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
             "parameters": parameters,
             "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
             "statistics": _bytes_per_device(state.stats, shardings.stats),
-            "gradients": parameters,  # As wide, and split alike.
+            "gradients": parameters,  # Same shapes and shardings.
             "activations": activations // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES),
         },
         flops=count_flops(steps[part.batch_size]),

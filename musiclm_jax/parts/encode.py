@@ -1,4 +1,4 @@
-"""Running frozen models over all clips of a store: tokens along time, and embeddings of windows."""
+"""Runs frozen models over all clips: token streams, and embeddings of windows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ _CHUNK = 1 << 20
 
 
 def encode_settings(fit: Any) -> dict[str, Any]:
-    """What of a FitConfig decides the tokens of a given model, as JSON."""
+    """The settings of a FitConfig that decide the tokens of a given model, as JSON."""
     return {"audio": deciding(fit.model.audio), "encode_sec": fit.encode_sec, "encode_context_sec": fit.encode_context_sec}
 
 
 def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_hz: int, file: str) -> np.ndarray:
-    """Writes the tokens of all clips, end to end, int16 [sum T] or [sum T, Q] at `rate_hz`, to `file` in the folder of the step, and returns them,
-    memory-mapped. The tokens of a clip cover it by whole semantic tokens."""
+    """Tokenizes all clips, and writes the concatenated tokens to `file` in the folder of the step.
+
+    Each clip is padded to a whole number of semantic tokens. Returns the tokens, int16 [sum T] or [sum T, Q] at `rate_hz`, memory-mapped.
+    """
     config, spec, clips = run.config, run.config.model.audio, run.clips
     per_step = rate_hz // spec.semantic_rate_hz
     window, context = spec.semantic_tokens(config.encode_sec), spec.semantic_tokens(config.encode_context_sec)
@@ -59,9 +61,10 @@ def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_
 def embed_clips(
     run: Run, folder: Path, clips: Sequence[Clip], embed: Callable[..., jax.Array], config: MuLanConfig | MelodyConfig, params: Any
 ) -> tuple[np.ndarray, list[int]]:
-    """Embeddings of all windows of some clips, float32 [sum W, D], and W of each clip. embed(config, params, wave [B, N]) -> [B, D].
+    """Embeddings of all windows of some clips, float32 [sum W, D], and the number W of each clip. embed(config, params, wave [B, N]) -> [B, D].
 
-    The work is kept in `folder`/shards, which the caller clears."""
+    Shards are written to `folder`/shards, which the caller clears.
+    """
     store = ClipStore(run.clips.samples, tuple(clips), run.clips.sample_rate_hz)
     counts = [embedders.num_windows(clip.length, window=config.window_samples, hop=config.hop_samples) for clip in clips]
     where = [(clip, i * config.hop_samples) for clip, count in enumerate(counts) for i in range(count)]
@@ -76,7 +79,7 @@ def embed_clips(
 
 
 def in_batches(fn: Callable[..., jax.Array], *arrays: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """fn over rows, `batch_size` at a time, the last batch filled up: one program."""
+    """Applies fn to batches of rows. The last batch is padded to `batch_size`, so that one program is compiled."""
     total, done = len(arrays[0]), []
     for first in range(0, total, batch_size):
         part = [array[first : first + batch_size] for array in arrays]

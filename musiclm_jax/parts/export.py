@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import safetensors
@@ -16,19 +16,17 @@ from musiclm_jax.configs import RERANKERS
 from musiclm_jax.errors import UserError
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
-from musiclm_jax.parts.part import PREPARE, WEIGHTS, Part, Run, Step, TrainedPart, Work
+from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.records import read_json, to_dict
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportPart(Part):
-    """Needs every model of the bundle, and the rerankers where they are trained."""
+    """Writes the bundle from the trained models, with the rerankers if they are among the parts."""
 
-    # Of the weights in the bundle: "float32" or "float16".
+    # Dtype of the weights in the bundle: "float32" or "float16".
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -47,7 +45,7 @@ class ExportPart(Part):
         return (Step(self.name, "writing the bundle", self._export, outputs, settings, needs=(PREPARE, KMEANS, QUANTIZER, *models)),)
 
     def _export(self, run: Run, work: Work) -> dict[str, Any]:
-        # What the weights of a model are put together from.
+        # Models whose weights come from several steps.
         made_by = {"w2v_bert": ("w2v_bert", KMEANS), "mulan": ("mulan", QUANTIZER)}
         names = [name for name in (*run.config.model.models, *RERANKERS) if name in run.config.steps]
         variables = {name: {key: value for step in made_by.get(name, (name,)) for key, value in run.weights(step).items()} for name in names}
@@ -57,9 +55,9 @@ class ExportPart(Part):
 
 
 def model_card(run: Run) -> str:
-    """README.md of the bundle: what it was made of and how, and how well each part does on held-out clips.
+    """README.md of the bundle: its data, its training, and the metrics of each part.
 
-    The same training gives the same card, so it says nothing of how long it took; `done.json` of each step does.
+    It contains no times, so that the same training gives the same bytes; `done.json` of each step has them.
     """
     steps = [step for step in run.config.steps_to("export")[:-1]]
     results = {step.name: read_json(run.folder(step.name) / "done.json")["results"] for step in steps}
@@ -94,6 +92,6 @@ def model_card(run: Run) -> str:
 
 
 def _num_params(run: Run, step: str) -> int:
-    """How many numbers the weights of a step are. They are not read: their shapes stand in front of them."""
+    """The number of parameters of a step, from the header of its file."""
     with safetensors.safe_open(run.folder(step) / WEIGHTS, framework="numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (it is no dict)
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -1,10 +1,10 @@
-"""The melody embedder and its quantizer. Bundles do not hold it yet: no stage is conditioned on it."""
+"""The melody embedder and its quantizer. They are not in bundles yet: no stage is conditioned on a melody."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,19 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.encode import embed_clips
-from musiclm_jax.parts.part import MELODIES, SPLITS, Run, TrainedPart, wave_shapes
+from musiclm_jax.parts.part import MELODIES, SPLITS, FitConfig, Run
 from musiclm_jax.parts.shards import clear
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.records import to_dict, write_json
 from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class MelodyPart(TrainedPart):
-    """Trained on pairs: the same seconds of one tune in two renderings. A crop is its window."""
+    """Trains the melody embedder on pairs: the same seconds of one melody in two renderings. A crop is one window."""
 
     crop_sec: float | int = 4.0
-    # No part of `FitConfig.model`.
+    # Here, and not in `FitConfig.model`, since it is not in bundles.
     model: MelodyConfig = MelodyConfig()
     recipe: MelodyRecipe = MelodyRecipe()
 
@@ -73,7 +71,7 @@ class MelodyPart(TrainedPart):
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fits the residual quantizer to the embeddings of all windows of training melodies."""
         folder = run.folder(self.name)
-        # Beside the weights, so that they can be used without our config.
+        # Makes the weights usable without the FitConfig.
         write_json(folder / "config.json", to_dict(self.model))
         clips = list(itertools.chain(*renderings(run.clips, "train")))
         windows, _ = embed_clips(run, folder, clips, melody.embed, self.model, variables["params"])

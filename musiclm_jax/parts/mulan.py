@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,27 +23,11 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
-from musiclm_jax.parts.part import (
-    CAPTIONS,
-    PREPARE,
-    SPLITS,
-    WEIGHTS,
-    Run,
-    Step,
-    TokenStream,
-    TrainedPart,
-    Work,
-    deciding,
-    save_array,
-    save_weights,
-    wave_shapes,
-)
+from musiclm_jax.parts.part import CAPTIONS, PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_array, save_weights
 from musiclm_jax.parts.shards import clear
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.records import write_text
 from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 QUANTIZER = "rvq"
 _VOCABULARY = "vocabulary.json"
@@ -51,12 +35,12 @@ _VOCABULARY = "vocabulary.json"
 
 @dataclasses.dataclass(frozen=True)
 class ContrastivePart(TrainedPart):
-    """MuLan, or a copy of it: learns from crops with one of their captions each."""
+    """Contrastive training of MuLan, or of a copy of it, on pairs of a crop and one of its captions."""
 
     crop_sec: float | int = 10.0
     recipe: MuLanRecipe = MuLanRecipe()
-    # Kinds of captions that it learns from, each with its weight: for each example a kind is drawn by weight among those that the clip has, then one
-    # of its captions of that kind. Empty: all captions of a clip alike, and so they are in any case where metadata.jsonl names no kinds.
+    # (kind of caption, weight) pairs: each example draws a kind by weight among those that the clip has, then a caption of that kind. Empty, or
+    # without kinds in metadata.jsonl: captions are drawn uniformly.
     text_mix: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
@@ -82,7 +66,7 @@ class ContrastivePart(TrainedPart):
         return bool(run.clips.captioned().split("test"))
 
     def captioned_source(self, run: Run, split: str, seed: int, text: TextTokenizer) -> Source:
-        """Random crops of a split's captioned clips, with one of their captions."""
+        """Random crops of the captioned clips of a split, each with one caption."""
         encode_text = functools.partial(text.encode, max_tokens=run.config.model.mulan.text.max_tokens)
         options = {"encode_text": encode_text, "text_mix": dict(self.text_mix)}
         return wave_source(run.clips.captioned(), split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size, **options)
@@ -90,9 +74,9 @@ class ContrastivePart(TrainedPart):
 
 @dataclasses.dataclass(frozen=True)
 class MuLanPart(ContrastivePart):
-    """MuLan itself, whose embeddings are quantized when it is trained."""
+    """MuLan and the quantizer of its embeddings."""
 
-    # Seconds between the windows that condition the stages. 1 is the paper's; embedding them costs their number.
+    # Seconds between the windows whose embeddings condition the stages. The paper's: 1. The cost grows with their number.
     condition_hop_sec: float | int = 1.0
 
     def __post_init__(self):
@@ -120,7 +104,7 @@ class MuLanPart(ContrastivePart):
         mulan.check_quantizer(config, num_clips=len(train), num_captions=sum(len(clip.captions) for clip in train))
 
     def windows(self, fit: FitConfig) -> MuLanConfig:
-        """MuLan, with a window each `condition_hop_sec`."""
+        """The config of MuLan with a window each `condition_hop_sec`."""
         return dataclasses.replace(fit.model.mulan, hop_sec=float(self.condition_hop_sec))
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
@@ -133,7 +117,7 @@ class MuLanPart(ContrastivePart):
         return (TokenStream(fit.model.streams["mulan"], (QUANTIZER,), lambda run: MuLanTokens(run, self.windows(fit))),)
 
     def _quantize(self, run: Run, work: Work) -> dict[str, Any]:
-        """Embeds all windows and captions, fits the quantizer that turns them into tokens, and tokenizes the captions."""
+        """Embeds all windows and captions, fits the quantizer to them, and tokenizes the captions."""
         config, clips = run.config.model.mulan, run.clips.clips
         params = run.weights(self.name)["params"]
         windows, counts = embed_clips(run, work.folder, clips, mulan.embed_audio, self.windows(run.config), params)
@@ -159,9 +143,9 @@ class MuLanPart(ContrastivePart):
 
 
 class MuLanTokens:
-    """The MuLan tokens of crops: those of the audio, or for a share of the examples those of a random caption of the clip.
+    """The MuLan tokens of crops: of the audio, or for a share of the examples of a random caption of the clip.
 
-    Those of a crop's audio are of the mean embedding of its windows (MusicLM, arXiv 2301.11325, section 3.2).
+    The audio's tokens quantize the mean embedding of the windows of the crop (MusicLM, arXiv 2301.11325, section 3.2).
     """
 
     def __init__(self, run: Run, windows: MuLanConfig):
@@ -173,9 +157,7 @@ class MuLanTokens:
         variables = {"quantizer": run.weights(QUANTIZER)["quantizer"]}
         self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
 
-    def crops(
-        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
-    ) -> np.ndarray:
+    def crops(self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float) -> np.ndarray:
         """int32 [B, Q]."""
         tokens = np.array(self._tokens(np.stack([self._embedding(*crop, crop_sec) for crop in zip(clips, starts_sec, strict=True)])), np.int32)
         for row, (clip, from_text) in enumerate(zip(clips, rng.random(len(clips)) < text_share, strict=True)):
@@ -193,12 +175,12 @@ class MuLanTokens:
 
 
 def vocabulary(run: Run) -> TextTokenizer:
-    """The word pieces that MuLan was trained with."""
+    """The word pieces with which MuLan was trained."""
     return TextTokenizer.from_json((run.folder("mulan") / _VOCABULARY).read_text(encoding="utf-8"))
 
 
 def _vocabulary(run: Run) -> TextTokenizer:
-    """Word pieces of the training captions."""
+    """Word pieces fitted to the training captions."""
     limit = run.config.model.mulan.text.vocab_size
     text = TextTokenizer.train((caption for clip in run.clips.split("train") for caption in clip.captions), vocab_size=limit)
     if text.vocab_size > limit:

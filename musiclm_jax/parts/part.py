@@ -1,8 +1,7 @@
-"""What a part of MusicLM is to `fit`: one object that says all there is to say about one trained thing.
+"""The interface between `fit` and the parts of MusicLM: the codec, w2v-BERT, MuLan, the rerankers, the stages, the melody embedder.
 
-A part is a frozen dataclass in a file of its own: the codec, w2v-BERT with its k-means, MuLan with its quantizer, the rerankers, each stage, the
-melody embedder. It yields *steps*, each of which works in a folder of its own and is done once. Nothing else knows parts by name: adding one is adding a
-file, and naming it in `FitConfig.parts`.
+A part is a frozen dataclass in a file of its own. It yields *steps*; each step runs once and writes to a folder of its own. `fit` knows parts only
+through this interface: to add one, write a file and list it in `FitConfig.parts`.
 """
 
 from __future__ import annotations
@@ -11,72 +10,68 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from musiclm_jax import bundle
-from musiclm_jax.checks import SECONDS, SIZE, check_numbers
-from musiclm_jax.data.clips import ClipStore, crop_samples, refresh_index
+from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
+from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
-from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import ClipTokens
+from musiclm_jax.errors import UserError
 from musiclm_jax.records import atomic_path, to_dict
 from musiclm_jax.specs import Stream
-from musiclm_jax.training.loop import TrainConfig, train
-from musiclm_jax.training.task import Task, TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
-# What a step may read of the data, each with a digest of its own: a change of captions is none to a step that reads waves and splits.
+# The aspects of the data that a step may read. Each has a digest, so that changed captions do not affect a step that reads waves and splits.
 WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
 
 
 @dataclasses.dataclass
 class Work:
-    """A step at work: its folder, and the identity of its training, under which checkpoints are kept."""
+    """A running step: its folder, and the key of its training, with which checkpoints are stored."""
 
     folder: Path
     key: str
-    # How long a training was to be, from which step on: `training.loop.Trained.lengths`. None: no training.
+    # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
     lengths: list[list[int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Something that is made once, in a folder of its own."""
+    """A unit of work, done once, whose outputs are files in a folder of its own."""
 
-    # Also of its folder in the work folder, and on the command line.
+    # Names the folder in the work folder, too, and the step on the command line.
     name: str
     title: str
-    # Writes the outputs into the folder and returns numbers worth knowing.
+    # Writes the outputs into the folder and returns metrics.
     run: Callable[[Run, Work], dict[str, Any]]
-    # Files that it leaves in its folder.
+    # Files, relative to its folder.
     outputs: tuple[str, ...]
-    # All of the config that decides the outputs, as JSON; not the length of a training.
+    # All settings that decide the outputs, as JSON, except the length of a training.
     settings: Any = None
     # Steps whose outputs it reads.
     needs: tuple[str, ...] = (PREPARE,)
-    # What it reads of the data.
+    # Aspects of the data that it reads.
     reads: tuple[str, ...] = ()
-    # Length of a training, which may be raised to train on. None: no training.
+    # Length of a training; raising it continues the training. None: not a training.
     num_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStream:
-    """A stream of tokens as the part that writes it offers it to the stages."""
+    """A stream of tokens that a part provides to the stages."""
 
     stream: Stream
-    # Steps that make its tokens.
+    # Steps that compute its tokens.
     needs: tuple[str, ...]
-    # The tokens of the clips, once those steps are done.
+    # Returns the tokens of the clips, once those steps are done.
     tokens: Callable[[Run], ClipTokens]
-    # The vectors that its codes stand for, [Q, C, K]. None: there are none.
+    # Returns the codebooks, [Q, C, K]. None: the stream has no codebooks.
     codebooks: Callable[[Run], np.ndarray] | None = None
 
 
@@ -89,124 +84,73 @@ class Part:
         raise NotImplementedError
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        """What is to be made, in order."""
+        """Its steps, in order."""
         raise NotImplementedError
 
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
-        """The token streams that this part writes."""
+        """The token streams that the part provides."""
         return ()
 
     def check(self, run: Run) -> None:
-        """Raises UserError where the data, once decoded, cannot train this part: before anything is trained."""
+        """Raises UserError where the decoded data cannot train this part. Called before any training starts."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedPart(Part):
-    """A part with a training. A subclass has a `recipe` and says `task`, `batch_shapes` and `source`; the rest it may."""
+class FitConfig:
+    """All settings of `fit` and `run_step`."""
 
-    batch_size: int = 8
-    # Seconds of audio per example.
-    crop_sec: float | int = 2.0
-    loop: TrainConfig = TrainConfig()
+    # In the order in which they run. Parts from outside the package may be among them.
+    parts: tuple[Part, ...]
+    # The models of the bundle.
+    model: MusicLMConfig = MusicLMConfig()
+    # Clips are tokenized in windows of encode_sec seconds, of which the first encode_context_sec overlap the window before, as context.
+    encode_sec: float | int = 30.0
+    encode_context_sec: float | int = 5.0
+    encode_batch_size: int = 4
+    # Random seed of clustering and quantizers.
+    seed: int = 0
 
     def __post_init__(self):
-        check_numbers(self, batch_size=SIZE, crop_sec=SECONDS)
+        check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
+        if not self.encode_context_sec < self.encode_sec:
+            raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
+        names = [part.name for part in self.parts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"two parts are named {min(twice)!r}: give each its own name")
+        done: set[str] = set()
+        for step in self.steps.values():
+            if missing := [need for need in step.needs if need not in done]:
+                raise UserError(f"{step.name} needs {missing[0]}, which no earlier part makes: list the part that makes it first")
+            done.add(step.name)
 
-    # ------------------------------------------------------------------------------------------------ to be said by each
+    def part(self, name: str) -> Part:
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
 
-    def task(self, fit: FitConfig) -> Task:
-        """Model and recipe."""
-        raise NotImplementedError
+    @functools.cached_property
+    def steps(self) -> dict[str, Step]:
+        """All steps by name, in order."""
+        return {step.name: step for part in self.parts for step in part.steps(self)}
 
-    def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch, as `source` makes it."""
-        raise NotImplementedError
+    @functools.cached_property
+    def streams(self) -> dict[str, TokenStream]:
+        """All token streams by name."""
+        return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
-    def source(self, run: Run, split: str, seed: int) -> Source:
-        """step -> batch of the split "train" or "test"."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------------------------------------ may be said
-
-    def needs(self, fit: FitConfig) -> tuple[str, ...]:
-        """Steps whose outputs the training reads."""
-        return (PREPARE,)
-
-    def reads(self, fit: FitConfig) -> tuple[str, ...]:
-        """What it reads of the data beside the decoded waves."""
-        return (SPLITS,)
-
-    def settings(self, fit: FitConfig) -> dict[str, Any]:
-        """What else of the config decides the weights, as JSON."""
-        return {}
-
-    def outputs(self) -> tuple[str, ...]:
-        """Files beside the weights."""
-        return ()
-
-    def begin(self, run: Run, folder: Path) -> None:
-        """Makes what `source` reads, in the folder of the step, before the training."""
-
-    def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:
-        """What changes a fresh state before the first step. None: nothing."""
-        return None
-
-    def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The trained variables and last metrics as they are to be kept; a place for warnings."""
-        return variables, results
-
-    def has_held_out(self, run: Run) -> bool:
-        """Whether the split "test" has something to evaluate on."""
-        return bool(run.clips.split("test"))
-
-    def example_sec(self, fit: FitConfig) -> float:
-        """Seconds of audio in an example, for the dry run."""
-        return self.crop_sec
-
-    def tokens_per_example(self, fit: FitConfig) -> tuple[int, int] | None:
-        """Tokens of an example that are predicted, and all that it has. None: it has no tokens."""
-        return None
-
-    # ------------------------------------------------------------------------------------------------ the same for all
-
-    def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        return (self.training(fit),)
-
-    def training(self, fit: FitConfig) -> Step:
-        task = self.task(fit)
-        settings = {"task": deciding(task), "batch_size": self.batch_size, "crop_sec": self.crop_sec, "seed": self.loop.seed, **self.settings(fit)}
-        del settings["task"]["recipe"]["num_steps"]
-        outputs = (WEIGHTS, *self.outputs())
-        return Step(self.name, "training", self._train, outputs, settings, self.needs(fit), self.reads(fit), num_steps=task.num_steps)
-
-    def check(self, run: Run) -> None:
-        self.source(run, "train", self.loop.seed)
-
-    def _train(self, run: Run, work: Work) -> dict[str, Any]:
-        self.begin(run, work.folder)
-        task = self.task(run.config)
-        seed, options = self.loop.seed, {}
-        if (warm_start := self.warm_start(run)) is not None:
-            options["warm_start"] = warm_start
-        trained = train(
-            task,
-            self.source(run, "train", seed),
-            workdir=work.folder,
-            config=self.loop,
-            identity=work.key,
-            eval_source=self.source(run, "test", seed + 1) if self.has_held_out(run) else None,
-            **options,
-        )
-        work.lengths = trained.lengths
-        results = {name: value for name, value in trained.metrics.items() if name not in ("step", "sec_left")}
-        variables, results = self.finish(run, task.variables(trained.state), results)
-        save_weights(work.folder, variables)
-        return results
+    def steps_to(self, name: str) -> tuple[Step, ...]:
+        """A step and all steps that it depends on, in order."""
+        wanted = {name}
+        for step in reversed(self.steps.values()):
+            if step.name in wanted:
+                wanted |= set(step.needs)
+        return tuple(step for step in self.steps.values() if step.name in wanted)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of `fit`: where things are, and the results of earlier steps."""
+    """One run of `fit`: the config, the folders, and the outputs of earlier steps."""
 
     config: FitConfig
     data: Path
@@ -217,22 +161,22 @@ class Run:
 
     @functools.cached_property
     def clip_folder(self) -> ClipFolder:
-        """What the data folder says of its clips."""
+        """The clips of the data folder, with their metadata."""
         return read_folder(self.data, hashes=self.workdir / "hashes.json")
 
     @functools.cached_property
     def clips(self) -> ClipStore:
-        """All decoded clips, with today's captions and splits."""
+        """All decoded clips, with the current captions and splits."""
         refresh_index(self.clip_folder, self.folder(PREPARE))
         return ClipStore.open(self.folder(PREPARE))
 
     def weights(self, step: str) -> dict[str, Any]:
-        """The weights that a step made, on the device."""
+        """The weights that a step saved, on the device."""
         return jax.device_put(bundle.read_arrays(self.folder(step) / WEIGHTS)[0])
 
 
 def deciding(value: Any) -> Any:
-    """A tree of dataclasses as JSON, without what changes no number: whether activations are computed again (`remat`)."""
+    """A tree of dataclasses as JSON, without `remat`: rematerialization does not change results."""
 
     def without(tree: Any) -> Any:
         if isinstance(tree, dict):
@@ -240,12 +184,6 @@ def deciding(value: Any) -> Any:
         return [without(item) for item in tree] if isinstance(tree, list) else tree
 
     return without(to_dict(value))
-
-
-def wave_shapes(part: TrainedPart, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `wave_source`, without texts."""
-    samples = crop_samples(part.crop_sec, fit.model.audio.sample_rate_hz)
-    return {"wave": jax.ShapeDtypeStruct((part.batch_size, samples), np.float32)}
 
 
 def save_weights(folder: Path, variables: Mapping[str, Any]) -> None:

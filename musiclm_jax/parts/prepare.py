@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
-from musiclm_jax.parts.part import PREPARE, WAVES, Part, Run, Step, Work
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
+from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparePart(Part):
-    """The first of all parts."""
+    """Decodes the clips. The other parts read its output."""
 
     @property
     def name(self) -> str:
@@ -32,7 +29,7 @@ def _prepare(run: Run, work: Work) -> dict[str, Any]:
         print(f"{PREPARE}: {warning}", flush=True)
     skipped = len(run.clip_folder.entries) - len(store.clips)
     if skipped:
-        print(f"{PREPARE}: {skipped} clips cannot be used and were left out; see {work.folder / 'skipped.log'}", flush=True)
+        print(f"{PREPARE}: {skipped} clips cannot be used and are left out: see {work.folder / 'skipped.log'}", flush=True)
     hours = sum(clip.length for clip in store.clips) / store.sample_rate_hz / 3600
     captioned = sum(bool(clip.captions) for clip in store.clips)
     results = {"clips": len(store.clips), "captioned": captioned, "held_out": len(store.split("test")), "skipped": skipped, "hours": round(hours, 3)}

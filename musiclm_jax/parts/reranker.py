@@ -1,30 +1,27 @@
-"""The reranker: MuLan trained on with clips as the codec gives them back. It chooses among generated candidates. Ours, no paper's.
+"""The reranker: a copy of MuLan, fine-tuned on clips that the codec has encoded and decoded. It scores generated candidates. Ours, from no paper.
 
-What MuLan recognizes in a recording, such as the lead instrument, it may miss in a decoded clip. A copy that learns this leaves MuLan, and with it the
-tokens that the stages know, as they are.
+MuLan may miss in a decoded clip what it recognizes in a recording, such as the lead instrument. Fine-tuning a copy leaves MuLan's own tokens, on which
+the stages are conditioned, unchanged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.parts import codec
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
-from musiclm_jax.parts.part import PREPARE, Run
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run
 from musiclm_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class RerankerPart(ContrastivePart):
-    """Starts from MuLan; its clips go through the coarse levels of the codec first."""
+    """Fine-tunes MuLan on clips that are reconstructed from the coarse levels of the codec."""
 
     @property
     def name(self) -> str:
@@ -45,14 +42,14 @@ class RerankerPart(ContrastivePart):
         return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_codec)
 
     def check(self, run: Run) -> None:
-        """Its clips are MuLan's."""
+        """The check of MuLan covers it."""
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState]:
         return start_from_mulan(run)
 
 
 def replace_wave(batches: Source, make: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Source:
-    """Batches with what is made of their waves in the place of these."""
+    """Replaces the wave of each batch by make(wave)."""
 
     def source(step: int) -> dict[str, np.ndarray]:
         batch = batches(step)

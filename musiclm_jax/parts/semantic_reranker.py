@@ -1,6 +1,6 @@
-"""The semantic reranker: MuLan trained on with semantic tokens. It chooses among drafts of them. Ours, no paper's.
+"""The semantic reranker: a copy of MuLan, fine-tuned on semantic tokens. It scores drafts of them. Ours, from no paper.
 
-It reads each token as the mean log-mel spectrum of what the token stands for.
+The audio tower receives each token as the mean log-mel spectrum of the frames with that token.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +21,20 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts import w2v_bert
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
-from musiclm_jax.parts.part import PREPARE, Run, save_array
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, save_array
 from musiclm_jax.parts.reranker import replace_wave, start_from_mulan
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.progress import ProgressLine
 from musiclm_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 _SPECTRA = "spectra.npy"
 
 
 @dataclasses.dataclass(frozen=True)
 class SemanticRerankerPart(ContrastivePart):
-    """Starts from MuLan; its clips are their semantic tokens."""
+    """Fine-tunes MuLan on semantic tokens in place of waves."""
 
-    # Audio over which the spectra of tokens are averaged, seconds.
+    # Seconds of audio over which the spectra of tokens are averaged.
     spectra_sec: float | int = 10_000.0
 
     def __post_init__(self):
@@ -78,7 +75,7 @@ class SemanticRerankerPart(ContrastivePart):
         return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_tokens)
 
     def check(self, run: Run) -> None:
-        """Its clips are MuLan's."""
+        """The check of MuLan covers it."""
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState]:
         return start_from_mulan(run)
@@ -87,8 +84,8 @@ class SemanticRerankerPart(ContrastivePart):
         return variables | {"spectra": np.load(run.folder(self.name) / _SPECTRA)}, results
 
     def _token_spectra(self, run: Run, semantic: SemanticTokenizer) -> np.ndarray:
-        """The mean log-mel spectrum, as MuLan sees it, of what each semantic token stands for: float32 [V, M]. A token that does not occur has that of
-        all."""
+        """Mean log-mel spectrum of the frames of each semantic token, in MuLan's front end: float32 [V, M]. Tokens that do not occur have the mean of
+        all frames."""
         mel, codes = run.config.model.mulan.mel, semantic.config.num_clusters
         frames = jax.jit(lambda wave: log_mel(wave, mel))
         total, count = np.zeros((codes, mel.num_mels)), np.zeros(codes)

@@ -1,4 +1,4 @@
-"""Long work over many items that survives a kill: results are written shard by shard, and what is there is not made again."""
+"""Work over many items that survives a kill: results are written in shards, and existing shards are not computed again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from musiclm_jax.records import atomic_path
 Item = TypeVar("Item")
 
 
-def in_shards(
-    folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str
-) -> list[np.ndarray]:
-    """`make` of all items, `shard_items` at a time; each shard is a file in `folder`, written whole or not at all, and comes back memory-mapped.
+def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str) -> list[np.ndarray]:
+    """Applies `make` to `shard_items` items at a time. Returns the results, memory-mapped from files in `folder` that are written atomically.
 
-    The shards stay until `clear` removes them, so call that once the result is in a file of its own.
+    The caller removes the shards (`clear`) once the result is stored elsewhere.
     """
     progress, parts = ProgressLine(unit=unit), []
     for path, some in _shards(folder, items, shard_items):
@@ -33,7 +31,7 @@ def in_shards(
 
 
 def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
-    """Writes arrays, end to end along the first axis, as one .npy file, without holding them all in memory."""
+    """Writes the concatenation of arrays along the first axis as one .npy file, with one of them in memory at a time."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": (sum(map(len, parts)), *parts[0].shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
@@ -42,7 +40,7 @@ def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes the shards of a finished step, which made them."""
+    """Removes the shards of a finished step."""
     for path in sorted(folder.glob("*.npy")):
         path.unlink()
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""A stage, whichever it is: a spec says what it reads and writes, and this file trains it on the tokens of the clips."""
+"""The training of any stage, as its `StageSpec` defines it, on the tokens of the clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,29 +18,27 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.generation.stages import StageSpec
 from musiclm_jax.models.stage import start_from_codebooks
-from musiclm_jax.parts.part import PREPARE, Run, TokenStream, TrainedPart
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, TokenStream
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training.task import TrainState
 
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
-
 
 @dataclasses.dataclass(frozen=True)
 class StagePart(TrainedPart):
-    """One stage, trained on crops as long as its window."""
+    """Trains one stage, on crops as long as its window."""
 
-    # Which one.
+    # Name of the stage.
     stage: str = "semantic"
-    # None: the stage of that name in the model. A spec of one's own is for a stage that bundles do not hold.
+    # None: the stage of that name in the model. Otherwise a stage that is not in the bundle.
     spec: StageSpec | None = None
-    # None: the window of the stage, the only length that it is ever asked for.
+    # None: the window of the stage; no other value is valid.
     crop_sec: float | int | None = None
     recipe: StageRecipe = StageRecipe()
-    # Whether embedding and head start from the tokenizers' codebooks (`models.stage.start_from_codebooks`). Ours; the paper's start is random.
+    # Whether embedding and head are initialized from the tokenizers' codebooks (`models.stage.start_from_codebooks`). Ours; the paper's are random.
     codebook_init: bool = False
-    # Share of the examples whose MuLan tokens are those of a caption instead of the audio. The paper's models never see text: 0.
+    # Share of examples whose MuLan tokens come from a caption instead of the audio. The paper trains without text: 0.
     text_share: float = 0.0
 
     def __post_init__(self):
@@ -53,7 +51,7 @@ class StagePart(TrainedPart):
     def spec_of(self, fit: FitConfig) -> StageSpec:
         spec = fit.model.stage(self.stage) if self.spec is None else self.spec
         if spec.name != self.stage:
-            raise UserError(f"the part of stage {self.stage!r} has the spec of {spec.name!r}: make the names equal")
+            raise UserError(f"stage {self.stage!r} has a spec named {spec.name!r}: make the names equal")
         if self.crop_sec not in (None, spec.window_sec):
             raise UserError(f"{self.stage}: crop_sec={self.crop_sec}, window_sec={spec.window_sec}: a stage is trained on its window; leave crop_sec out")
         return spec
@@ -108,7 +106,7 @@ class StagePart(TrainedPart):
                 f"lower window_sec and hop_sec of the stage"
             )
         if not long.all():
-            print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and teach it nothing", flush=True)
+            print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and are not used", flush=True)
 
     def has_held_out(self, run: Run) -> bool:
         long = long_enough(run.clips, self.spec_of(run.config).window_sec)
@@ -131,7 +129,7 @@ class StagePart(TrainedPart):
         chunks = functools.partial(tokens.chunks, run.clips, levels=levels)
         unigram, bigram = ngram_nats(chunks("train"), chunks("test"), num_codes=target.codes)
         if results["eval_loss"] > bigram.mean():
-            beaten = f"{results['eval_loss']:.3f} nats per token, where counts of pairs reach {bigram.mean():.3f}"
+            beaten = f"{results['eval_loss']:.3f} nats per token, where a bigram model has {bigram.mean():.3f}"
             print(f"{self.name}: {beaten}: it has hardly learned; train it longer", flush=True)
         by_level = {f"eval_bigram_level_{level}": float(value) for level, value in enumerate(bigram)} if len(bigram) > 1 else {}
         return variables, results | {"eval_unigram": float(unigram.mean()), "eval_bigram": float(bigram.mean())} | by_level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,10 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import w2v_bert
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
-from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, Run, Step, TokenStream, TrainedPart, Work, deciding, save_weights, wave_shapes
+from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_weights
 from musiclm_jax.parts.shards import clear, in_shards
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.w2v_bert import W2vBertRecipe, W2vBertTask
-
-if TYPE_CHECKING:
-    from musiclm_jax.parts.fit import FitConfig
 
 KMEANS, TOKENS = "kmeans", "semantic_tokens"
 # Batches of features in a shard.
@@ -32,10 +30,10 @@ _SHARD_BATCHES = 32
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertPart(TrainedPart):
-    """Trained on random crops; the same kind of crops is clustered."""
+    """Trains w2v-BERT on random crops, and clusters the features of crops of the same length."""
 
     recipe: W2vBertRecipe = W2vBertRecipe()
-    # Audio whose features k-means clusters, seconds.
+    # Seconds of audio whose features are clustered.
     kmeans_sec: float | int = 10_000.0
 
     def __post_init__(self):
@@ -78,7 +76,7 @@ class W2vBertPart(TrainedPart):
             raise UserError(f"k-means has {frames} frames for num_clusters={model.num_clusters}: raise kmeans_sec, lower num_clusters, or give more clips")
 
     def num_batches(self, run: Run) -> int:
-        """Batches of crops that make `kmeans_sec` seconds in all, or as many as there are."""
+        """Number of batches for `kmeans_sec` seconds, or for all the training audio if that is less."""
         there = sum(clip.length for clip in run.clips.split("train")) / run.clips.sample_rate_hz
         return max(1, round(min(self.kmeans_sec, there) / (self.crop_sec * self.batch_size)))
 

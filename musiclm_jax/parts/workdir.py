@@ -1,9 +1,9 @@
-"""The bookkeeping of a work folder: what is done, what would be redone and why, and that nothing made is lost.
+"""The state of a work folder: which steps are done, which must be redone and why. No output is ever deleted.
 
-Each step has a folder of its own with two records. `step.json` says what the folder is for: a *key*, the hash of exactly what decides the step's result
-(its settings, the identities of what it reads, digests of the data). `done.json` says what was made: its *identity*, which for a training is the key
-with the history of its length, and the hashes of its outputs. A step with another key is another thing: the folder is set aside in `superseded/`, and the
-step begins in a new one; with the old key it is taken back from there. Only a longer training with the same key continues where the shorter one ended.
+Each step has a folder with two records. `step.json` has the step's *key*: a hash of exactly what decides its result (its settings, the identities of its
+inputs, digests of the data). `done.json` has its *identity* (the key; for a training, with the lengths that it has had) and the hashes of its outputs.
+When the key changes, the folder is moved to `superseded/` and the step starts in a new one; when an old key returns, its folder is moved back. Only a
+longer training with the same key continues from the shorter one.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ except ModuleNotFoundError:  # Windows.
 STEP_FILE, DONE_FILE = "step.json", "done.json"
 _SUPERSEDED, _LOCKS, _WHY = "superseded", ".locks", "WHY.txt"
 
-# What a plan says of a step, in words.
-DONE, NEW, CONTINUE, LONGER, REPAIR, ANEW, BACK = "done", "new", "continue", "train on", "repair", "anew", "take back"
+# The actions of a plan, as printed.
+DONE, NEW, CONTINUE, EXTEND, REPAIR, REDO, RESTORE = "done", "new", "continue", "extend", "repair", "redo", "restore"
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is to be done about a step."""
+    """The planned action of a step."""
 
     step: Step
     action: str
     reasons: tuple[str, ...]
-    # What step.json says once the step has begun.
+    # The content of step.json once the step has started.
     record: dict[str, Any]
-    # What done.json will say, as far as can be known.
+    # The identity in done.json once it is done, as far as can be predicted.
     identity: str
-    # Whether what is in the folder is another thing, and is set aside first.
+    # Whether the folder contains the output of another key, which is moved to superseded/ first.
     sets_aside: bool = False
-    # The folder in superseded/ that holds this very step, from when the settings were these before. It is moved back first.
+    # The folder in superseded/ with this step's key, which is moved back first.
     back: Path | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is to be run."""
-        return self.action in (DONE, BACK)
+        """Whether the step need not run."""
+        return self.action in (DONE, RESTORE)
 
     def __str__(self) -> str:
         reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
@@ -62,10 +62,10 @@ class Planned:
 
 
 def make_plan(run: Run, steps: tuple[Step, ...]) -> list[Planned]:
-    """What would be done about each step, in order. Nothing is written.
+    """The planned action of each step, in order. Writes nothing.
 
     Raises:
-        UserError: a folder that a step wants holds something that no training made, or the data cannot be read.
+        UserError: the folder of a step contains files that no training wrote, or the data cannot be read.
     """
     planned: dict[str, Planned] = {}
     for step in steps:
@@ -74,7 +74,7 @@ def make_plan(run: Run, steps: tuple[Step, ...]) -> list[Planned]:
 
 
 def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
-    """What is to be done about one step, given what is planned for those that it reads."""
+    """The planned action of one step, given those of its inputs."""
     folder = run.folder(step.name)
     record = {
         "settings": step.settings,
@@ -87,23 +87,23 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     if isinstance(here, _Found) and here.action == DONE:
         return Planned(step, DONE, (), record, here.identity)
     reasons = () if before is None or isinstance(here, _Found) else (here,) if here else _reasons(record, before, inputs)
-    # What was set aside: a finished one comes before one that is only begun, wherever it is.
+    # In superseded/, a finished step takes precedence over an unfinished one in place.
     for back in _superseded(run, step.name):
         if read_json(back / STEP_FILE).get("key") != record["key"] or isinstance(found := _look(back, step, record["key"]), str):
             continue
         if found.action == DONE or not isinstance(here, _Found):
-            action = BACK if found.action == DONE else found.action
+            action = RESTORE if found.action == DONE else found.action
             reasons = (*reasons, f"from {back}", *found.reasons)
             return Planned(step, action, reasons, record, found.identity, sets_aside=before is not None, back=back)
     if isinstance(here, _Found):
         return Planned(step, here.action, here.reasons, record, here.identity)
     fresh = identity(record["key"], step, None if step.num_steps is None else [[0, step.num_steps]])
-    return Planned(step, NEW if before is None else ANEW, reasons, record, fresh, sets_aside=before is not None)
+    return Planned(step, NEW if before is None else REDO, reasons, record, fresh, sets_aside=before is not None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """How far a folder of the right key is."""
+    """The state of a folder with the right key."""
 
     action: str
     identity: str
@@ -111,7 +111,7 @@ class _Found:
 
 
 def _look(folder: Path, step: Step, key: str) -> _Found | str:
-    """How far a folder of the right key is; or, for a training that went beyond its new length, why it is of no use."""
+    """The state of a folder with the right key; or, for a training already longer than requested, a reason not to use it."""
     done = read_done(folder)
     damaged = done is not None and _damaged(folder, done)
     if done and done["num_steps"] == step.num_steps and not damaged:
@@ -121,26 +121,26 @@ def _look(folder: Path, step: Step, key: str) -> _Found | str:
     newest = latest_lengths(folder)  # (step of the newest checkpoint, its history) or None
     at = newest[0] if newest else 0
     if (trained := max(at, done["num_steps"] if done else 0)) > step.num_steps:
-        return f"{step.num_steps} steps are asked for, {trained} were trained"
+        return f"{step.num_steps} steps are requested, {trained} were trained"
     if done and done["num_steps"] == step.num_steps:
         return _Found(REPAIR, done["identity"], (damaged,))
     lengths = trained_on(newest[1] if newest else [], start=at, num_steps=step.num_steps)
     if done:
-        return _Found(LONGER, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
+        return _Found(EXTEND, identity(key, step, lengths), (f"to step {step.num_steps}, from {at}",))
     return _Found(CONTINUE, identity(key, step, lengths), (f"from step {at}" if at else "from the beginning",))
 
 
 def identity(key: str, step: Step, lengths: list[list[int]] | None) -> str:
-    """Of what a step makes: its key, and for a training how long it was to be, from which step on, since a schedule goes by it."""
+    """The identity of a step's output: its key; for a training, hashed with the lengths that it has had, since schedules depend on them."""
     return _hash([key, lengths]) if step.num_steps else key
 
 
 def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str, Planned]) -> tuple[str, ...]:
-    """Why a step is another than the one that the folder holds."""
+    """Why a step's key differs from that of its folder."""
     reasons = differences(record["settings"], before["settings"])
     for name in record["inputs"]:
         if record["inputs"][name] != before["inputs"].get(name):
-            reasons.append(f"{name} is another")
+            reasons.append(f"{name} changed")
     reasons += [f"the {aspect} of the data changed" for aspect, digest in record["data"].items() if digest != before["data"].get(aspect)]
     return (*reasons[:4], f"and {len(reasons) - 4} more") if len(reasons) > 5 else tuple(reasons)
 
@@ -149,7 +149,7 @@ def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str
 
 
 def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
-    """step.json of a folder; None where the folder is not there or empty. UserError where it is not ours."""
+    """step.json of a folder. None: no folder, or an empty one. UserError: the folder is not that of a step."""
     if (folder / STEP_FILE).exists():
         return read_json(folder / STEP_FILE)
     if not folder.exists() or not any(folder.iterdir()):
@@ -157,7 +157,7 @@ def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
     if (folder / "begun.json").exists() or (folder / DONE_FILE).exists():
         return {"key": "", "settings": {"musiclm_jax": "a version before parts had identities"}, "inputs": {}, "data": {}}
     other = min(path.name for path in folder.iterdir())
-    raise UserError(f"{folder} holds {other}, which no training made: the step {step.name} would work there, so choose another work folder")
+    raise UserError(f"{folder} contains {other}, which no training wrote: the step {step.name} needs this folder, so choose another work folder")
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
@@ -168,7 +168,7 @@ _HASHES: dict[tuple[str, int, int], str] = {}
 
 
 def _file_hash(path: Path) -> str:
-    """sha256 of a file; of a file that was not touched since, as this process found it."""
+    """sha256 of a file, cached for as long as its size and time stay the same."""
     status = path.stat()
     at = (str(path), status.st_size, status.st_mtime_ns)
     if at not in _HASHES:
@@ -177,18 +177,18 @@ def _file_hash(path: Path) -> str:
 
 
 def _damaged(folder: Path, done: dict[str, Any]) -> str:
-    """Which output of a finished step is not what it was; "" if none."""
+    """Names an output of a finished step that is missing or changed; "" if none."""
     for name, expected in done["outputs"].items():
         path = folder / name
         if not path.is_file():
-            return f"{path} is gone"
+            return f"{path} is missing"
         if path.stat().st_size != expected["bytes"] or _file_hash(path) != expected["sha256"]:
             return f"{path} is damaged"
     return ""
 
 
 def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
-    """The record of a finished step, with the hashes of what it made."""
+    """Writes the record of a finished step, with the hashes of its outputs."""
     folder = run.folder(planned.step.name)
     outputs = {name: {"bytes": (folder / name).stat().st_size, "sha256": _file_hash(folder / name)} for name in planned.step.outputs}
     key = planned.record["key"]
@@ -196,11 +196,11 @@ def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, s
     write_json(folder / DONE_FILE, {**done, "outputs": outputs, "seconds": round(seconds, 1), "results": results})
 
 
-# ---------------------------------------------------------------------------------------------------------------------- Beginning
+# ---------------------------------------------------------------------------------------------------------------------- Starting a step
 
 
 def begin(run: Run, planned: Planned) -> float:
-    """Makes the folder ready for a step; returns the seconds that interrupted runs of it have taken."""
+    """Prepares the folder of a step. Returns the seconds that interrupted runs of the step have taken."""
     folder = run.folder(planned.step.name)
     if planned.sets_aside:
         set_aside(run, planned)
@@ -216,19 +216,19 @@ def begin(run: Run, planned: Planned) -> float:
 
 
 def keep_seconds(folder: Path, seconds: float) -> None:
-    """Remembers how long a step has been at work, however it ended."""
-    with contextlib.suppress(UserError):  # On a full disk there is another error to report.
+    """Records how long a step has run so far."""
+    with contextlib.suppress(UserError):  # The disk may be full; that error is reported elsewhere.
         write_json(folder / STEP_FILE, {**read_json(folder / STEP_FILE), "seconds": round(seconds, 1)})
 
 
 def _superseded(run: Run, name: str) -> list[Path]:
-    """What was set aside of a step, the newest first."""
+    """The superseded folders of a step, newest first."""
     found = [path for path in (run.workdir / _SUPERSEDED).glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit() and (path / STEP_FILE).exists()]
     return sorted(found, key=lambda path: -int(path.name.removeprefix(f"{name}-")))
 
 
 def aside(run: Run, name: str) -> Path:
-    """Where the folder of a step goes when it is superseded."""
+    """The next free folder in superseded/ for a step."""
     home, number = run.workdir / _SUPERSEDED, 1
     while (home / f"{name}-{number}").exists():
         number += 1
@@ -236,20 +236,20 @@ def aside(run: Run, name: str) -> Path:
 
 
 def set_aside(run: Run, planned: Planned) -> None:
-    """Moves the folder of a step into WORKDIR/superseded, with the reason beside it. Nothing is deleted."""
+    """Moves the folder of a step into WORKDIR/superseded, with the reasons in WHY.txt. Nothing is deleted."""
     folder, target = run.folder(planned.step.name), aside(run, planned.step.name)
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
-    with contextlib.suppress(UserError):  # On a full disk the move is what counts.
+    with contextlib.suppress(UserError):  # The disk may be full; the move has been made.
         write_text(target / _WHY, "".join(f"{line}\n" for line in planned.reasons))
 
 
 @contextlib.contextmanager
 def locked(run: Run, step: Step) -> Iterator[None]:
-    """Keeps two runs apart that would work on the same step of one work folder. The lock goes with the process, however it ends.
+    """A lock on one step of a work folder, released when the process ends in any way. Does nothing where the platform has no `flock`.
 
     Raises:
-        UserError: another process is at work there.
+        UserError: another process has the lock.
     """
     if fcntl is None:
         yield
@@ -265,7 +265,7 @@ def locked(run: Run, step: Step) -> Iterator[None]:
                 return
             file.seek(0)
             other = file.read().strip() or "another"
-            raise UserError(f"{run.folder(step.name)}: process {other} is at work there; wait for it, or choose another work folder") from None
+            raise UserError(f"{run.folder(step.name)}: process {other} is running this step; wait for it, or choose another work folder") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

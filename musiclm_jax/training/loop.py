@@ -1,7 +1,7 @@
-"""The training loop, once, for every task. It does not know what it trains; `task.py` says all that it asks of a task.
+"""The training loop of all tasks. `task.py` defines what it requires of a task.
 
 The state after step n is a pure function of (task, seed, n) and of the lengths that the run has had: the batch is source(n), the key is
-fold_in(seed, n). So a run that was killed continues bit-exactly from its last checkpoint, and no iterator needs saving.
+fold_in(seed, n). So a killed run continues bit-exactly from its last checkpoint, without saved iterators.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["TrainConfig", "Trained", "read_metrics", "train"]
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     seed: int = 0
-    # Steps between lines of the log, each the mean since the last one.
+    # Steps between lines of the log; a line is the mean since the last one.
     log_every: int = 50
     # Steps between evaluations. 0: only after the last step.
     eval_every: int = 500
@@ -49,11 +49,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a training returns."""
+    """The result of a training."""
 
     # After the last step, unboxed.
     state: TrainState
-    # How the length of the run was changed on the way, [first step, num_steps] each: under a cosine schedule the weights depend on it.
+    # The lengths that the run has had, as [first step, num_steps]: under a cosine schedule the weights depend on them.
     lengths: Lengths
     # The last value of every metric in the log.
     metrics: dict[str, int | float]
@@ -75,17 +75,17 @@ def train(
     checkpoint and leave with SystemExit.
 
     Args:
-        task: what to train, and how long.
+        task: the model and its recipe, with the number of steps.
         source: step -> batch of NumPy arrays with a leading batch axis; a pure function, called from another thread.
-        workdir: folder of this run, which no other process uses.
+        workdir: folder of this run alone.
         config: how often to log, evaluate and save.
-        identity: of this training, all but its length: a hash of whatever else decides its result. A checkpoint continues under no other.
+        identity: hash of all that decides the result, except the length. Checkpoints of another identity are refused.
         eval_source: index -> held-out batch. None: no evaluation.
-        warm_start: changes a fresh state, before the first step.
+        warm_start: applied to the initial state.
 
     Raises:
-        UserError: the newest checkpoint belongs to another training, is beyond the last step or cannot be read; the first batch is of no use
-            to the task; the loss is not finite; the disk is full.
+        UserError: the newest checkpoint belongs to another training, is beyond the last step or cannot be read; the first batch does not fit
+            the task; the loss is not finite; the disk is full.
     """
     # ---------------------------------------------------------------- Devices, shapes, shardings: nothing is allocated yet.
     workdir = Path(workdir)
@@ -96,7 +96,7 @@ def train(
     abstract_state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), sharding.unbox(boxed_shapes), shardings)
 
     # ---------------------------------------------------------------- The three programs: init, train step, eval step.
-    # Init runs once: on the CPU, where XLA compiles slowly, unoptimized code is there four times sooner.
+    # Init runs once: on CPU, where compilation dominates, unoptimized code compiles four times faster.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(lambda key: warm_start(sharding.unbox(task.init_state(key))), out_shardings=shardings, compiler_options=quick)
 
@@ -109,7 +109,7 @@ def train(
         return task.eval_step(state, batch, jax.random.fold_in(key, index))
 
     with contextlib.ExitStack() as stack:
-        # ------------------------------------------------------------ The state: restored, or made where it will live.
+        # ------------------------------------------------------------ The state: restored, or initialized with its shardings.
         stop_signals = stack.enter_context(_stop_signals())
         checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints))
         state, lengths = checkpoints.restore(abstract_state, num_steps=task.num_steps) or (init(init_key), [])
@@ -118,12 +118,12 @@ def train(
         log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps)
         log.banner(state)
 
-        # ------------------------------------------------------------ When to do what. The last step does it all.
+        # ------------------------------------------------------------ When to log, evaluate and save. The last step does all three.
         def due(every: int, step: int) -> bool:
             return step == task.num_steps or bool(every and step and step % every == 0)
 
         def evaluate(state) -> None:
-            """Logs the mean over the held-out batches. A stop signal ends it without a line; the next run makes up for it."""
+            """Logs the mean over the held-out batches. A stop signal ends it early; the next run repeats it."""
             with log.paused(), contextlib.closing(prefetch(eval_source, start=0, stop=config.eval_batches)) as batches:
                 metrics = []
                 for index, batch in enumerate(batches):
@@ -176,7 +176,7 @@ def _stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def handler(number, frame):
-        if received:  # The second one means it.
+        if received:  # A second signal stops at once.
             raise KeyboardInterrupt
         received.append(number)
 

@@ -16,7 +16,7 @@ from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.fit import FitConfig
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 
 STAGES = ("semantic", "coarse", "fine")
 
@@ -124,7 +124,7 @@ def test_later_values_win_and_strings_need_no_quotes(tmp_path):
         ("SEED", "expected NAME=VALUE"),
         ("coarse/StagePart.crop_sec=60.0", "coarse: crop_sec=60.0, window_sec=1.0: a stage is trained on its window; leave crop_sec out"),
         ("coarse/StageSpec.window_sec=60.01", "window_sec=60.01 is 1500.25 steps of 'semantic': choose a whole number"),
-        ("coarse/SamplingConfig.guidance=2.0", "guidance=2 of the coarse stage: its training withheld no conditions"),
+        ("coarse/SamplingConfig.guidance=2.0", "guidance=2 of the coarse stage: it was trained without dropping conditions"),
         ("TEXT_MIX=(('short', 1.0), ('long', -1.0))", "mulan: text_mix=(('short', 1.0), ('long', -1.0)): name each kind once"),
         ("TEXT_MIX=(('short', 0.0),)", "one at least above 0"),
         ("TEXT_MIX=(('short', 1e999),)", "with a weight of 0 or more"),

@@ -219,7 +219,7 @@ def test_a_melody_may_stand_before_the_mulan_tokens():
         ({"max_windows": 0}, "max_windows=0"),
         ({"name": "../x"}, "stage '../x'"),
         ({"prefix_dropout": 1.0}, "prefix_dropout=1.0"),
-        ({"sampling": SamplingConfig(guidance=2.0)}, "guidance=2 of the coarse stage: its training withheld no conditions"),
+        ({"sampling": SamplingConfig(guidance=2.0)}, "guidance=2 of the coarse stage: it was trained without dropping conditions"),
     ],
 )
 def test_nonsense_is_refused(changes, says):

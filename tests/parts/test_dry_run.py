@@ -7,7 +7,7 @@ import pytest
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.dry_run import _with_rows, dry_run
-from musiclm_jax.parts.part import TrainedPart
+from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training import sharding
 from musiclm_jax.training.cost import count_activations, count_flops
@@ -151,7 +151,7 @@ def test_xla_holds_about_as_much():
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])
 def test_steps_that_train_nothing(name):
-    with pytest.raises(UserError, match=f"{name}' trains nothing.*choose one of codec"):
+    with pytest.raises(UserError, match=f"{name}' is not a training.*choose one of codec"):
         dry_run(name, load_config("test"))
 
 

@@ -108,7 +108,7 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
         "TEXT_MIX=(('short', 1.0),)": from_mulan,
         "TEXT_SHARE=0.1": stages,
         "RERANKER_STEPS=5": {"reranker", "semantic_reranker", "export"},
-        "coarse/StageSpec.hop_sec=0.2": {"export"},  # How windows slide trains nothing.
+        "coarse/StageSpec.hop_sec=0.2": {"export"},  # Used in generation only.
         "coarse/StageSpec.window_sec=0.8": {"coarse", "export"},
         "coarse/StageSpec.prefix_dropout=0.2": {"coarse", "export"},
         "fine/SamplingConfig.temperature=0.7": {"export"},

@@ -22,8 +22,9 @@ from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.models.stage import StageConfig, StageDecoder
 from musiclm_jax.parts.encode import encode_settings, tokenize
 from musiclm_jax.parts.fit import run_step
-from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, TrainedPart, Work, wave_shapes
+from musiclm_jax.parts.part import PREPARE, Run, Step, TokenStream, Work
 from musiclm_jax.parts.stage import StagePart
+from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.specs import Stream
 from musiclm_jax.tasks.stage import StageRecipe
 from musiclm_jax.tokens import Levels
@@ -112,7 +113,7 @@ def config():
 def test_a_part_and_stages_of_ones_own_train_and_sample(config, tmp_path):
     data, work = write_clips(tmp_path / "data"), tmp_path / "work"
     step = lambda name: run_step(name, data, config=config, workdir=work)  # noqa: E731
-    with pytest.raises(UserError, match="level_from_mulan needs the result of mulan"):
+    with pytest.raises(UserError, match="level_from_mulan needs the output of mulan"):
         step("level_from_mulan")
     for name in ("codec", "acoustic_tokens", "mulan", "rvq", "level", "level_tokens"):
         step(name)

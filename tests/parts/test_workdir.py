@@ -36,7 +36,7 @@ class Place:
         expected = self.plan(**changes)
         self.log.clear()
         fit(self.data, config=self.config(**changes), workdir=self.work)
-        assert self.log == [name for name, action in expected.items() if name != "prepare" and action != "take back"]
+        assert self.log == [name for name, action in expected.items() if name != "prepare" and action != "restore"]
         assert self.plan(**changes) == {}
         return list(self.log)
 
@@ -123,11 +123,11 @@ def test_the_plan_says_why(place):
     reasons = lambda **changes: {  # noqa: E731
         each.step.name: "; ".join(each.reasons) for each in plan(place.data, config=place.config(**changes), workdir=place.work) if each.reasons
     }
-    assert reasons(a={"text": "y"}) == {"a": "text: 'y', was 'x'", "b": "a is another", "export": "a is another; b is another"}
-    assert reasons(a={"num_steps": 2})["a"] == "2 steps are asked for, 4 were trained"
+    assert reasons(a={"text": "y"}) == {"a": "text: 'y', was 'x'", "b": "a changed", "export": "a changed; b changed"}
+    assert reasons(a={"num_steps": 2})["a"] == "2 steps are requested, 4 were trained"
     assert reasons(a={"num_steps": 6})["a"] == "to step 6, from 4"
     place.captions(lambda lines: lines[0].update(captions=["y"]))
-    assert reasons() == {"b": "the captions of the data changed", "export": "b is another"}
+    assert reasons() == {"b": "the captions of the data changed", "export": "b changed"}
 
 
 def test_fit_says_what_it_will_redo_before_it_does(place, capsys):
@@ -135,8 +135,8 @@ def test_fit_says_what_it_will_redo_before_it_does(place, capsys):
     capsys.readouterr()
     place.fit(b={"text": "y"})
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"b: anew (text: 'y', was 'x'); what is there goes to {place.work / 'superseded' / 'b-1'}"
-    assert out[1].startswith("export: anew (b is another)") and out[2].startswith("[1/4] prepare: done")
+    assert out[0] == f"b: redo (text: 'y', was 'x'); the earlier output moves to {place.work / 'superseded' / 'b-1'}"
+    assert out[1].startswith("export: redo (b changed)") and out[2].startswith("[1/4] prepare: done")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Interrupted
@@ -148,12 +148,12 @@ def test_an_interrupted_training_continues_and_what_was_done_stays(place):
         fit(place.data, config=place.config(a={"num_steps": 8, "interrupt_at": 6}), workdir=place.work)
     # The shorter one is still done: nothing was taken away.
     assert place.plan() == {}
-    assert place.plan(a={"num_steps": 8}) == {"a": "train on", "b": "anew", "export": "anew"}
+    assert place.plan(a={"num_steps": 8}) == {"a": "extend", "b": "redo", "export": "redo"}
     place.fit(a={"num_steps": 8})
     done = read_json(place.work / "a" / "done.json")
     assert done["num_steps"] == 8 and (place.work / "a" / "out").read_text() == "x8" and "a-1" not in place.aside()
     # A length in between was never a result.
-    assert place.plan(a={"num_steps": 6})["a"] == "anew"
+    assert place.plan(a={"num_steps": 6})["a"] == "redo"
 
 
 def test_the_history_of_a_length_is_part_of_the_identity(place):
@@ -162,7 +162,7 @@ def test_the_history_of_a_length_is_part_of_the_identity(place):
     place.fit(a={"num_steps": 8})
     continued = read_json(place.work / "a" / "done.json")["identity"]
     (place.work / "a").rename(place.work / "mine")
-    assert place.plan(a={"num_steps": 8}) == {"a": "new", "b": "anew", "export": "anew"}
+    assert place.plan(a={"num_steps": 8}) == {"a": "new", "b": "redo", "export": "redo"}
     place.fit(a={"num_steps": 8})
     assert read_json(place.work / "a" / "done.json")["identity"] != continued
     # The same history gives the same identity, and what depends on it is done.
@@ -189,7 +189,7 @@ def test_damaged_outputs_are_made_again_and_nothing_else(place, damage):
     place.fit()
     damage(place.work / "a" / "out")
     assert place.plan() == {"a": "repair"}
-    with pytest.raises(UserError, match=r"b needs the result of a, .* \(repair: .*a/out is (damaged|gone)\)"):
+    with pytest.raises(UserError, match=r"b needs the output of a, .* \(repair: .*a/out is (damaged|missing)\)"):
         run_step("b", place.data, config=place.config(), workdir=place.work)
     place.fit()
     assert (place.work / "a" / "out").read_text() == "x4" and place.aside() == []
@@ -210,7 +210,7 @@ def test_a_folder_that_is_not_ours_is_not_touched(place):
     (place.work / "b").mkdir(parents=True)
     (place.work / "b" / "master.wav").write_text("mine")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"work/b holds master.wav, which no training made: .* choose another work folder"):
+        with pytest.raises(UserError, match=r"work/b contains master.wav, which no training wrote: .* choose another work folder"):
             fit(place.data, config=place.config(), workdir=place.work)
     assert (place.work / "b" / "master.wav").read_text() == "mine" and place.log == []
 
@@ -239,12 +239,12 @@ def test_a_work_folder_in_the_data_is_no_data(tmp_path):
 def test_one_step_wants_the_steps_before_it(place):
     with pytest.raises(UserError, match="step 'd': choose one of prepare, a, b, export, c"):
         run_step("d", place.data, config=place.config(), workdir=place.work)
-    with pytest.raises(UserError, match="export needs the result of a, .* run `musiclm train a`"):
+    with pytest.raises(UserError, match="export needs the output of a, .* run `musiclm train a`"):
         run_step("export", place.data, config=place.config(), workdir=place.work)
     assert place.log == []
     # But for the step that reads the data, which decides nothing.
     assert run_step("a", place.data, config=place.config(), workdir=place.work) == {"length": 0} and place.log == ["a"]
-    with pytest.raises(UserError, match=r"b needs the result of a, .* \(anew: text: 'y', was 'x'\): run `musiclm train a`"):
+    with pytest.raises(UserError, match=r"b needs the output of a, .* \(redo: text: 'y', was 'x'\): run `musiclm train a`"):
         run_step("b", place.data, config=place.config(a={"text": "y"}), workdir=place.work)
     with pytest.raises(UserError, match="is not a folder"):
         run_step("a", place.data / "nowhere", config=place.config(), workdir=place.work)
@@ -270,7 +270,7 @@ def test_two_runs_are_kept_apart(place):
     other = context.Process(target=_hold, args=(place.work, ready, done))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(UserError, match=rf"work/a: process {other.pid} is at work there"):
+    with pytest.raises(UserError, match=rf"work/a: process {other.pid} is running this step"):
         fit(place.data, config=place.config(), workdir=place.work)
     assert place.log == []
     done.set()
@@ -279,9 +279,9 @@ def test_two_runs_are_kept_apart(place):
 
 
 def test_parts_that_do_not_go_together_are_refused():
-    with pytest.raises(UserError, match="the part 'b' is there twice"):
+    with pytest.raises(UserError, match="two parts are named 'b'"):
         FitConfig(parts=(*tiny_parts([]), tiny_parts([])[2]))
-    with pytest.raises(UserError, match="a needs prepare, which no part before it makes"):
+    with pytest.raises(UserError, match="a needs prepare, which no earlier part makes"):
         FitConfig(parts=tiny_parts([])[1:])
     with pytest.raises(UserError, match="encode_context_sec=5, encode_sec=5: the context must be shorter"):
         FitConfig(parts=tiny_parts([]), encode_sec=5, encode_context_sec=5)
