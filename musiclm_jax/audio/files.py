@@ -173,8 +173,8 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
         raise ValueError(f"a wave of finite samples was expected for {path}, got NaN or infinity")
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
-    with _whole_or_not_at_all(path) as temporary:
-        soundfile.write(temporary, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+    with _whole_or_not_at_all(path) as temporary, temporary.open("wb") as file:  # Opened here: soundfile does not take names that are not UTF-8.
+        soundfile.write(file, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import difflib
 import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
 import inspect
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     for binding in bindings:
         if new := _renamed(name := binding.partition("=")[0].strip()):
             raise UserError(f"{name} is {new} now")
-    size = size or _size_of_recipe(paths) or "demo"
+    size = (_size_of_recipe(paths) or "demo") if size is None else size
     if size not in sizes():
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
@@ -90,7 +91,7 @@ def _without_log() -> Iterator[None]:
 
 def _find(name: str) -> Path:
     for path in (Path(name), gin_folder() / name):
-        if path.is_file():
+        if os.path.isfile(path):  # Not path.is_file(), which raises where the name is too long.
             return path
     shipped = sorted(str(path.relative_to(gin_folder())) for path in gin_folder().rglob("*.gin"))
     raise UserError(f"{name}: no such gin file; name a path, or one of {', '.join(shipped)}")

@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `musiclm --help` is in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -32,6 +33,8 @@ for command in (generate, fit, train, export, info, corpus, evaluate):
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 a user's mistake, 130 Ctrl-C."""
+    with contextlib.suppress(AttributeError):  # A name that the terminal cannot write, such as one that is not UTF-8, is spelled instead.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(args=argv, prog_name="musiclm", standalone_mode=False))
     except UserError as error:

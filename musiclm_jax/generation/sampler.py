@@ -54,13 +54,11 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self):
-        check_numbers(self, temperature=FINITE, cooling=FINITE, top_p=FINITE, guidance=FINITE, top_k=(-1, STEPS[1]))
+        check_numbers(self, temperature=FINITE, cooling=FINITE, top_p=FINITE, guidance=FINITE, top_k=STEPS)
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature}: choose 0 (most likely code) or more")
         if not 0 < self.cooling <= 1:
             raise UserError(f"cooling={self.cooling}: choose a factor in (0, 1]; 1 is none")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k}: choose 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: choose a probability in (0, 1]")
         if self.guidance < 0:

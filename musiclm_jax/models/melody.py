@@ -16,6 +16,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float, Int, Key
@@ -142,6 +143,12 @@ def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyCo
             f"{len(embeddings)} windows cannot fill num_codes={config.num_codes} codes: lower num_codes of the melody config or give more audio"
         )
     return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
+
+
+def variable_shapes(config: MelodyConfig) -> dict[str, Any]:
+    """The shapes of `variables`."""
+    params = nn.unbox(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    return {"params": params, "quantizer": {"codebooks": jax.ShapeDtypeStruct((config.num_levels, config.num_codes, config.embedding_dim), jnp.float32)}}
 
 
 def tokens(config: MelodyConfig, variables: Any, embeddings: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:

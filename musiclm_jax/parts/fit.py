@@ -9,7 +9,9 @@ which bundles do not contain yet.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from musiclm_jax.training.sharding import abstract_mesh, check_batch
 EXPORT = "export"
 
 
-def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
+def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, on_begin: Callable[[], None] = lambda: None) -> Path:
     """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
 
     The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
-    `workdir`/superseded. `data/folder.py` describes the folder of clips.
+    `workdir`/superseded. `data/folder.py` describes the folder of clips. `on_begin` is called before anything is written.
 
     Raises:
         UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
@@ -38,6 +40,7 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str) -> Path:
     for planned in work_folder.make_plan(run, steps):
         if planned.sets_aside:
             print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
+    _begin(run, steps, on_begin)
     for number, step in enumerate(steps, start=1):
         _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
         if step.name == PREPARE:
@@ -52,28 +55,36 @@ def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str 
     return work_folder.make_plan(Run(config, Path(data), Path(workdir)), config.steps_to(step))
 
 
-def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str) -> dict[str, Any]:
-    """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done.
+def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str, on_begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done. `on_begin` is as in `fit`.
 
     Raises:
         UserError: as `fit`, or another step that this one needs is not done.
     """
-    if name not in config.steps:
-        raise UserError(f"step {name!r}: choose one of {', '.join(config.steps)}")
     run = Run(config, Path(data), Path(workdir))
     steps = config.steps_to(name)
     _check_batches(config, steps[-1:])
-    for planned in work_folder.make_plan(run, steps)[:-1]:
-        if planned.is_done or planned.step.name == PREPARE:
-            _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
-        else:
+    before = work_folder.make_plan(run, steps)[:-1]
+    for planned in before:
+        if not planned.is_done and planned.step.name != PREPARE:
             raise UserError(
                 f"{name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
                 f"{': ' + '; '.join(planned.reasons) if planned.reasons else ''}): run `musiclm train {planned.step.name}` with the same options"
             )
+    _begin(run, steps, on_begin)
+    for planned in before:
+        _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
     if name != PREPARE:
         next(part for part in config.parts if name in {each.name for each in part.steps(config)}).check(run)
     return _do(run, steps[-1], title=name)
+
+
+def _begin(run: Run, steps: tuple[Step, ...], on_begin: Callable[[], None]) -> None:
+    """Calls `on_begin`, unless another process works on one of the steps: UserError."""
+    with contextlib.ExitStack() as stack:
+        for step in steps:
+            stack.enter_context(work_folder.locked(run, step))
+        on_begin()
 
 
 def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:

@@ -140,7 +140,9 @@ class FitConfig:
         return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
-        """A step and all steps that it depends on, in order."""
+        """A step and all steps that it depends on, in order. Raises UserError where there is no such step."""
+        if name not in self.steps:
+            raise UserError(f"step {name!r}: choose one of {', '.join(self.steps)}")
         wanted = {name}
         for step in reversed(self.steps.values()):
             if step.name in wanted:
