@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ LIMIT_SEC = 100
 # More than any of these calls may take: what asks for all there is must be refused before.
 LIMIT_BYTES = 8 * 2**30
 # Lines that are no errors: of progress, and warnings.
-PROGRESS = re.compile(r"\r|\S+ +\d+/\d+ |\S+ +\d+ \S+ in [\d.]+ s|(coding|embedding|reading|estimating|generating|clustering|fitting|tokeniz)|.* not listed in|"
+PROGRESS = re.compile(r"\r|\S+ +\d+/\d+ |\S+ +\d+ \S+ in [\d.]+ s|k-means of|making|(coding|embedding|reading|estimating|generating|clustering|fitting|tokeniz)|.* not listed in|"
                       r"\d+ clips of|musiclm: the (model|prompt|step) ")  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def option_calls() -> Iterator[Call]:
     for value in ("", " ", "huge", "../models/demo", "demo.gin", "é", "-1"):
         yield Call(("fit", "clips", "--workdir", "w", "--size", value), names="size")
     for value in ("", "f", "f/x", "/dev/null", "loop", LONG, "/proc/x", "clips"):
-        yield Call(("fit", "clips", "--size", "test", "--workdir", value), several(put("f"), lambda: os.symlink("loop", "loop")), names=value[:20])
+        yield Call(("train", "prepare", "clips", "--size", "test", "--workdir", value), several(put("f"), lambda: os.symlink("loop", "loop")), names=value[:20])
         yield Call(("fit", "clips", "--size", "test", "--plan", "--workdir", value), several(put("f"), lambda: os.symlink("loop", "loop")), names=value[:20],
                    may=(f"{value}/hashes.json",))  # fmt: skip
     for step in ("", "soundstream", "prepar", "é", "export\n", "--dry_run", "melody", "kmeans", "export", "rvq", "fine"):
@@ -214,13 +215,15 @@ def make_odd_paths() -> None:
 def data_calls() -> Iterator[Call]:
     """Folders of clips, given to everything that reads them."""
 
+    turns = itertools.cycle(("codec", "semantic", "mulan", "adherence"))
+
     def readers(make, note, names="", data="d"):
         prepared = several(make) if callable(make) else make
         yield Call(("train", "prepare", data, "--size", "test", "--workdir", "w"), prepared, note, names, may=("w/*", "w"))
         yield Call(("fit", data, "--size", "test", "--workdir", "w", "--plan"), prepared, note, names, may=("w/hashes.json", "w"))
-        for command in ("codec", "semantic", "mulan", "adherence"):
-            more = ("--captions", "2", "--seconds", "2") if command == "adherence" else ("--clips", "2", "--seconds", "1")
-            yield Call(("evaluate", command, data, "--model", "bundle", *more), prepared, note, names)
+        command = next(turns)
+        more = ("--captions", "2", "--seconds", "2") if command == "adherence" else ("--clips", "2", "--seconds", "1")
+        yield Call(("evaluate", command, data, "--model", "bundle", *more), prepared, note, names)
 
     for path in odd_paths("d"):
         yield from readers(make_odd_paths, "", "", path)
@@ -245,7 +248,7 @@ def data_calls() -> Iterator[Call]:
     crowd = lambda value: [{**line, **value} for line in lines_of_clips()]  # noqa: E731
     for value in ({"split": "test"}, {"split": "train"}, {"captions": []}, {"captions": [""]}, {"captions": ["é" * 5000]}, {"captions": ["!" * 9]}, {"melody": "x"},
                   {"attributes": {"instrument": []}}, {"attributes": {"tempo_bpm": "x", "instrument": {}, "drums": 7, "tonic": 3, "mode": [], "tempo": {}}}):  # fmt: skip
-        yield Call(("fit", "clips", "--size", "test", "--workdir", "w", "--gin.CODEC_STEPS=2"), lambda value=value: write_metadata(Path("clips"), crowd(value)),
+        yield Call(("train", "prepare", "clips", "--size", "test", "--workdir", "w"), lambda value=value: write_metadata(Path("clips"), crowd(value)),
                    f"all lines {str(value)[:50]}", "", may=("w/*", "w"))  # fmt: skip
         for command in ("semantic", "mulan", "adherence"):
             more = ("--captions", "2", "--seconds", "2") if command == "adherence" else ("--clips", "2", "--seconds", "1")
@@ -258,7 +261,7 @@ def data_calls() -> Iterator[Call]:
     yield from readers(several(clips(), lambda: os.rename("d/0.wav", b"d/\xff.wav")), "a name that is not UTF-8")
     yield from readers(several(clips(), lambda: os.rename("d/0.wav", "d/a\nb.wav")), "a name of two lines")
     yield from readers(several(clips(), put("d/x.wav", b"RIFF\xff\xff\xff\x7fWAVEfmt \x10\x00\x00\x00\x01\x00\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff")), "a crafted header")
-    yield from readers(lambda: write_tones(Path("/".join(["d", *["deep" * 20] * 30])), ["0.wav", "1.wav"]), "deep folders")
+    yield from readers(lambda: write_tones(Path("/".join(["d", *["deep" * 20] * 10])), ["0.wav", "1.wav"]), "deep folders")
     yield from readers(several(clips(), lambda: os.mkdir("d/metadata.jsonl")), "metadata.jsonl is a folder")
 
 
@@ -336,7 +339,7 @@ def gin_calls() -> Iterator[Call]:
         yield Call((*weigh, f"--gin.{binding}"), names="")
     for part, value in (("codec", "SoundStreamConfig.dim"), ("semantic", "StageConfig.dim"), ("semantic", "StageConfig.num_layers"), ("mulan", "TextTowerConfig.vocab_size"), ("w2v_bert", "W2vBertConfig.num_clusters"),
                         ("codec", "CodecPart.batch_size"), ("codec", "CodecPart.crop_sec"), ("semantic", "semantic/StagePart.batch_size")):  # fmt: skip
-        for number in (10**7, 10**12):
+        for number in (10**6, 10**12):
             yield Call(("train", part, "clips", "--size", "test", "--workdir", "w", f"--gin.{value}={number}"), names="", may=("w/*", "w"))
             yield Call(("train", part, "--size", "test", "--dry_run", f"--gin.{value}={number}"), names="")
 
@@ -529,6 +532,9 @@ def main() -> None:
     import musiclm_jax.evaluation.melody
     import musiclm_jax.evaluation.mulan
     import musiclm_jax.evaluation.semantic  # noqa: F401
+    from musiclm_jax.evaluation.extras import require
+
+    require("librosa", "sklearn.metrics", "sklearn.pipeline", "sklearn.linear_model", "pyloudnorm")
 
     warnings.simplefilter("ignore")
     calls = [*option_calls(), *data_calls(), *work_calls(), *gin_calls(), *binding_calls((FIXTURES / "work" / "config.gin").read_text()), *bundle_calls(json.loads((FIXTURES / "bundle" / "config.json").read_text()))]

@@ -20,6 +20,9 @@ from musiclm_jax.cli.generate import generate
 from musiclm_jax.cli.training import fit, train
 from musiclm_jax.errors import UserError
 
+# Letters of a message. One that repeats what a user typed may have any number.
+_LONGEST = 2000
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(musiclm_jax.__version__, prog_name="musiclm")
@@ -80,7 +83,8 @@ def _of_the_machine(error: str) -> str | None:
 
 
 def _fail(message: str) -> None:
-    click.echo("musiclm: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    click.echo("musiclm: " + (line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"), err=True)
     sys.exit(2)
 
 

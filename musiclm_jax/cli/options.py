@@ -39,7 +39,7 @@ class Place(click.ParamType):
 class Seconds(click.FloatRange):
     """A range that nan is outside of."""
 
-    name = "seconds"
+    name = "number"
 
     def convert(self, value, param, ctx) -> float:
         number = super().convert(value, param, ctx)

@@ -65,7 +65,6 @@ def check_request(
             raise UserError(f"{name}={number}: choose 1 or more")
     rows = len(prompts) * num_samples * (num_candidates or 1) * (num_drafts or 1)
     if rows > MAX_ROWS:
-        rows = f"{rows:,}" if rows.bit_length() < 64 else "too many"
         raise UserError(f"{rows} clips at once, candidates and drafts counted: at most {MAX_ROWS} are drawn together; ask for fewer, several times")
     if (total := seconds * len(prompts) * num_samples * (num_candidates or 1)) > MAX_TOTAL_SECONDS:
         raise UserError(f"{total:g} s of music at once, candidates counted: at most {MAX_TOTAL_SECONDS} s are made together; ask for fewer, several times")
