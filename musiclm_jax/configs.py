@@ -68,8 +68,25 @@ class MusicLMConfig:
             raise UserError(f"stages {', '.join(names)}: each needs a name of its own, and none is codec, w2v_bert or mulan")
         if unknown := set(self.skipped_stages) - set(names):
             raise UserError(f"skipped_stages has {min(unknown)!r}: choose from {', '.join(names)}")
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raises UserError unless each stage finds what it reads, and continues what is written, and the last word is sound."""
+        written = {"mulan": self.mulan.num_levels}
         for stage in self.stages:
-            stage.layout(self.streams)
+            layout = stage.layout(self.streams)
+            if stage.name in self.skipped_stages:
+                continue
+            for segment in layout.prefix:
+                if written.get(segment.stream, 0) < segment.first_level + segment.levels:
+                    raise UserError(f"stage {stage.name!r} reads {segment.stream!r}, of which no stage before it writes all levels: put one before that does")
+            target = layout.target
+            if target.first_level != written.get(target.stream, 0):
+                before = f"{written.get(target.stream, 0)} levels are written before it"
+                raise UserError(f"stage {stage.name!r} writes {target.stream!r} from level {target.first_level} on, and {before}: make these equal")
+            written[target.stream] = target.first_level + target.levels
+        if "acoustic" not in written:
+            raise UserError("no stage that is not skipped writes 'acoustic', so that there is nothing to decode: add one, or skip fewer")
 
     @property
     def streams(self) -> dict[str, Stream]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 
 from musiclm_jax import bundle
 from musiclm_jax.configs import RERANKERS, MusicLMConfig
@@ -44,7 +45,13 @@ def read_config(opened: bundle.Bundle) -> MusicLMConfig:
 def load(opened: bundle.Bundle, config: MusicLMConfig, name: str) -> dict[str, Any]:
     """The variables of one model, whose shapes are those that the config says. UserError where they are not."""
     variables, _ = opened.load(name)
-    bundle.check_shapes(variables, config.variable_shapes(name), where=f"{opened.path / name}.safetensors")
+    try:
+        expected = config.variable_shapes(name)
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, FlaxError) as error:
+        # The checks of the configs know nonsense one by one; what they do not know, such as a stride beyond the wave, fails when shapes are made of it.
+        says = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]
+        raise UserError(f"{opened.path / bundle.CONFIG_FILE}: no {name} can be made of its values ({says}); copy or export the bundle again") from error
+    bundle.check_shapes(variables, expected, where=f"{opened.path / name}.safetensors")
     return variables
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from musiclm_jax.checks import SIZE, check_numbers
 from musiclm_jax.errors import UserError
 
 
@@ -25,6 +26,7 @@ class AudioSpec:
     semantic_rate_hz: int = 25
 
     def __post_init__(self):
+        check_numbers(self, sample_rate_hz=SIZE, frame_rate_hz=SIZE, semantic_rate_hz=SIZE)
         if self.sample_rate_hz % self.frame_rate_hz or self.frame_rate_hz % self.semantic_rate_hz:
             raise UserError(
                 f"sample_rate_hz={self.sample_rate_hz}, frame_rate_hz={self.frame_rate_hz}, semantic_rate_hz={self.semantic_rate_hz}: "

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float
+from musiclm_jax.checks import NOT_NEGATIVE, POSITIVE, SIZE, check_choices, check_numbers
+from musiclm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,17 @@ class LogMelConfig:
     floor: float = 1e-5
 
     def __post_init__(self):
+        # Of a longer one the filters alone would take gigabytes.
+        length = (1, 2**15)
+        check_numbers(self, sample_rate_hz=SIZE, window_samples=length, hop_samples=length, num_fft=length, num_mels=length, floor=POSITIVE)
+        check_numbers(self, min_hz=NOT_NEGATIVE, max_hz=POSITIVE)
+        check_choices(self, scale=("mel", "octave"))
         if self.num_fft < self.window_samples:
-            raise ValueError(f"num_fft={self.num_fft} is shorter than window_samples={self.window_samples}: raise num_fft")
+            raise UserError(f"num_fft={self.num_fft} is shorter than window_samples={self.window_samples}: raise num_fft")
         if not 0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2:
-            raise ValueError(f"0 <= min_hz={self.min_hz} < max_hz={self.max_hz} <= sample_rate_hz / 2={self.sample_rate_hz / 2} must hold")
-        if self.scale not in ("mel", "octave"):
-            raise ValueError(f"scale={self.scale!r}: choose 'mel' or 'octave'")
+            raise UserError(f"0 <= min_hz={self.min_hz} < max_hz={self.max_hz} <= sample_rate_hz / 2={self.sample_rate_hz / 2} must hold")
         if self.scale == "octave" and not self.min_hz:
-            raise ValueError("scale='octave' with min_hz=0: octaves have no end there; choose a min_hz above 0")
+            raise UserError("scale='octave' with min_hz=0: octaves have no end there; choose a min_hz above 0")
 
 
 def frame(wave: Float[Array, "B N"], *, window: int, hop: int) -> Float[Array, "B T W"]:

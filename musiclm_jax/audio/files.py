@@ -173,8 +173,8 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
     try:
-        with records.atomic_path(path) as temporary:
-            soundfile.write(temporary, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+        with records.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here: soundfile does not take names that are not UTF-8.
+            soundfile.write(file, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", error)
         raise UserError(f"{path} cannot be written ({reason}): free some space, or write elsewhere") from error

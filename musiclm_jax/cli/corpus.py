@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import seed_option
+from musiclm_jax.cli.options import Place, seed_option
 
 
 @click.command(short_help="Renders a corpus of captioned clips.")
-@click.argument("directory", metavar="DIR", type=Path)
+@click.argument("directory", metavar="DIR", type=Place())
 @click.option("--clips", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
 @click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="The same melody by other instruments, so often for each clip.")
 @seed_option

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import Seconds, model_option, seed_option, use_compilation_cache
+from musiclm_jax.cli.options import Place, Seconds, model_option, seed_option, use_compilation_cache
 
-clips_argument = click.argument("directory", metavar="DIR", type=Path)
+clips_argument = click.argument("directory", metavar="DIR", type=Place())
 clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
 _say = functools.partial(click.echo, err=True)
 
@@ -25,7 +24,7 @@ def evaluate() -> None:
 @click.option("--seconds", type=Seconds(2, 300), default=10.0, show_default=True, help="Length of the clips.")
 @seed_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=10, show_default=True, help="Clips made together.")
-@click.option("--out", type=Path, help="Folder for adherence.json and the clips; without it nothing is kept.")
+@click.option("--out", type=Place(), help="Folder for adherence.json and the clips; without it nothing is kept.")
 @model_option
 def adherence(directory, captions, seconds, seed, batch_size, out, model) -> None:
     """Does the music have the instrument, drums, mode and tempo that the caption names?
@@ -100,7 +99,7 @@ def mulan(directory, clips, seconds, seed, model) -> None:
 
 
 @evaluate.command()
-@click.argument("workdir", metavar="WORKDIR", type=Path)
+@click.argument("workdir", metavar="WORKDIR", type=Place())
 def melody(workdir) -> None:
     """Does the melody embedder find a tune again that another instrument plays?
 

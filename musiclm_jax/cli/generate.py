@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import PerStage, Seconds, model_option, overrides, seed_option, short, use_compilation_cache
+from musiclm_jax.cli.options import PerStage, Place, Seconds, model_option, overrides, seed_option, short, use_compilation_cache
 
 
 @click.command(short_help="Makes music from text.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
-@click.option("--out", type=Path, default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
+@click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
 @seed_option
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--candidates", type=int, show_default="the model's", help="Clips made for each, of which the nearest to the prompt is kept.")

@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import difflib
 import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
 import inspect
+import io
 import logging
+import os
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gin
 
-from musiclm_jax.errors import UserError
+from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.parts.fit import FitConfig
 from musiclm_jax.records import coerce
 
@@ -49,7 +53,9 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     for binding in bindings:
         if new := _renamed(name := binding.partition("=")[0].strip()):
             raise UserError(f"{name} is {new} now")
-    size = size or _size_of_recipe(paths) or "demo"
+    for path in paths:
+        _check_text(path)
+    size = (_size_of_recipe(paths) or "demo") if size is None else size
     if size not in sizes():
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
@@ -59,11 +65,13 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     try:
         with _without_log():
             gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
+        _check_required()
         config = gin.get_configurable(FitConfig)()
     except UserError as error:
-        raise UserError(str(error).splitlines()[0]) from error  # Without gin's account of where it happened.
+        message, *account = str(error).splitlines()
+        raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
-        raise UserError(_explain(error)) from error
+        raise UserError(_explain(error, bindings)) from error
     unused = _unused()
     if unused:
         if new := _renamed(unused[0]):
@@ -89,10 +97,35 @@ def _without_log() -> Iterator[None]:
 
 def _find(name: str) -> Path:
     for path in (Path(name), gin_folder() / name):
-        if path.is_file():
+        if os.path.isfile(path):  # Not path.is_file(), which raises where the name is too long.
             return path
     shipped = sorted(str(path.relative_to(gin_folder())) for path in gin_folder().rglob("*.gin"))
     raise UserError(f"{name}: no such gin file; name a path, or one of {', '.join(shipped)}")
+
+
+def _check_text(path: Path) -> None:
+    """Raises UserError where a file cannot be gin, which gin would say without naming it."""
+    try:
+        _check_closed(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no gin file, for it is not text in UTF-8 (byte {error.start}): save it as UTF-8, or name another") from error
+
+
+def _check_closed(text: str, where: str) -> None:
+    """Raises UserError where a bracket or a quotation is open at the end, which gin would say without naming the file or value."""
+    try:
+        collections.deque(tokenize.generate_tokens(io.StringIO(text).readline), maxlen=0)
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise UserError(f"{where}: {error.args[0]}: close all brackets and quotation marks") from error
+
+
+def _check_required() -> None:
+    """Raises UserError where a macro is %gin.REQUIRED: gin would hand on a value that says nothing."""
+    for (scope, selector), values in gin.config._CONFIG.items():
+        if selector == "gin.macro" and any(str(value) == "%gin.REQUIRED" for value in values.values()):
+            raise UserError(f"{scope} is required: give it with --gin.{scope}=VALUE, or in a file with --gin_file")
 
 
 def _size_of_recipe(paths: Sequence[Path]) -> str | None:
@@ -112,6 +145,7 @@ def _quoted(binding: str) -> str:
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
             value = repr(value)
+    _check_closed(value, f"--gin.{name.strip()}")
     return f"{name.strip()} = {value}"
 
 
@@ -164,17 +198,13 @@ def _renamed(name: str) -> str | None:
     return None
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, bindings: Sequence[str]) -> str:
     """One line for gin's many kinds of errors, with the names that the user may have meant."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
     if module and (name := module[1] or module[2]) in _MOVED:
         return f"musiclm_jax.{name} is musiclm_jax.{_MOVED[name]} now: `from musiclm_jax.{_MOVED[name].replace('.', ' import ')}`"
-    place = next((line.removeprefix("In ") for line in lines if line.startswith("In ")), "")
-    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
-    if call:
-        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
-    place = f" ({place})" if place and "bindings string" not in place else ""
+    place = _place(lines)
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]
@@ -187,7 +217,19 @@ def _explain(error: Exception) -> str:
         if new := _renamed(name):
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
-    return f"{lines[0]}{place}: see the files in {gin_folder()} for how values are written"
+    if binding := re.search(r"\(line (\d+)\)|bindings string line (\d+)", str(error)):  # Of the bindings; a file would be named.
+        number = int(binding[1] or binding[2])
+        place = place or f" (--gin.{bindings[min(number, len(bindings)) - 1]})" if bindings else place
+    return f"{lines[0] if not lines[0].startswith('In ') else type(error).__name__}{place}: see the files in {gin_folder()} for how values are written"
+
+
+def _place(lines: Sequence[str]) -> str:
+    """Where it happened, by gin's account of it, as the end of a line: " (in semantic/StageConfig)"."""
+    place = next((line.strip().removeprefix("In ") for line in lines if line.strip().startswith("In ")), "")
+    call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
+    if call:
+        place = f"in {call[2]}/{call[1]}" if call[2] else f"in {call[1]}"
+    return f" ({place})" if place and "bindings string" not in place else ""
 
 
 def _unused() -> list[str]:

@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `musiclm --help` is in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -19,6 +20,9 @@ from musiclm_jax.cli.generate import generate
 from musiclm_jax.cli.training import fit, train
 from musiclm_jax.errors import UserError
 
+# Letters of a message. One that repeats what a user typed may have any number.
+_LONGEST = 2000
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(musiclm_jax.__version__, prog_name="musiclm")
@@ -32,6 +36,8 @@ for command in (generate, fit, train, export, info, corpus, evaluate):
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 a user's mistake, 130 Ctrl-C."""
+    with contextlib.suppress(AttributeError):  # A name that the terminal cannot write, such as one that is not UTF-8, is spelled instead.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(args=argv, prog_name="musiclm", standalone_mode=False))
     except UserError as error:
@@ -77,7 +83,8 @@ def _of_the_machine(error: str) -> str | None:
 
 
 def _fail(message: str) -> None:
-    click.echo("musiclm: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    click.echo("musiclm: " + (line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"), err=True)
     sys.exit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -24,10 +25,21 @@ class PerStage(click.ParamType):
             self.fail(f"{value!r} is not a number, nor a stage's number such as coarse=1.", param, ctx)
 
 
+class Place(click.ParamType):
+    """A path. Not the empty one, which pathlib takes for the current folder: a script's variable that is not set."""
+
+    name = "path"
+
+    def convert(self, value, param, ctx) -> Path:
+        if isinstance(value, str) and not value.strip():
+            self.fail(f"{value!r} is no path; '.' is the current folder.", param, ctx)
+        return Path(value)
+
+
 class Seconds(click.FloatRange):
     """A range that nan is outside of."""
 
-    name = "seconds"
+    name = "number"
 
     def convert(self, value, param, ctx) -> float:
         number = super().convert(value, param, ctx)
@@ -46,7 +58,7 @@ def overrides(stages: list[str], **options: tuple[tuple[str | None, float | int]
     return merged
 
 
-model_option = click.option("--model", default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
+model_option = click.option("--model", type=Place(), default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import use_compilation_cache
+from musiclm_jax.cli.options import Place, use_compilation_cache
 from musiclm_jax.errors import UserError
 
 # Lets --gin.NAME=VALUE through to the arguments.
@@ -21,7 +21,7 @@ def training_options(*, workdir_required: bool):
     def decorate(command):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
         gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
-        workdir = click.option("--workdir", type=Path, required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
+        workdir = click.option("--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
         size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its own]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print what would be done and why, and stop.")
         return size(workdir(gin_file(plan(command))))
@@ -30,7 +30,7 @@ def training_options(*, workdir_required: bool):
 
 
 @click.command(context_settings=_GIN, short_help="Trains everything on your captioned clips.")
-@click.argument("data", metavar="DATA", type=Path)
+@click.argument("data", metavar="DATA", type=Place())
 @training_options(workdir_required=True)
 def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
     """Trains everything on the captioned clips in the folder DATA, and makes a bundle.
@@ -64,6 +64,8 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
     if step in _FORMER_STEPS:
         click.echo(f"musiclm: the step {step} is called {_FORMER_STEPS[step]} now", err=True)
         step = _FORMER_STEPS[step]
+    if step.startswith("-"):
+        raise click.UsageError(f"No such option: {step}", ctx=click.get_current_context())
     if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
         data, bindings = None, (data, *bindings)
     use_compilation_cache(preallocate=not (dry_run or only_plan))
@@ -71,7 +73,9 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
         from musiclm_jax.parts.dry_run import dry_run as weigh
 
         return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0]))
-    if not data or not workdir:
+    if data is not None:
+        data = Place()(data, ctx=click.get_current_context())
+    if data is None or workdir is None:
         raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run does without.", ctx=click.get_current_context())
     config, text = _load_config(size, gin_files, bindings)
     from musiclm_jax.parts import fit as fit_lib

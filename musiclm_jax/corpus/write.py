@@ -34,6 +34,8 @@ from musiclm_jax.records import atomic_path, write_text
 
 # Another number means other music for the same seed: a folder has one version.
 CORPUS_VERSION = 1
+# 8,000 hours. Of more, the list alone is large.
+MAX_CLIPS = 1_000_000
 _FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*))?\.flac")
 
 
@@ -102,11 +104,13 @@ def make_corpus(
     for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
         if value < least:
             raise UserError(f"{name}={value}: a corpus needs {name} of at least {least}")
+    if num_clips * (num_variants + 1) > MAX_CLIPS:
+        raise UserError(f"num_clips={num_clips} with num_variants={num_variants} are more than {MAX_CLIPS:,} clips: ask for fewer")
     directory = pathlib.Path(directory)
     renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
     try:
-        (directory / "audio").mkdir(parents=True, exist_ok=True)
         _claim(directory, seed)
+        (directory / "audio").mkdir(exist_ok=True)
         write_clip = functools.partial(_write_clip, directory, seed)
         if workers == 1:
             _count(map(write_clip, renderings), on_clip)
@@ -164,9 +168,10 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
         _check_unedited(directory / "metadata.jsonl", seed)
     elif os.path.lexists(directory / "metadata.jsonl"):
         raise UserError(f"{directory} has a metadata.jsonl that is not this corpus: choose another directory")
-    elif any((directory / "audio").iterdir()):
+    elif os.path.lexists(directory / "audio") and any((directory / "audio").iterdir()):
         raise UserError(f"{directory / 'audio'} has files that are not of this corpus: choose another directory")
     else:
+        directory.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(mine) + "\n")
 
 

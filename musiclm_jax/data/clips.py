@@ -17,7 +17,7 @@ import numpy as np
 from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.errors import UserError
+from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.progress import OnProgress
 from musiclm_jax.records import read_json, write_json, write_text
 
@@ -54,13 +54,16 @@ class ClipStore:
     @classmethod
     def open(cls, directory: Path | str) -> ClipStore:
         directory = Path(directory)
-        index = read_json(directory / INDEX)
-        samples = np.load(directory / SAMPLES, mmap_mode="r")
-        if len(samples) != index["num_samples"]:
-            raise UserError(f"{directory / SAMPLES} has {len(samples)} samples, its index says {index['num_samples']}: prepare the data again")
+        index, samples = read_json(directory / INDEX), load_array(directory / SAMPLES)
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
-        clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
-        return cls(samples, clips, index["sample_rate_hz"])
+        try:
+            clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
+            num_samples, sample_rate_hz = int(index["num_samples"]), int(index["sample_rate_hz"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{directory / INDEX} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
+        if len(samples) != num_samples:
+            raise UserError(f"{directory / SAMPLES} has {len(samples)} samples, its index says {num_samples}: prepare the data again")
+        return cls(samples, clips, sample_rate_hz)
 
     def wave(self, clip: Clip, start: int = 0, length: int | None = None) -> np.ndarray:
         """float32 [length] of a clip from sample `start`, zero-padded on the right where the clip ends."""
@@ -74,6 +77,16 @@ class ClipStore:
     def captioned(self) -> ClipStore:
         """The clips that have a caption, of the same samples."""
         return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.captions))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped. UserError where the file cannot be read or is damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:100]}): delete it and run the same command again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare

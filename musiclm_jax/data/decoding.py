@@ -26,8 +26,8 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.data.prefetch import map_ahead
-from musiclm_jax.errors import UserError
-from musiclm_jax.records import read_json, write_json, write_text
+from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.records import parse_json, write_json, write_text
 
 SAMPLES, CLIPS = "samples.npy", "clips.json"
 MIN_SEC = 1.0
@@ -56,10 +56,13 @@ def read_decoded(directory: Path) -> tuple[int, tuple[DecodedClip, ...]] | None:
     """The sample rate and the clips of a store that is whole; None where there is none."""
     if not (directory / CLIPS).exists() or not (directory / SAMPLES).exists():
         return None
-    record = read_json(directory / CLIPS)
-    if record["version"] != _VERSION:
+    try:
+        record = parse_json((directory / CLIPS).read_bytes())
+        return (record["sample_rate_hz"], tuple(DecodedClip(**clip) for clip in record["clips"])) if record["version"] == _VERSION else None
+    except OSError as error:
+        raise unreadable(directory / CLIPS, error) from error
+    except (ValueError, LookupError, TypeError):  # Damaged: none that is whole.
         return None
-    return record["sample_rate_hz"], tuple(DecodedClip(**clip) for clip in record["clips"])
 
 
 def decode_clips(
@@ -240,7 +243,7 @@ def forget_progress(directory: Path) -> None:
 def _read_journal(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal as far as they are whole."""
     lines = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in path.read_bytes().split(b"\n")[:-1]:
             lines.append(json.loads(line))
     return lines
@@ -250,7 +253,10 @@ def _still_true(lines: list[dict[str, Any]], entries: Sequence[Entry], *, size: 
     """The lines that are about the first of the entries and whose samples are there. Clips without samples may have been removed from the folder."""
     done: list[DecodedClip] = []
     for line in lines:
-        clip, entry = DecodedClip(**line), entries[len(done)] if len(done) < len(entries) else None
+        try:
+            clip, entry = DecodedClip(**line), entries[len(done)] if len(done) < len(entries) else None
+        except TypeError:  # Damaged.
+            break
         if entry is not None and (clip.file_name, clip.sha256) == (entry.file_name, entry.sha256):
             if _place(clip.offset + clip.length) > size:
                 break

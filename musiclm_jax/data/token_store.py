@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from musiclm_jax.arrays import Bool, Int
-from musiclm_jax.data.clips import ALIGN_SAMPLES, ClipStore, draw, draw_start, step_rng
+from musiclm_jax.data.clips import ALIGN_SAMPLES, ClipStore, draw, draw_start, load_array, step_rng
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
 from musiclm_jax.specs import AudioSpec
@@ -84,7 +84,7 @@ class TokenArray:
         """Raises UserError where the file has not as many tokens as the clips ask for."""
         per_semantic = rate_hz // spec.semantic_rate_hz
         at = offsets(per_semantic * -(-clip.length // spec.semantic_samples) for clip in store.clips)
-        codes = np.load(path, mmap_mode="r")
+        codes = load_array(path)
         if len(codes) != at[-1]:
             raise UserError(f"{path} has {len(codes)} tokens, the clips have {at[-1]}: it is of other clips; run the step that makes it again")
         return cls(codes, at, rate_hz)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from musiclm_jax import bundle
 from musiclm_jax.arrays import Float, Int
@@ -48,8 +47,10 @@ def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
     folder = Path(workdir) / "melody"
     if not (folder / "done.json").exists():
         raise UserError(f"{workdir} has no trained melody embedder: run `musiclm train melody DATA --workdir {workdir}` first")
-    variables = jax.tree.map(jnp.asarray, bundle.unflatten(safetensors.numpy.load_file(folder / "variables.safetensors")))
-    return from_dict(MelodyConfig, read_json(folder / "config.json"), where="melody"), variables
+    config = from_dict(MelodyConfig, read_json(folder / "config.json"), where=f"{folder / 'config.json'}: melody")
+    variables, _ = bundle.read_arrays(folder / "variables.safetensors")
+    bundle.check_shapes(variables, melody.variable_shapes(config), where=f"{folder / 'variables.safetensors'}")
+    return config, jax.tree.map(jnp.asarray, variables)
 
 
 def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:

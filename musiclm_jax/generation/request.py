@@ -18,6 +18,8 @@ from musiclm_jax.generation.sampler import Keys, SamplingConfig
 MAX_SECONDS = 300
 # Clips drawn at once for all prompts together, candidates and drafts included.
 MAX_ROWS = 4096
+# Of all clips and their candidates together: ten hours, whose waves take 3.5 GB.
+MAX_TOTAL_SECONDS = 36_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,8 @@ def check_request(
     rows = len(prompts) * num_samples * (num_candidates or 1) * (num_drafts or 1)
     if rows > MAX_ROWS:
         raise UserError(f"{rows} clips at once, candidates and drafts counted: at most {MAX_ROWS} are drawn together; ask for fewer, several times")
+    if (total := seconds * len(prompts) * num_samples * (num_candidates or 1)) > MAX_TOTAL_SECONDS:
+        raise UserError(f"{total:g} s of music at once, candidates counted: at most {MAX_TOTAL_SECONDS} s are made together; ask for fewer, several times")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
 

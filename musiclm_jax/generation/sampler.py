@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int, Shaped
+from musiclm_jax.checks import FINITE, STEPS, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation import devices
 from musiclm_jax.tokens import StageLayout
@@ -53,15 +54,11 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if not math.isfinite(value):
-                raise UserError(f"{name}={value}: choose a finite number")
+        check_numbers(self, temperature=FINITE, cooling=FINITE, top_p=FINITE, guidance=FINITE, top_k=STEPS)
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature}: choose 0 (most likely code) or more")
         if not 0 < self.cooling <= 1:
             raise UserError(f"cooling={self.cooling}: choose a factor in (0, 1]; 1 is none")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k}: choose 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: choose a probability in (0, 1]")
         if self.guidance < 0:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from musiclm_jax.arrays import Float, Int
-from musiclm_jax.errors import UserError
+from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.generation.sampler import Keys
 from musiclm_jax.models.tokenizers import MuLanTokenizer
 from musiclm_jax.progress import OnProgress
@@ -32,11 +32,7 @@ class SelectionConfig:
     draft_sec: float | int = 30.0
 
     def __post_init__(self):
-        for name in ("num_candidates", "num_drafts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: choose 1 (no selection) or more")
-        if not self.draft_sec > 0:
-            raise UserError(f"draft_sec={self.draft_sec}: choose a length above 0")
+        check_numbers(self, num_candidates=SIZE, num_drafts=SIZE, draft_sec=SECONDS)
 
     def replace(self, *, num_candidates: int | None, num_drafts: int | None) -> SelectionConfig:
         """A copy with the numbers that are not None."""

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from musiclm_jax.arrays import Int
+from musiclm_jax.checks import SECONDS, SHARE, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.sampler import Decoder, Keys, Progress, SamplingConfig, sample_codes
@@ -54,12 +55,11 @@ class StageSpec:
     def __post_init__(self):
         if not self.name.isidentifier():
             raise UserError(f"stage {self.name!r}: its name is also that of a file; choose letters, digits and _, a letter first")
+        check_numbers(self, window_sec=SECONDS, hop_sec=SECONDS, max_windows=SIZE, prefix_dropout=SHARE)
         if not 0 < self.hop_sec <= self.window_sec:
             raise UserError(f"stage {self.name!r}: hop_sec={self.hop_sec}, window_sec={self.window_sec}: choose a hop above 0 and at most one window")
-        if self.max_windows < 1:
-            raise UserError(f"stage {self.name!r}: max_windows={self.max_windows}: choose 1 or more")
-        if not 0 <= self.prefix_dropout < 1:
-            raise UserError(f"stage {self.name!r}: prefix_dropout={self.prefix_dropout}: choose a rate in [0, 1)")
+        if self.prefix_dropout == 1:
+            raise UserError(f"stage {self.name!r}: prefix_dropout={self.prefix_dropout}: choose a rate below 1")
         self.check_sampling(self.sampling)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
+from musiclm_jax.checks import DEPTH, SIZE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
 from musiclm_jax.nn.layers import LayerNorm, fan_in_init, partitioned
 
@@ -33,13 +35,11 @@ class ASTConfig:
     mlp_dim: int = 3072
 
     def __post_init__(self):
+        check_numbers(self, max_frames=SIZE, patch_size=SIZE, patch_stride=SIZE, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE)
         if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
-        if self.patch_stride < 1 or not 1 <= self.patch_size <= self.max_frames:
-            raise ValueError(
-                f"patch_stride={self.patch_stride}, patch_size={self.patch_size}, max_frames={self.max_frames}: "
-                "choose a stride of at least 1 and patches of 1 to max_frames frames"
-            )
+            raise UserError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+        if self.patch_size > self.max_frames:
+            raise UserError(f"patch_size={self.patch_size}, max_frames={self.max_frames}: choose patches of at most so many frames")
 
     def num_patches(self, size: int) -> int:
         """Whole patches along `size` frames or mel bins; what is left behind the last one is not seen."""

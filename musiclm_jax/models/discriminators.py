@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.audio.features import stft
+from musiclm_jax.checks import COUNT, DEPTH_OR_NONE, SIZE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.conv import Conv2d, elu
 
 Activations = list[jax.Array]
@@ -34,10 +36,12 @@ class DiscriminatorConfig:
     stft_hop_samples: int = 256
 
     def __post_init__(self):
+        check_numbers(self, wave_scales=DEPTH_OR_NONE, wave_channels=SIZE, wave_max_channels=SIZE, stft_channels=COUNT)
+        check_numbers(self, stft_window_samples=SIZE, stft_hop_samples=SIZE)
         if self.wave_scales == 0 and self.stft_channels == 0:
-            raise ValueError("wave_scales=0 and stft_channels=0 leave no discriminator: raise one, or never start adversarial training")
+            raise UserError("wave_scales=0 and stft_channels=0 leave no discriminator: raise one, or never start adversarial training")
         if self.stft_window_samples % 128:
-            raise ValueError(f"stft_window_samples={self.stft_window_samples} must be a multiple of 128: six blocks divide the bins by 64")
+            raise UserError(f"stft_window_samples={self.stft_window_samples} must be a multiple of 128: six blocks divide the bins by 64")
 
 
 class WaveDiscriminator(nn.Module):

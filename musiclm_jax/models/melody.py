@@ -16,10 +16,12 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
+from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SECONDS, SHARE, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import embedders
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
@@ -58,13 +60,11 @@ class MelodyConfig:
     remat: bool = False
 
     def __post_init__(self):
-        for field in ("dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "embedding_dim", "num_levels", "num_codes", "window_samples", "hop_samples"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: choose a rate in [0, 1)")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+        check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, embedding_dim=SIZE, num_levels=DEPTH, num_codes=SIZE)
+        check_numbers(self, mel_mean=FINITE, mel_std=POSITIVE, dropout=SHARE, window_sec=SECONDS, hop_sec=SECONDS)
+        check_choices(self, dtype=DTYPES)
+        if self.dropout == 1:
+            raise UserError(f"dropout={self.dropout}: choose a rate below 1")
 
     @property
     def window_samples(self) -> int:
@@ -143,6 +143,12 @@ def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyCo
             f"{len(embeddings)} windows cannot fill num_codes={config.num_codes} codes: lower num_codes of the melody config or give more audio"
         )
     return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
+
+
+def variable_shapes(config: MelodyConfig) -> dict[str, Any]:
+    """The shapes of `variables`."""
+    params = nn.unbox(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    return {"params": params, "quantizer": {"codebooks": jax.ShapeDtypeStruct((config.num_levels, config.num_codes, config.embedding_dim), jnp.float32)}}
 
 
 def tokens(config: MelodyConfig, variables: Any, embeddings: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:

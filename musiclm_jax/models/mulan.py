@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
+from musiclm_jax.checks import COUNT, DEPTH, DEPTH_OR_NONE, DTYPES, FINITE, POSITIVE, SECONDS, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import embedders
 from musiclm_jax.models.ast import AST, ASTConfig
@@ -35,6 +36,9 @@ class SpecAugmentConfig:
     num_mel_masks: int = 2
     # Likewise, mel bins.
     max_mel_bins: int = 10
+
+    def __post_init__(self):
+        check_numbers(self, num_time_masks=DEPTH_OR_NONE, max_time_frames=COUNT, num_mel_masks=DEPTH_OR_NONE, max_mel_bins=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +75,11 @@ class MuLanConfig:
     remat: bool = False
 
     def __post_init__(self):
-        if self.loss not in ("decoupled", "infonce", "sigmoid"):
-            raise ValueError(f"loss={self.loss!r}: choose 'decoupled', 'infonce' or 'sigmoid'")
-        if not 0 < self.min_temperature <= self.init_temperature:
-            raise ValueError(f"0 < min_temperature={self.min_temperature} <= init_temperature={self.init_temperature} must hold")
+        check_numbers(self, embedding_dim=SIZE, num_levels=DEPTH, num_codes=SIZE, mel_mean=FINITE, mel_std=POSITIVE, window_sec=SECONDS, hop_sec=SECONDS)
+        check_numbers(self, init_temperature=POSITIVE, min_temperature=POSITIVE)
+        check_choices(self, loss=("decoupled", "infonce", "sigmoid"), dtype=DTYPES)
+        if not self.min_temperature <= self.init_temperature:
+            raise UserError(f"0 < min_temperature={self.min_temperature} <= init_temperature={self.init_temperature} must hold")
 
     @property
     def window_samples(self) -> int:

@@ -18,6 +18,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
+from musiclm_jax.checks import SIZE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.models.resnet import Block, ResNetConfig, convolution, make_norm
 from musiclm_jax.nn.layers import Dense, LayerNorm, partitioned
 
@@ -50,10 +52,10 @@ class PitchRhythmConfig:
     band_width: int = 16
 
     def __post_init__(self):
+        check_numbers(self, widths=SIZE, stem_kernel=SIZE, stem_stride=SIZE, time_strides=SIZE, num_lags=SIZE, rhythm_width=SIZE, num_classes=SIZE)
+        check_numbers(self, chord_steps=SIZE, chord_width=SIZE, key_width=SIZE, band_width=SIZE)
         if len(self.widths) != len(self.time_strides) + 1:
-            raise ValueError(f"widths={self.widths}, time_strides={self.time_strides}: give one width more than strides")
-        if self.num_lags < 1:
-            raise ValueError(f"num_lags={self.num_lags}: choose 1 or more")
+            raise UserError(f"widths={self.widths}, time_strides={self.time_strides}: give one width more than strides")
 
 
 class PitchRhythmTower(nn.Module):

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
+from musiclm_jax.checks import DEPTH, SIZE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.layers import partitioned
 
 # He's initialization, for convolutions before a ReLU.
@@ -45,11 +47,12 @@ class ResNetConfig:
     norm_group_size: int = 16
 
     def __post_init__(self):
+        check_numbers(self, depths=DEPTH, widths=SIZE, strides=SIZE, stem_width=SIZE, stem_kernel=SIZE, stem_stride=SIZE, norm_group_size=SIZE)
         if not len(self.depths) == len(self.widths) == len(self.strides):
-            raise ValueError(f"depths={self.depths}, widths={self.widths}, strides={self.strides}: give each the same number of stages")
+            raise UserError(f"depths={self.depths}, widths={self.widths}, strides={self.strides}: give each the same number of stages")
         for width in (self.stem_width, *self.widths):
             if width > self.norm_group_size and width % self.norm_group_size:
-                raise ValueError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}")
+                raise UserError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}")
 
 
 class ResNet(nn.Module):

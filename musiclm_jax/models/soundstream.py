@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
+from musiclm_jax.checks import DEPTH, DTYPES, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Past, ResidualUnit, chain
 
@@ -41,10 +42,13 @@ class SoundStreamConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_numbers(self, channels=SIZE, decoder_channels=SIZE, growth=SIZE, strides=SIZE, dim=SIZE, kernel_size=SIZE, dilations=SIZE)
+        check_numbers(self, num_levels=DEPTH, num_codes=SIZE)
+        check_choices(self, dtype=DTYPES)
         if self.channels % 2 or self.decoder_channels % 2:
             raise UserError(f"channels={self.channels}, decoder_channels={self.decoder_channels}: choose even numbers, as residual units halve them")
-        if not self.strides or min(self.strides) < 1:
-            raise UserError(f"strides={self.strides}: give at least one, all of them positive")
+        if not self.strides:
+            raise UserError("strides=(): give at least one")
 
     @property
     def frame_samples(self) -> int:

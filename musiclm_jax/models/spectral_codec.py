@@ -25,6 +25,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.audio.features import magnitude, stft
+from musiclm_jax.checks import DEPTH, FINITE, POSITIVE, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.conv import CausalConv, Past, ResidualUnit, chain
 
@@ -63,6 +64,8 @@ class SpectralCodecConfig:
     num_codes: int = 256
 
     def __post_init__(self):
+        check_numbers(self, frame_samples=SIZE, window_samples=SIZE, floor=POSITIVE, log_mean=FINITE, log_std=POSITIVE, kernel_size=SIZE)
+        check_numbers(self, encoder_width=SIZE, decoder_width=SIZE, encoder_dilations=SIZE, decoder_dilations=SIZE, dim=SIZE, num_levels=DEPTH, num_codes=SIZE)
         if self.window_samples % 2 or not 2 * self.frame_samples <= self.window_samples:
             raise UserError(f"window_samples={self.window_samples}, frame_samples={self.frame_samples}: choose an even window of two frames or more")
         if self.encoder_width % 2 or self.decoder_width % 2:

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
+from musiclm_jax.checks import DEPTH, SHARE, SIZE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
 from musiclm_jax.nn.layers import Embed, LayerNorm, partitioned
 
@@ -33,10 +35,12 @@ class TextTowerConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
+        # [CLS], a piece and [SEP] are the least that a text is.
+        check_numbers(self, vocab_size=SIZE, max_tokens=(3, SIZE[1]), dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE, dropout=SHARE)
         if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+            raise UserError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+        if self.dropout == 1:
+            raise UserError(f"dropout={self.dropout}: choose a rate below 1")
 
 
 class TextTower(nn.Module):

@@ -21,6 +21,7 @@ from flax.core import meta
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
+from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.clustering import assign, kmeans
 from musiclm_jax.nn.conformer import ConformerStack
@@ -67,14 +68,15 @@ class W2vBertConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_numbers(self, mel_mean=FINITE, mel_std=POSITIVE, conv_channels=SIZE, dim=SIZE, num_heads=SIZE, mlp_dim=SIZE, conv_kernel=SIZE, num_codes=SIZE)
+        check_numbers(self, code_dim=SIZE, num_clusters=SIZE, num_contrastive_layers=DEPTH, num_masked_layers=DEPTH)
+        check_choices(self, dtype=DTYPES)
         if self.dim % self.num_heads:
             raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         if self.conv_kernel % 2 == 0:
             raise UserError(f"conv_kernel={self.conv_kernel} is even: choose an odd one, so that a frame sees as far back as ahead")
         if not 1 <= self.feature_layer <= self.num_masked_layers:
             raise UserError(f"feature_layer={self.feature_layer} must lie in 1..num_masked_layers={self.num_masked_layers}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
 
     @property
     def token_samples(self) -> int:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.checks import COUNT, POSITIVE, SHARE, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.clustering import kmeans
 
 
@@ -32,8 +34,9 @@ class RVQConfig:
     kmeans_iters: int = 10
 
     def __post_init__(self):
-        if not (0 <= self.ema_decay < 1 and 0 <= self.dead_code_ratio < 1):
-            raise ValueError(f"ema_decay={self.ema_decay} and dead_code_ratio={self.dead_code_ratio} must both lie in [0, 1)")
+        check_numbers(self, ema_decay=SHARE, dead_code_ratio=SHARE, epsilon=POSITIVE, kmeans_iters=COUNT)
+        if 1 in (self.ema_decay, self.dead_code_ratio):
+            raise UserError(f"ema_decay={self.ema_decay} and dead_code_ratio={self.dead_code_ratio} must both lie in [0, 1)")
 
 
 @flax.struct.dataclass

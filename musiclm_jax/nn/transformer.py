@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.checks import DEPTH, DTYPES, NOT_NEGATIVE, SHARE, SIZE, check_choices, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
 from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
@@ -54,22 +56,20 @@ class TransformerConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in ("dim", "num_layers", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: choose a rate in [0, 1)")
+        check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=SIZE, max_distance=SIZE)
+        check_numbers(self, dropout=SHARE, rotary=NOT_NEGATIVE, rotary_values=NOT_NEGATIVE)
+        check_choices(self, dtype=DTYPES)
+        if self.dropout == 1:
+            raise UserError(f"dropout={self.dropout}: choose a rate below 1")
         if self.num_buckets % 2 or self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
-            raise ValueError(
+            raise UserError(
                 f"num_buckets={self.num_buckets}, max_distance={self.max_distance}: choose an even number of buckets, "
                 "and a distance above half of it"
             )
         if self.rotary and (self.rotary < 4 or self.head_dim % 2):
-            raise ValueError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose 4 or more with an even head_dim, or 0 for none")
+            raise UserError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose 4 or more with an even head_dim, or 0 for none")
         if self.rotary_values and not self.rotary:
-            raise ValueError(f"rotary_values={self.rotary_values}: only with rotary, whose periods it reads")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+            raise UserError(f"rotary_values={self.rotary_values}: only with rotary, whose periods it reads")
 
 
 class CausalBias(nn.Module):

@@ -59,19 +59,18 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
     Raises:
         UserError: as `fit`, or another step that this one needs is not done.
     """
-    if name not in config.steps:
-        raise UserError(f"step {name!r}: choose one of {', '.join(config.steps)}")
     run = Run(config, Path(data), Path(workdir), config_text)
     steps = config.steps_to(name)
     _check_batches(config, steps[-1:])
-    for planned in work_folder.make_plan(run, steps)[:-1]:
-        if planned.is_done or planned.step.name == PREPARE:
-            _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
-        else:
+    before = work_folder.make_plan(run, steps)[:-1]
+    for planned in before:
+        if not planned.is_done and planned.step.name != PREPARE:
             raise UserError(
                 f"{name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
                 f"{': ' + '; '.join(planned.reasons) if planned.reasons else ''}): run `musiclm train {planned.step.name}` with the same options"
             )
+    for planned in before:
+        _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
     if name != PREPARE:
         next(part for part in config.parts if name in {each.name for each in part.steps(config)}).check(run)
     return _do(run, steps[-1], title=name)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.data.clips import wave_source
+from musiclm_jax.checks import SECONDS, check_numbers
+from musiclm_jax.data.clips import load_array, wave_source
 from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import covering_windows, offsets
@@ -80,8 +81,7 @@ class MuLanPart(ContrastivePart):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.condition_hop_sec > 0:
-            raise UserError(f"condition_hop_sec={self.condition_hop_sec}: choose a time above 0")
+        check_numbers(self, condition_hop_sec=SECONDS)
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ class MuLanTokens:
     def __init__(self, run: Run, windows: MuLanConfig):
         folder, clips = run.folder(QUANTIZER), run.clips.clips
         self._config = windows
-        self._windows, self._texts = (np.load(folder / name, mmap_mode="r") for name in ("windows.npy", "texts.npy"))
+        self._windows, self._texts = (load_array(folder / name) for name in ("windows.npy", "texts.npy"))
         self._windows_at = offsets(mulan.num_windows(windows, clip.length) for clip in clips)
         self._texts_at = offsets(len(clip.captions) for clip in clips)
         variables = {"quantizer": run.weights(QUANTIZER)["quantizer"]}

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from musiclm_jax import bundle
+from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
@@ -110,10 +111,9 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.encode_context_sec < self.encode_sec:
+        check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
+        if not self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
-        if self.encode_batch_size < 1:
-            raise UserError(f"encode_batch_size={self.encode_batch_size}: choose 1 or more")
         names = [part.name for part in self.parts]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two parts are named {min(twice)!r}: give each its own name")
@@ -140,7 +140,9 @@ class FitConfig:
         return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
-        """A step and all steps that it depends on, in order."""
+        """A step and all steps that it depends on, in order. Raises UserError where there is no such step."""
+        if name not in self.steps:
+            raise UserError(f"step {name!r}: choose one of {', '.join(self.steps)}")
         wanted = {name}
         for step in reversed(self.steps.values()):
             if step.name in wanted:

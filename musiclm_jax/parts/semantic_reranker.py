@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.audio.features import log_mel
+from musiclm_jax.checks import POSITIVE, check_numbers
+from musiclm_jax.data.clips import load_array
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
@@ -35,6 +37,10 @@ class SemanticRerankerPart(ContrastivePart):
 
     # Seconds of audio over which the spectra of tokens are averaged.
     spectra_sec: float | int = 10_000.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, spectra_sec=POSITIVE)
 
     @property
     def name(self) -> str:
@@ -61,7 +67,7 @@ class SemanticRerankerPart(ContrastivePart):
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         config, semantic = run.config.model.mulan, w2v_bert.tokenizer(run)
-        spectra = jnp.asarray(np.load(run.folder(self.name) / _SPECTRA))
+        spectra = jnp.asarray(load_array(run.folder(self.name) / _SPECTRA))
 
         def through_tokens(wave: np.ndarray) -> dict[str, np.ndarray]:
             mels = mulan.token_mels(config, spectra, semantic.encode(wave), token_samples=semantic.config.token_samples)

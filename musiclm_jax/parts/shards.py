@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from musiclm_jax.data.clips import load_array
 from musiclm_jax.parts.part import save_array
 from musiclm_jax.progress import ProgressLine
 from musiclm_jax.records import atomic_path
@@ -25,7 +26,7 @@ def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_array(path, make(some))
-        parts.append(np.load(path, mmap_mode="r"))
+        parts.append(load_array(path))
         progress(what, min(len(parts) * shard_items, len(items)), len(items))
     return parts
 

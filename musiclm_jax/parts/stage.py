@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from musiclm_jax.checks import SHARE, SIZE, check_numbers
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import ClipTokens, TokenArray, crop_source, long_enough
 from musiclm_jax.errors import UserError
@@ -41,10 +42,7 @@ class StagePart(TrainedPart):
     text_share: float | int = 0.0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"{self.stage}: batch_size={self.batch_size}: choose 1 or more")
-        if not 0 <= self.text_share <= 1:
-            raise UserError(f"{self.stage}: text_share={self.text_share}: choose a share in [0, 1]")
+        check_numbers(self, batch_size=SIZE, text_share=SHARE)
 
     @property
     def name(self) -> str:

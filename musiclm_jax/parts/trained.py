@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.errors import UserError
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Part, Run, Step, Work, deciding, save_weights
 from musiclm_jax.training.loop import TrainConfig, train
 from musiclm_jax.training.task import Task, TrainState
@@ -28,8 +28,7 @@ class TrainedPart(Part):
     loop: TrainConfig = TrainConfig()
 
     def __post_init__(self):
-        if self.batch_size < 1 or not self.crop_sec > 0:
-            raise UserError(f"{self.name}: batch_size={self.batch_size}, crop_sec={self.crop_sec}: both must be above 0")
+        check_numbers(self, batch_size=SIZE, crop_sec=SECONDS)
 
     # ------------------------------------------------------------------------------------------------ required
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musiclm_jax.checks import POSITIVE, check_numbers
 from musiclm_jax.data.clips import wave_source
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import TokenArray
@@ -37,8 +38,7 @@ class W2vBertPart(TrainedPart):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.kmeans_sec > 0:
-            raise UserError(f"kmeans_sec={self.kmeans_sec}: choose a length above 0")
+        check_numbers(self, kmeans_sec=POSITIVE)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts.part import Run, Step
-from musiclm_jax.records import differences, read_json, sha256_file, write_json, write_text
+from musiclm_jax.records import differences, from_dict, read_json, sha256_file, write_json, write_text
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
 
 try:
@@ -89,7 +89,11 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     reasons = () if before is None or isinstance(here, _Found) else (here,) if here else _reasons(record, before, inputs)
     # In superseded/, a finished step takes precedence over an unfinished one in place.
     for back in _superseded(run, step.name):
-        if read_json(back / STEP_FILE).get("key") != record["key"] or isinstance(found := _look(back, step, record["key"]), str):
+        try:
+            found = _look(back, step, record["key"]) if _read(back / STEP_FILE, _Begun)["key"] == record["key"] else ""
+        except UserError:  # Damaged, and not needed.
+            continue
+        if isinstance(found, str):
             continue
         if found.action == DONE or not isinstance(here, _Found):
             action = RESTORE if found.action == DONE else found.action
@@ -150,10 +154,39 @@ def _reasons(record: dict[str, Any], before: dict[str, Any], inputs: Mapping[str
 # ---------------------------------------------------------------------------------------------------------------------- Records
 
 
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """The fields of step.json."""
+
+    key: str
+    settings: Any
+    inputs: dict[str, str]
+    data: dict[str, str]
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """The fields of done.json."""
+
+    key: str
+    identity: str
+    num_steps: int | None
+    outputs: dict[str, _Output]
+    seconds: float
+    results: dict[str, Any]
+
+
 def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
     """step.json of a folder. None: no folder, or an empty one. UserError: the folder is not that of a step."""
     if (folder / STEP_FILE).exists():
-        return read_json(folder / STEP_FILE)
+        return _read(folder / STEP_FILE, _Begun)
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if (folder / "begun.json").exists() or (folder / DONE_FILE).exists():
@@ -163,7 +196,18 @@ def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / DONE_FILE) if (folder / DONE_FILE).exists() else None
+    return _read(folder / DONE_FILE, _Done) if (folder / DONE_FILE).exists() else None
+
+
+def _read(path: Path, kind: type) -> dict[str, Any]:
+    """A record with the fields of `kind`. UserError where the file has others, or none, as a failing disk leaves it."""
+    try:
+        record = read_json(path)
+        from_dict(kind, record, where="")
+    except UserError as error:
+        remedy = "move that folder away, and the step starts again" if kind is _Begun else "delete that file, and the step is completed again"
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+    return record
 
 
 _HASHES: dict[tuple[str, int, int], str] = {}
@@ -212,7 +256,7 @@ def begin(run: Run, planned: Planned) -> float:
         planned.back.rename(folder)
         (folder / _WHY).unlink(missing_ok=True)
     if (folder / STEP_FILE).exists():
-        return read_json(folder / STEP_FILE).get("seconds", 0.0)
+        return _read(folder / STEP_FILE, _Begun).get("seconds", 0.0)
     write_json(folder / STEP_FILE, planned.record)
     return 0.0
 

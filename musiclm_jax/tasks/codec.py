@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Int, Key
-from musiclm_jax.errors import UserError
+from musiclm_jax.checks import NOT_NEGATIVE, SHARE, STEPS, check_numbers
 from musiclm_jax.nn.quantize import RVQConfig, perplexity
 from musiclm_jax.training.task import Metrics, Recipe
 
@@ -26,8 +26,7 @@ class CodecRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.quantizer_dropout <= 1:
-            raise UserError(f"quantizer_dropout={self.quantizer_dropout} is a share of the examples: choose it in [0, 1]")
+        check_numbers(self, quantizer_start_step=STEPS, quantizer_dropout=SHARE, commitment_weight=NOT_NEGATIVE)
 
 
 def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float, others: Int[Array, ""] | int | None = None) -> Int[Array, "B"]:

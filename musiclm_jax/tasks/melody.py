@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Key
-from musiclm_jax.errors import UserError
+from musiclm_jax.checks import POSITIVE, check_numbers
 from musiclm_jax.models import melody
 from musiclm_jax.tasks.mulan import recall_at_1
 from musiclm_jax.training.losses import semi_hard_triplet_loss
@@ -24,8 +24,7 @@ class MelodyRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.margin > 0:
-            raise UserError(f"margin={self.margin}: must be positive, or equal embeddings cost nothing")
+        check_numbers(self, margin=POSITIVE)  # Without one, equal embeddings cost nothing.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.checks import NOT_NEGATIVE, check_numbers
 from musiclm_jax.models import mulan
 from musiclm_jax.nn.layers import fan_in_init, partitioned
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
@@ -71,6 +72,10 @@ class MuLanRecipe(Recipe):
     # slow to find what few captions say and few features tell, such as the mode: neither tower moves before the other has it. Words are there
     # from the start, and one layer for both puts them where both have them. The paper has none: 0.
     word_weight: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, word_weight=NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)

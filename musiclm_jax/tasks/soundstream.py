@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from musiclm_jax.arrays import Array, Float, Key
+from musiclm_jax.checks import NOT_NEGATIVE, SIZE, STEPS, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig, pad_to_frames
@@ -52,6 +53,8 @@ class SoundStreamRecipe(CodecRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        check_numbers(self, discriminator_start_step=STEPS, loss_windows=SIZE, loss_mels=SIZE, reconstruction_weight=NOT_NEGATIVE)
+        check_numbers(self, waveform_weight=NOT_NEGATIVE, adversarial_weight=NOT_NEGATIVE, feature_weight=NOT_NEGATIVE)
         if len(self.loss_windows) != len(self.loss_mels):
             raise UserError(f"loss_windows={self.loss_windows}, loss_mels={self.loss_mels}: choose a number of mel bands for each window")
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int, Key
 from musiclm_jax.audio.features import magnitude, mel_filterbank, stft
+from musiclm_jax.checks import DEPTH, NOT_NEGATIVE, SIZE, STEPS, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
 from musiclm_jax.nn.quantize import RVQState, quantize_train, rvq_decode, rvq_encode
@@ -41,6 +42,13 @@ class SpectralCodecRecipe(CodecRecipe):
     # `finish_levels` levels alone: the decoder adapts to what it gets where a coarse stage writes no more levels. None: never.
     finish_step: int | None = None
     finish_levels: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, loss_mels=SIZE, floor_weight=NOT_NEGATIVE, mel_distance_weight=NOT_NEGATIVE, roughness_weight=NOT_NEGATIVE)
+        check_numbers(self, wave_loss_start_step=STEPS, finish_levels=DEPTH)
+        if self.finish_step is not None:
+            check_numbers(self, finish_step=STEPS)
 
 
 @dataclasses.dataclass(frozen=True)

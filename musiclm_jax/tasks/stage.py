@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.checks import NOT_NEGATIVE, SHARE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import stage
 from musiclm_jax.models.stage import Stage, StageConfig
@@ -30,8 +31,7 @@ class StageRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.past_dropout <= 1:
-            raise UserError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
+        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)

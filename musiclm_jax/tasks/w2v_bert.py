@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.checks import NOT_NEGATIVE, POSITIVE, SHARE, SIZE, check_numbers
 from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, sample_mask
 from musiclm_jax.nn.layers import l2_normalize
 from musiclm_jax.nn.quantize import perplexity
@@ -34,6 +35,11 @@ class W2vBertRecipe(Recipe):
     # The Gumbel temperature falls from the first to the second of these by a factor per step (wav2vec 2.0, arXiv 2006.11477, section 4.2).
     gumbel_temperature: tuple[float, float] = (2.0, 0.5)
     gumbel_decay: float = 0.999995
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, mask_start_rate=SHARE, mask_span=SIZE, num_distractors=SIZE, contrastive_temperature=POSITIVE, diversity_weight=NOT_NEGATIVE)
+        check_numbers(self, gumbel_temperature=POSITIVE, gumbel_decay=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)

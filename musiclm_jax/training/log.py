@@ -137,7 +137,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         with contextlib.suppress(ValueError):
             numbers = json.loads(line)
-            if isinstance(numbers, dict) and "step" in numbers:
+            if isinstance(numbers, dict) and isinstance(numbers.get("step"), int):
                 lines.append(numbers)
     return lines
 

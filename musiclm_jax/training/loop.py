@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax.checks import SEED, STEPS, check_numbers
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.training import sharding
@@ -42,12 +43,8 @@ class TrainConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
-        for name in ("log_every", "eval_batches", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: choose 1 or more")
-        for name in ("eval_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: choose 1 or more, or 0 for only at the end")
+        some = (1, STEPS[1])
+        check_numbers(self, seed=SEED, log_every=some, eval_batches=some, keep_checkpoints=some, eval_every=STEPS, save_every=STEPS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm_jax.checks import NOT_NEGATIVE, SHARE, STEPS, check_choices, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.training.adafactor import dict_names, scale_by_adafactor
 
 
@@ -29,10 +31,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if self.name not in ("adamw", "adafactor"):
-            raise ValueError(f"optimizer {self.name!r}: choose 'adamw' or 'adafactor'")
-        if self.schedule not in ("constant", "cosine", "transformer", "rsqrt"):
-            raise ValueError(f"schedule {self.schedule!r}: choose 'constant', 'cosine', 'transformer' or 'rsqrt'")
+        check_choices(self, name=("adamw", "adafactor"), schedule=("constant", "cosine", "transformer", "rsqrt"))
+        check_numbers(self, learning_rate=NOT_NEGATIVE, warmup_steps=STEPS, betas=SHARE, weight_decay=NOT_NEGATIVE, clip_norm=NOT_NEGATIVE)
+        if len(self.betas) != 2 or 1 in self.betas:
+            raise UserError(f"betas={self.betas}: choose two rates below 1")
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int, num_steps: int) -> jax.Array:

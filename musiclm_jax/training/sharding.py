@@ -16,6 +16,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from musiclm_jax.checks import COUNT, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 
 # One parameter dimension per mesh axis: wide ones over `tensor` (Megatron's layout), the model width over `fsdp` (ZeRO-3).
@@ -43,6 +44,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
+        check_numbers(self, data=(-1, SIZE[1]), fsdp=COUNT, tensor=COUNT)
         if self.fsdp < 1 or self.tensor < 1 or (self.data < 1 and self.data != -1):
             raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: sizes are 1 or more; data may be -1")
 

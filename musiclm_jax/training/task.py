@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from musiclm_jax.arrays import Key
-from musiclm_jax.errors import UserError
+from musiclm_jax.checks import STEPS, check_numbers
 from musiclm_jax.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
 Batch = dict[str, np.ndarray | jax.Array]
@@ -45,8 +45,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise UserError(f"num_steps={self.num_steps}: choose 1 or more")
+        check_numbers(self, num_steps=(1, STEPS[1]))
 
 
 class Task(abc.ABC):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.audio.features import LogMelConfig, frame, log_mel, mel_filterbank, octave_filterbank, stft
+from musiclm_jax.errors import UserError
 
 
 def test_frame_covers_its_samples_and_pads_right():
@@ -35,9 +36,9 @@ def test_octave_bands_are_as_far_apart_everywhere():
 
 
 def test_nonsense_scales_are_refused():
-    with pytest.raises(ValueError, match="scale='bark'"):
+    with pytest.raises(UserError, match="scale='bark'"):
         LogMelConfig(scale="bark")
-    with pytest.raises(ValueError, match="min_hz above 0"):
+    with pytest.raises(UserError, match="min_hz above 0"):
         LogMelConfig(scale="octave")
 
 

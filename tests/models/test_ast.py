@@ -14,6 +14,7 @@ from random_params import random_params
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.errors import UserError
 from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import AST, ASTConfig
 from musiclm_jax.models.mulan import MuLanConfig
@@ -58,7 +59,7 @@ def test_other_lengths_are_named(frames):
 
 @pytest.mark.parametrize("change", [dict(num_heads=3), dict(patch_stride=0), dict(patch_size=24)])
 def test_nonsense_is_refused(change):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match=next(iter(change))):
         dataclasses.replace(TINY, **change)
 
 

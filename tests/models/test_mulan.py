@@ -220,9 +220,20 @@ def test_too_little_data_for_the_codebook():
 
 
 @pytest.mark.parametrize(
-    "change", [dict(loss="triplet"), dict(init_temperature=0.0), dict(audio=dict(depths=(1,))), dict(text=dict(num_heads=3))]
+    "change",
+    [
+        dict(loss="triplet"),
+        dict(init_temperature=0.0),
+        dict(audio=dict(depths=(1,))),
+        dict(text=dict(num_heads=3)),
+        dict(text=dict(max_tokens=2)),
+        dict(dtype="float8"),
+        dict(hop_sec=0.0),
+        dict(mel=dict(num_mels=0)),
+        dict(spec_augment=dict(max_mel_bins=-1)),
+    ],
 )
 def test_nonsense_is_refused(change):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         nested = {k: dataclasses.replace(getattr(TINY, k), **v) if isinstance(v, dict) else v for k, v in change.items()}
         dataclasses.replace(TINY, **nested)

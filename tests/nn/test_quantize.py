@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode, rvq_fit
 
 LEVELS, CODES, DIM = 3, 7, 5
@@ -161,5 +162,5 @@ def test_perplexity_of_probabilities_and_its_gradient():
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="ema_decay=1.0"):
+    with pytest.raises(UserError, match="ema_decay=1.0"):
         RVQConfig(ema_decay=1.0)

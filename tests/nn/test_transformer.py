@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.transformer import CausalBias, Transformer, TransformerConfig, unstack_layers
@@ -103,5 +104,5 @@ def test_bfloat16_is_close_and_float32_inside():
     [("dim", 0), ("dropout", 1.0), ("num_buckets", 7), ("max_distance", 4), ("rotary", 2.0), ("rotary_values", 9.0), ("dtype", "float64")],
 )
 def test_nonsense_is_refused(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(UserError, match=field):
         TransformerConfig(**{**TINY.__dict__, field: value})
