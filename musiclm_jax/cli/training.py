@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from musiclm_jax.cli.options import Place, use_compilation_cache
