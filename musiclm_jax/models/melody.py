@@ -93,7 +93,7 @@ class MelodyEmbedder(nn.Module):
     def __call__(self, wave: Float[Array, "B N"], *, train: bool = False) -> Float[Array, "B D"]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         if wave.shape[1] != config.window_samples:
-            raise ValueError(f"expected windows of {config.window_samples} samples, got {wave.shape[1]}: cut the wave, or use embed_windows")
+            raise ValueError(f"expected windows of {config.window_samples} samples, got {wave.shape[1]}: cut or pad the wave")
         mels = (log_mel(wave, config.mel) - config.mel_mean) / config.mel_std
         positions = self.param("positions", partitioned(nn.initializers.normal(0.02), (None, "embed")), (config.num_frames, config.dim), jnp.float32)
         x = Dense(config.dim, axes=(None, "embed"), dtype=dtype, name="frames")(mels) + positions.astype(dtype)
@@ -131,11 +131,6 @@ def num_windows(config: MelodyConfig, num_samples: int) -> int:
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
-def embed_windows(config: MelodyConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B W D"]:
-    """Unit embeddings of all windows; of 10 s these are 0-4, 3-7 and 6-10 s. A wave shorter than a window is zero-padded on the right."""
-    return embedders.embed_windows(functools.partial(embed, config, params), wave, window=config.window_samples, hop=config.hop_samples)
-
-
 def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyConfig, num_iters: int = 50) -> dict[str, Array]:
     """{"codebooks" [Q, C, D]}: residual k-means of embeddings, one row per window. How the paper fits its quantizer it does not say."""
     if len(embeddings) < config.num_codes:
@@ -152,6 +147,6 @@ def variable_shapes(config: MelodyConfig) -> dict[str, Any]:
 
 
 def tokens(config: MelodyConfig, variables: Any, embeddings: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:
-    """Melody tokens in [0, num_codes), int32, of embeddings from `embed` or `embed_windows`: 3 x 24 for 10 s."""
+    """Melody tokens in [0, num_codes), int32, of embeddings from `embed`: 3 x 24 for 10 s."""
     codebooks = variables["quantizer"]["codebooks"]
     return embedders.residual_codes(codebooks, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes)

@@ -73,8 +73,8 @@ def test_base_size():
     # The published model for 1,024 frames, 86,187,264 less its classifier; two columns of 12 positions fewer, and the tokens' two.
     assert count(shapes["audio_tower"]) == 86_187_264 - (2 * 12 + 2) * 768
     assert count(shapes["audio_head"]) == 768 * 128 + 128
-    embedding = jax.eval_shape(lambda p, w: mulan.embed_windows(BASE, p, w), shapes, jax.ShapeDtypeStruct((1, 720_000), jnp.float32))
-    assert embedding.shape == (1, 21, 128)
+    embedding = jax.eval_shape(lambda p, w: mulan.embed_audio(BASE, p, w), shapes, jax.ShapeDtypeStruct((1, 240_000), jnp.float32))
+    assert embedding.shape == (1, 128)
     for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
         assert isinstance(box, nn.LogicallyPartitioned) and len(box.names) == box.value.ndim, box
 
@@ -101,7 +101,7 @@ def test_a_gin_file_chooses_it(tmp_path):
     file = tmp_path / "ast.gin"
     file.write_text(
         "from __gin__ import dynamic_registration\n"
-        "from musiclm_jax import features\n"
+        "from musiclm_jax.audio import features\n"
         "from musiclm_jax.models import ast\n"
         "from musiclm_jax.models import mulan\n"
         "mulan.MuLanConfig.mel = @features.LogMelConfig()\n"
