@@ -34,8 +34,17 @@ def tiny_config(**changes) -> MusicLMConfig:
     sizes = dict(
         codec=SoundStreamConfig(channels=2, decoder_channels=2, strides=(8, 60), dim=5, num_levels=3, num_codes=7, kernel_size=3, dilations=(1,)),
         w2v_bert=W2vBertConfig(
-            mel=mel, conv_channels=(2, 2), dim=4, num_heads=2, mlp_dim=4, num_contrastive_layers=1, num_masked_layers=1, feature_layer=1,
-            num_codes=5, code_dim=3, num_clusters=11,
+            mel=mel,
+            conv_channels=(2, 2),
+            dim=4,
+            num_heads=2,
+            mlp_dim=4,
+            num_contrastive_layers=1,
+            num_masked_layers=1,
+            feature_layer=1,
+            num_codes=5,
+            code_dim=3,
+            num_clusters=11,
         ),  # fmt: skip
         mulan=MuLanConfig(
             mel=mel,

@@ -12,7 +12,6 @@ the spectrogram, the positions and the pooling open; ours are stated where they 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn

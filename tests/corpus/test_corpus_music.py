@@ -20,9 +20,7 @@ def _attributes(index, seed=3):
 
 
 def _is_reserved(drawn):
-    return attributes_lib.is_reserved(
-        instrument=drawn.instrument, style=drawn.style, tempo=drawn.tempo, drums=drawn.drums, dynamics=drawn.dynamics
-    )
+    return attributes_lib.is_reserved(instrument=drawn.instrument, style=drawn.style, tempo=drawn.tempo, drums=drawn.drums, dynamics=drawn.dynamics)
 
 
 def test_training_never_shows_a_reserved_combination_and_test_always_does():
@@ -132,9 +130,7 @@ def test_lead_voices_differ():
         for pitch in (64, 69, 74):
             wave = synthesis.render_note(voice, pitch=pitch, length_sec=1.0)[:19200]
             hz = 440 * 2 ** ((pitch - 69) / 12)
-            early, late = (
-                np.abs(np.fft.rfft(part * np.hanning(9600), 48000)) for part in (wave[:9600], wave[9600:])
-            )
+            early, late = (np.abs(np.fft.rfft(part * np.hanning(9600), 48000)) for part in (wave[:9600], wave[9600:]))
             profile = [part[round(2 * n * hz) - 25 : round(2 * n * hz) + 25].max() for part in (early, late) for n in range(1, 9)]
             profiles.append(20 * np.log10(np.maximum(np.array(profile) / max(profile), 1e-3)))
         features[voice] = np.array(profiles)

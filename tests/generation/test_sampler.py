@@ -198,7 +198,16 @@ def test_filters_against_numpy(top_k, top_p):
 
 @pytest.mark.parametrize(
     "field,value",
-    [("temperature", -1.0), ("temperature", float("nan")), ("cooling", 0.0), ("cooling", 1.5), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("guidance", -1.0)],
+    [
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("cooling", 0.0),
+        ("cooling", 1.5),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("guidance", -1.0),
+    ],
 )
 def test_nonsense_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}="):

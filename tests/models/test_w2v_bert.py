@@ -138,11 +138,7 @@ def test_masks_are_spans_at_the_expected_rate():
 
 def test_masked_frames_are_noise_to_the_stacks_and_plain_to_the_quantizer(params):
     """With everything masked the predictions know nothing of the wave; the targets still do."""
-    run = jax.jit(
-        lambda wave, mask: W2vBert(TINY).apply(
-            {"params": params}, wave, mask=mask, rng=jax.random.key(5), temperature=1.0, train=False
-        )
-    )
+    run = jax.jit(lambda wave, mask: W2vBert(TINY).apply({"params": params}, wave, mask=mask, rng=jax.random.key(5), temperature=1.0, train=False))
     a, b = (run(waves(2, seed=s), jnp.ones((2, 5), bool)) for s in (0, 1))
     np.testing.assert_array_equal(a.logits, b.logits)
     np.testing.assert_array_equal(a.context, b.context)
@@ -152,9 +148,7 @@ def test_masked_frames_are_noise_to_the_stacks_and_plain_to_the_quantizer(params
     assert not np.array_equal(a.logits, c.logits)
 
 
-@pytest.mark.parametrize(
-    "change", [dict(num_heads=4), dict(conv_kernel=4), dict(feature_layer=0), dict(feature_layer=4), dict(dtype="float16")]
-)
+@pytest.mark.parametrize("change", [dict(num_heads=4), dict(conv_kernel=4), dict(feature_layer=0), dict(feature_layer=4), dict(dtype="float16")])
 def test_nonsense_is_named(change):
     with pytest.raises(UserError, match=next(iter(change))):
         dataclasses.replace(TINY, **change)

@@ -113,12 +113,8 @@ def test_losses_touch_masked_frames_only():
     out, mask = output(), sample_mask(jax.random.key(9), (3, 13), start_rate=0.2, span=2)
     # Gradients of the predictions are zero wherever nothing was masked.
     logits = jax.grad(lambda x: masked_prediction_loss(out.replace(logits=x), mask)[0])(out.logits)
-    context = jax.grad(lambda x: contrastive_loss(out.replace(context=x), mask, rng=jax.random.key(1), num_distractors=5, temperature=0.1)[0])(
-        out.context
-    )
-    targets = jax.grad(lambda x: contrastive_loss(out.replace(targets=x), mask, rng=jax.random.key(1), num_distractors=5, temperature=0.1)[0])(
-        out.targets
-    )
+    context = jax.grad(lambda x: contrastive_loss(out.replace(context=x), mask, rng=jax.random.key(1), num_distractors=5, temperature=0.1)[0])(out.context)
+    targets = jax.grad(lambda x: contrastive_loss(out.replace(targets=x), mask, rng=jax.random.key(1), num_distractors=5, temperature=0.1)[0])(out.targets)
     assert 0 < mask.sum() < mask.size
     for grad in (logits, context, targets):
         assert np.isfinite(grad).all()
