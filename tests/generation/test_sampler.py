@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 
 import jax
@@ -6,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_streams import stage_layout
+from toy_decoder import ToyDecoder
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation import sampler as sampling
@@ -15,28 +15,11 @@ from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder
 from musiclm_jax.tokens import Segment, StageLayout
 
 
-@dataclasses.dataclass(frozen=True)
-class Scripted:
-    """A decoder whose logits are a table [Q, C, C] over the last code; its cache records the ids it was given."""
+class Scripted(ToyDecoder):
+    """The logits are a table [Q, C, C] over the last code."""
 
-    layout: StageLayout
-
-    def prepare(self, params):
-        return params
-
-    def init_cache(self, batch, length):
-        return jnp.zeros((batch, length), jnp.int32)
-
-    def grow_cache(self, cache, length):
-        return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])), constant_values=-1)
-
-    def branch_cache(self, cache, batch):
-        return jnp.repeat(cache, batch // len(cache), axis=0)
-
-    def __call__(self, params, ids, cache, *, num_steps, position, level):
-        cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
-        last = (ids[:, -1] - self.layout.target_offset) % self.layout.target.codes
-        return params[level, last], cache
+    def logits(self, params, ids, cache, level):
+        return params[level, (ids[:, -1] - self.layout.target_offset) % self.layout.target.codes]
 
 
 LAYOUT = StageLayout("toy", (Segment("mulan", 3, 5),), Segment("acoustic", 2, 7, 50))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_streams import make_streams
+from toy_decoder import ToyDecoder
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation import stages
@@ -13,7 +14,7 @@ from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.sampler import SamplingConfig, sample_codes
 from musiclm_jax.generation.stages import StageSpec, generate_stage, musiclm_stages, required_steps
 from musiclm_jax.specs import Stream
-from musiclm_jax.tokens import Levels, StageLayout
+from musiclm_jax.tokens import Levels
 
 STREAMS = make_streams(semantic=97, acoustic=(5, 97))
 # 6 tokens by 3; 12 frames by 8; 4 frames by 4.
@@ -25,29 +26,13 @@ SPECS = {
 NOTHING = Weights(())
 
 
-@dataclasses.dataclass(frozen=True)
-class Hash:
-    """A decoder whose next code is a hash of everything in its cache: it differs when any id or position does."""
+class Hash(ToyDecoder):
+    """The next code is a hash of everything in the cache: it differs when any id or position does."""
 
-    layout: StageLayout
-
-    def prepare(self, params):
-        return params
-
-    def init_cache(self, batch, length):
-        return jnp.zeros((batch, length), jnp.int32)
-
-    def grow_cache(self, cache, length):
-        return jnp.pad(cache, ((0, 0), (0, length - cache.shape[1])))
-
-    def branch_cache(self, cache, batch):
-        return jnp.repeat(cache, batch // len(cache), axis=0)
-
-    def __call__(self, params, ids, cache, *, num_steps, position, level):
-        cache = jax.lax.dynamic_update_slice(cache, ids, (0, position))
+    def logits(self, params, ids, cache, level):
         weights = jnp.arange(cache.shape[1]) * 7919 % 83 + 1
-        code = ((cache * weights).sum(-1) + 31 * level) % self.layout.target.codes
-        return 3.0 * jax.nn.one_hot(code, self.layout.target.codes), cache
+        code = ((jnp.maximum(cache, 0) * weights).sum(-1) + 31 * level) % self.layout.target.codes
+        return 3.0 * jax.nn.one_hot(code, self.layout.target.codes)
 
 
 def decoder(name):
@@ -228,7 +213,7 @@ def test_nonsense_is_refused(changes, says):
 
 
 def test_guidance_is_refused_where_no_conditions_were_withheld():
-    with pytest.raises(UserError, match="it cannot be guided"):
+    with pytest.raises(UserError, match="trained without dropping conditions"):
         run("semantic", {"mulan": MULAN}, steps=3, spec=dataclasses.replace(SPECS["semantic"], prefix_dropout=0.0), sampling=SamplingConfig(guidance=1.5))
 
 
