@@ -18,12 +18,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import soundfile
+# Much is compiled here, and little computed.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
-from musiclm_jax.cli.gin_config import load_config
-from musiclm_jax.parts.fit import fit, plan
-from musiclm_jax.records import sha256_file
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+
+from musiclm_jax.cli.gin_config import load_config  # noqa: E402
+from musiclm_jax.parts.fit import fit, plan  # noqa: E402
+from musiclm_jax.records import sha256_file  # noqa: E402
 
 SETTINGS = (
     "W2vBertPart.batch_size=4",
@@ -109,6 +113,8 @@ def outputs(work: Path) -> dict[str, list[str]]:
 def main(combinations: int = 20, seed: int = 0) -> None:
     rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="redo-"))
     data, work, failures = folder / "data", folder / "work", 0
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     write_clips(data)
     with contextlib.redirect_stdout(io.StringIO()):
         fit(data, config=load_config("test"), workdir=work)
