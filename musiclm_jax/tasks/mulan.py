@@ -64,7 +64,7 @@ def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Ar
     """Cross-entropy, in nats, of predicting for each token of a text which row of the batch the text is; summed over tokens, mean over texts.
 
     logits: for each row and each token of the vocabulary; the softmax is over rows. For a token that occurs in every text the optimum is equal logits and
-    log B nats, so that such tokens teach nothing.
+    log B nats, so that nothing is learned from it.
     """
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=0), ids, axis=1)
     return jnp.mean(jnp.sum(nats * mask, axis=1))
