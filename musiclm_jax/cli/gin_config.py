@@ -237,9 +237,9 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
         if new := _renamed(f"{cls}.{name}"):
             return f"{cls}.{name} is {new} now{place}"
         return f"{cls} has no field {name!r}{place}: {_near(name, _fields(field[1]))}"
-    unknown = re.search(r"No configurable matching '(.+?)'", lines[0])
+    unknown = re.search(r"No configurable matching '(?:.+\.)?(.+?)'|Couldn't resolve selector .* has no attribute (\w+)", lines[0])
     if unknown:
-        name = unknown[1].rpartition(".")[2]
+        name = unknown[1] or re.search(rf"\b{unknown[2]}(\.\w+)?", lines[-1])[0]  # The last line is the statement.
         if new := _renamed(name):
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
