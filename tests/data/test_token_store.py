@@ -124,7 +124,7 @@ def test_a_file_of_other_clips_is_refused(tmp_path):
     opened = TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
     assert opened.codes.shape == (150, 3) and list(opened.at) == [0, 50, 150]
     np.save(tmp_path / "acoustic.npy", np.zeros((149, 3), np.int16))
-    with pytest.raises(UserError, match="acoustic.npy has 149 tokens, the clips have 150: .* run the step that makes it again"):
+    with pytest.raises(UserError, match="acoustic.npy has 149 tokens where the clips have 150: .* run the step that makes it again"):
         TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
 
 

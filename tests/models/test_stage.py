@@ -36,9 +36,7 @@ def test_published_sizes(name, mulan, millions):
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"]
-)
+@pytest.mark.parametrize("options", [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"])
 @pytest.mark.parametrize("name", STAGES)
 def test_decoding_is_the_full_pass(name, options):
     config = dataclasses.replace(TINY, **options)
