@@ -98,7 +98,7 @@ def test_keys_that_nothing_reads_are_named_once(tmp_path):
     path.write_text('{"file_name": "a.wav", "txt": 1}\n{"file_name": "b.wav", "txt": 2, "captions": ["x"], "caption": "y", "split": null}')
     lines, warnings = read_lines(path)
     assert [line.captions for line in lines] == [(), ("x",)]
-    assert len(warnings) == 1 and "'txt' (2), 'caption' (1); those that are read: file_name," in warnings[0]
+    assert len(warnings) == 1 and "'txt' (2), 'caption' (1); the known ones are file_name," in warnings[0]
 
 
 def test_captions_may_have_kinds():
