@@ -198,7 +198,7 @@ def test_user_errors(corpus, tmp_path):
     truth = truth_of(np.random.default_rng(0))
     for attributes, message in [
         ({}, "no clip has both captions and attributes, which this evaluation needs"),
-        ({"genre": "x"}, "attributes of a.wav lack instrument, drums, tonic, mode, tempo, tempo_bpm, the ground truth"),
+        ({"genre": "x"}, "attributes of a.wav lack instrument, drums, tonic, mode, tempo, tempo_bpm, which this evaluation needs"),
         (truth | {"tempo": "andante"}, "attributes of a.wav have unexpected values .'andante'.; this evaluation needs"),
         (truth | {"tempo_bpm": "fast"}, "have unexpected values"),
     ]:
