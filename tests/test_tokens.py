@@ -76,7 +76,7 @@ def test_bad_batches_are_named():
         layout.check({**batch, "semantic": batch["semantic"] * 0 + 9})
     with pytest.raises(UserError, match="differ in length"):
         layout.check({**batch, "semantic": batch["semantic"][:, 1:]})
-    with pytest.raises(ValueError, match="levels 0..1"):
+    with pytest.raises(ValueError, match="levels 0 to 1"):
         layout.target_codes({"acoustic": batch["acoustic"][..., :1]})
     with pytest.raises(ValueError, match="not 'mulan'"):
         layout.prefix_ids({"semantic": batch["semantic"]})
