@@ -78,7 +78,7 @@ def test_bad_batches_are_named():
         layout.check({**batch, "semantic": batch["semantic"][:, 1:]})
     with pytest.raises(ValueError, match="levels 0 to 1"):
         layout.target_codes({"acoustic": batch["acoustic"][..., :1]})
-    with pytest.raises(ValueError, match="not 'mulan'"):
+    with pytest.raises(ValueError, match="the stream 'mulan'"):
         layout.prefix_ids({"semantic": batch["semantic"]})
     melody = StageLayout("melody", (Segment("melody", 4, 3, num_steps=2),), Segment("semantic", 1, 7, 25))
     with pytest.raises(UserError, match="melody has 3 steps, the melody stage expects 2"):

@@ -84,8 +84,8 @@ class ClipFolder:
             raise ValueError(f"aspect {aspect!r}: expected one of {', '.join(_ASPECTS)}")
         if aspect == "waves" and any(entry.sha256 is None for entry in self.entries):
             raise ValueError("the digest of the waves needs read_folder(..., hash_files=True)")
-        said = [each for each in map(_ASPECTS[aspect], self.entries) if each is not None]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        data = [each for each in map(_ASPECTS[aspect], self.entries) if each is not None]
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
     def split(self, name: str) -> tuple[Entry, ...]:
         """The entries of the split "train" or "test"."""
@@ -131,15 +131,15 @@ def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: boo
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder with the clips and {METADATA}")
-    said, unusable, warnings = _find_clips(folder)
-    found: dict[str, str | None] = dict.fromkeys(said)
+    metadata, unusable, warnings = _find_clips(folder)
+    found: dict[str, str | None] = dict.fromkeys(metadata)
     if hash_files:
-        found, unreadable = _hash(folder, list(said), hashes, on_progress)
+        found, unreadable = _hash(folder, list(metadata), hashes, on_progress)
         unusable = sorted([*unusable, *unreadable])
-    splits = _splits(folder, {name: said[name] for name in found})
+    splits = _splits(folder, {name: metadata[name] for name in found})
     entries = tuple(
         Entry(name, line.captions, line.kinds, splits[name], line.attributes, line.melody, found[name])
-        for name, line in said.items() if name in found
+        for name, line in metadata.items() if name in found
     )  # fmt: skip
     if not entries:
         raise UserError(f"{folder} has no audio file that can be read, such as {unusable[0][0]}: {unusable[0][1]}")
@@ -154,16 +154,16 @@ def _find_clips(folder: Path) -> tuple[dict[str, Line], list[tuple[str, str]], l
     names, broken = _walk(folder)
     audio = [name for name in names if _is_audio(name)]
     if os.path.lexists(folder / METADATA):
-        said, broken, warnings = _read_listed(folder, audio)
+        metadata, broken, warnings = _read_listed(folder, audio)
     else:
-        said, warnings = _read_sidecars(folder, audio, [name for name in names if name.endswith(".txt")])
-    if not said:
+        metadata, warnings = _read_sidecars(folder, audio, [name for name in names if name.endswith(".txt")])
+    if not metadata:
         suffixes = ", ".join(AUDIO_SUFFIXES)
         if audio:
             raise UserError(f"{folder / METADATA} lists no file that exists, such as {audio[0]}: write the names as they are in {folder}")
         what = "captions but no audio" if broken else "no audio"
         raise UserError(f"{folder} contains {what}: put the clips there ({suffixes}), with the names in {METADATA}")
-    return {name: said[name] for name in sorted(said)}, sorted(broken), warnings
+    return {name: metadata[name] for name in sorted(metadata)}, sorted(broken), warnings
 
 
 def _is_audio(name: str) -> bool:
@@ -239,7 +239,7 @@ def _read_listed(folder: Path, audio: list[str]) -> tuple[dict[str, Line], list[
     if not lines:
         raise UserError(f'{folder / METADATA} lists no clip: add lines such as {{"file_name": "{audio[0] if audio else "a.wav"}"}}, or remove it')
     there, forms = set(audio), _by_form(audio)
-    said, missing, listed = {}, [], set()
+    metadata, missing, listed = {}, [], set()
     for line in lines:
         name, reason = _on_disk(folder, line.file_name, there, forms)
         if name in listed:
@@ -248,11 +248,11 @@ def _read_listed(folder: Path, audio: list[str]) -> tuple[dict[str, Line], list[
         if reason:
             missing.append((name, reason))
         else:
-            said[name] = line
-    if unlisted := [name for name in audio if name not in said]:
+            metadata[name] = line
+    if unlisted := [name for name in audio if name not in metadata]:
         what = "1 audio file is" if len(unlisted) == 1 else f"{len(unlisted)} audio files are"
         warnings.append(f"{what} not listed in {folder / METADATA} and therefore ignored, such as {unlisted[0]}")
-    return said, missing, warnings
+    return metadata, missing, warnings
 
 
 def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str]]) -> tuple[str, str]:
@@ -271,16 +271,16 @@ def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str
 
 def _read_sidecars(folder: Path, audio: list[str], texts: list[str]) -> tuple[dict[str, Line], list[str]]:
     """Returns (the metadata of all audio files from their text files, warnings)."""
-    forms, said, windows = _by_form(texts), {}, set()
+    forms, metadata, windows = _by_form(texts), {}, set()
     for name in audio:
         captions: tuple[str, ...] = ()
         stem = os.path.splitext(name)[0]
         for text in forms.get(_nfc(f"{stem}.txt"), [])[:1]:
             captions, is_windows = read_sidecar(folder / text)
             windows |= {text} if is_windows else set()
-        said[name] = Line(0, name, captions)
+        metadata[name] = Line(0, name, captions)
     warning = f"{len(windows)} text files are not UTF-8 and were read as Windows-1252, such as {min(windows, default='')}"
-    return said, [warning] if windows else []
+    return metadata, [warning] if windows else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Contents
@@ -344,15 +344,15 @@ def _write_cache(path: Path, files: dict[str, list]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------- Splits
 
 
-def _splits(folder: Path, said: dict[str, Line]) -> dict[str, str]:
+def _splits(folder: Path, metadata: dict[str, Line]) -> dict[str, str]:
     """The split of each clip: see `read_folder`."""
-    if any(line.split for line in said.values()):
-        splits = {name: line.split or "train" for name, line in said.items()}
-        train, test = ({said[name].melody for name, split in splits.items() if split == each} - {None} for each in ("train", "test"))
+    if any(line.split for line in metadata.values()):
+        splits = {name: line.split or "train" for name, line in metadata.items()}
+        train, test = ({metadata[name].melody for name, split in splits.items() if split == each} - {None} for each in ("train", "test"))
         if train & test:
             raise UserError(f"{folder / METADATA} has melody {min(train & test)!r} in both splits: give all of its renderings the same split")
         return splits
-    tunes = {name: name if line.melody is None else line.melody for name, line in said.items()}
+    tunes = {name: name if line.melody is None else line.melody for name, line in metadata.items()}
     held_out = set(_held_out(sorted(set(tunes.values()))))
     return {name: "test" if tune in held_out else "train" for name, tune in tunes.items()}
 

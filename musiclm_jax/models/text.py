@@ -73,8 +73,8 @@ class TextTokenizer:
                 raise ValueError(f"expected ids from 0 to {len(pieces) - 1}, each once")
             return cls(pieces)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            says = f"expected pieces with the ids 0, 1, 2, ..., {', '.join(SPECIAL_TOKENS)} first"
-            raise UserError(f"{where} is not in the format that musiclm_jax writes, {says}: copy the file again, or make it again") from error
+            expected = f"expected pieces with the ids 0, 1, 2, ..., {', '.join(SPECIAL_TOKENS)} first"
+            raise UserError(f"{where} is not in the format that musiclm_jax writes, {expected}: copy the file again, or make it again") from error
 
     def to_json(self) -> str:
         """The vocabulary as JSON, in the format of the `tokenizers` library."""
