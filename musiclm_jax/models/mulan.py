@@ -64,9 +64,9 @@ class MuLanConfig:
     # The initial temperature, which divides the cosines. It is learned, and is at least min_temperature.
     init_temperature: float = 0.1
     min_temperature: float = 0.01
-    # The embedding of a clip is the mean over windows of this length,
+    # Length of the windows whose embeddings are averaged to that of a longer clip.
     window_sec: float = 10.0
-    # one every so many seconds.
+    # Step from one window to the next.
     hop_sec: float = 1.0
     # Sizes of the residual quantizer of the embeddings. A clip and its caption get the same code only if the code's cell is wider than their distance:
     # a small model needs fewer codes and more levels (see `quantizer_report`).

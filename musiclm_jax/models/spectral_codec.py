@@ -56,8 +56,9 @@ class SpectralCodecConfig:
     decoder_width: int = 384
     # Kernel size of the convolutions over frames.
     kernel_size: int = 3
-    # Dilations of the residual units of the encoder, and of the decoder.
+    # Dilations of the encoder's residual units.
     encoder_dilations: tuple[int, ...] = (1, 1)
+    # Dilations of the decoder's residual units.
     decoder_dilations: tuple[int, ...] = (1, 1, 2, 4)
     # Width of the latent vectors and of the code vectors.
     dim: int = 32

@@ -32,7 +32,10 @@ SUBSAMPLING = 4  # Mel frames per feature: two convolutions of stride 2.
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertConfig:
-    """Sizes of w2v-BERT. The defaults are w2v-BERT XL, 0.6B parameters (section 3.2), and MusicLM's 1,024 clusters of layer 7 (2301.11325, section 3.1)."""
+    """Sizes of w2v-BERT. The defaults are w2v-BERT XL, 0.6B parameters (section 3.2).
+
+    MusicLM takes 1,024 clusters of layer 7 (arXiv 2301.11325, section 3.1).
+    """
 
     mel: LogMelConfig = LogMelConfig()
     # The convolutions get (x - mel_mean) / mel_std of the log-mels. The defaults are about their mean and standard deviation over the clips of

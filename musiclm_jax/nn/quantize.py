@@ -28,7 +28,7 @@ class RVQConfig:
     # A code is dead, and is replaced by a random frame of the batch, when its moving average of counts is below this share of the mean of its level.
     # The paper's threshold is a count of 2, about 0.2 of the mean in a batch of 64 x 3 s; a share fits all batch sizes. 0: codes are never replaced.
     dead_code_ratio: float = 0.2
-    # Of the Laplace smoothing of the counts.
+    # Constant of the Laplace smoothing of the counts.
     epsilon: float = 1e-5
     # k-means iterations on the first batch, which initialize the codebooks.
     kmeans_iters: int = 10
