@@ -75,7 +75,7 @@ def test_bad_clips_are_skipped_named_and_counted(tmp_path):
     (folder / "torn.wav").write_bytes((folder / "00.wav").read_bytes()[:20])
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "torn.wav", "captions": ["x"]}\n')
-    with pytest.raises(UserError, match=r"5 of 45 clips .* are of no use"):
+    with pytest.raises(UserError, match=r"5 of 45 clips .* cannot be used"):
         prepare(folder, tmp_path / "store")
     soundfile.write(folder / "missing_too.wav", tone(), RATE)
     store = prepare(folder, tmp_path / "store")
@@ -131,9 +131,9 @@ def test_the_index_follows_the_texts_without_decoding(tmp_path, monkeypatch):
     assert (tmp_path / "store" / "samples.npy").stat().st_mtime_ns == samples
     # Of other waves it is no index.
     soundfile.write(folder / "01.wav", tone(), RATE)
-    with pytest.raises(UserError, match="is not made of the clips that .* has now: prepare it anew"):
+    with pytest.raises(UserError, match="has other clips than .* has now: prepare the data again"):
         refresh_index(read_folder(folder), tmp_path / "store")
-    with pytest.raises(UserError, match="prepare it anew"):
+    with pytest.raises(UserError, match="prepare the data again"):
         refresh_index(read_folder(folder), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="hash_files=True"):
         refresh_index(read_folder(folder, hash_files=False), tmp_path / "store")
