@@ -65,6 +65,7 @@ def data_calls() -> Iterator[Call]:
 
 def _evaluation(command: str, data: str, make: Make, note: str) -> Call:
     more = ("--captions", "2", "--seconds", "2") if command == "adherence" else ("--clips", "2", "--seconds", "1")
+    more += ("--fit-clips", "2") if command == "semantic" else ()
     return Call(("evaluate", command, data, "--model", "bundle", *more), make, note, "")
 
 

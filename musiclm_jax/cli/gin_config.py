@@ -63,8 +63,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
-        with _without_log():
-            gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
+        since = _parse(files, [_quoted(binding) for binding in bindings])
         _check_required()
         config = gin.get_configurable(FitConfig)()
     except UserError as error:
@@ -72,7 +71,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
         raise UserError(_explain(error, bindings)) from error
-    unused = _unused()
+    unused = _unused(since)
     if unused:
         if new := _renamed(unused[0]):
             raise UserError(f"{unused[0]} is {new} now")
@@ -83,6 +82,23 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
 def operative_config() -> str:
     """The values that the last `load_config` used, as a gin file."""
     return gin.operative_config_str()
+
+
+# (scope, selector, field), of all that is bound.
+_Bound = tuple[str, str, str]
+
+
+def _parse(files: Sequence[str], bindings: Sequence[str]) -> dict[_Bound, int]:
+    """Parses the files, then the bindings. Returns the number of the file that gave each value; the bindings count as the last one."""
+    since: dict[_Bound, tuple[int, object]] = {}
+    with _without_log():
+        for number, file in enumerate((*files, None)):
+            gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            for (scope, selector), values in gin.config._CONFIG.items():
+                for field, value in values.items():
+                    if (scope, selector, field) not in since or since[scope, selector, field][1] is not value:
+                        since[scope, selector, field] = number, value
+    return {bound: number for bound, (number, _) in since.items()}
 
 
 @contextlib.contextmanager
@@ -232,19 +248,24 @@ def _place(lines: Sequence[str]) -> str:
     return f" ({place})" if place and "bindings string" not in place else ""
 
 
-def _unused() -> list[str]:
+def _unused(since: dict[_Bound, int]) -> list[str]:
     """What is bound and no call has got, since nothing reads it or a narrower scope has another value for each that does: gin itself keeps silent
-    about these. gin has no public view of its bindings."""
+    about these. A value that a later file or binding replaces in narrower scopes is none of them. gin has no public view of its bindings."""
     bound = gin.config._CONFIG
     used = set()
     for (where, selector), fields in gin.config._OPERATIVE_CONFIG.items():
         scopes = [scope for scope, other in bound if other == selector and f"{where}/".startswith(f"{scope}/" if scope else "")]
         for field in fields:
             used.add((max((scope for scope in scopes if field in bound[scope, selector]), key=len, default=None), selector, field))
+
+    def is_replaced(scope: str, *name: str) -> bool:
+        narrower = [each for each in used if each[1:] == tuple(name) and f"{each[0]}/".startswith(f"{scope}/" if scope else "")]
+        return any(since.get(each, 0) > since[scope, *name] for each in narrower)
+
     unused = []
     for (scope, selector), values in bound.items():
         for field in values:
-            if (scope, selector, field) not in used:
+            if (scope, selector, field) not in used and not is_replaced(scope, selector, field):
                 short = selector.rpartition(".")[2]
                 unused.append(scope if selector == "gin.macro" else f"{scope}/{short}.{field}" if scope else f"{short}.{field}")
     return sorted(unused)

@@ -239,7 +239,7 @@ def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.r
     try:
         return fit_estimators([crop(clip) for clip in clips], [clip.attributes for clip in clips], rng=rng)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips ({error}); fit on more clips") from error
+        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips: {error}") from error
 
 
 def _generate(model: Generator, captions: list[str], num_samples: int, seed: int) -> list[Float[np.ndarray, "N"]]:
