@@ -17,7 +17,7 @@ def option_calls() -> Iterator[Call]:
 def _help_calls() -> Iterator[Call]:
     for command in ("", "generate", "fit", "train", "export", "info", "corpus", "evaluate", *(f"evaluate {each}" for each in EVALUATIONS)):
         yield Call((*command.split(), "--help"), right=(0,))
-        yield Call((*command.split(), "--no-such-option"), names="--no-such-option")
+        yield Call((*command.split(), "--no-such-option"), names="option")
         if command not in ("", "info", "evaluate"):
             yield Call(tuple(command.split()), names="")
     yield Call(("generat",))
@@ -35,7 +35,7 @@ def _generate_calls() -> Iterator[Call]:
         yield Call((*short, "--top-k", value), names="")
     for prompt in ("", " \n", "-", "--", "-x", "a\nb", "a " * 50_000, "\udcff", "\u202e\U0001f3b5", "a\x1b[31m"):
         yield Call(("generate", "--model", "bundle", "--seconds", "0.2", "--", prompt), names="prompt")
-    yield Call(("generate", *["a"] * 5000, "--model", "bundle"), names="5,000", note="5000 prompts")
+    yield Call(("generate", *["a"] * 5000, "--model", "bundle"), names="5000", note="5000 prompts")
     yield Call((*short, "--samples", "4096", "--seconds", "300"), names="at once")
     arrange = several(
         lambda: os.mkdir("d.wav"),
@@ -92,7 +92,7 @@ def _training_calls() -> Iterator[Call]:
     for step in ("", "soundstream", "prepar", "é", "export\n", "--dry_run", "melody", "kmeans", "export", "rvq", "fine"):
         # With --dry_run for the step, click reads the option, and takes "clips" for the step.
         names = "clips" if step == "--dry_run" else step.strip()[:5] if step.isascii() else ""
-        yield Call(("train", step, "clips", "--size", "test", "--workdir", "w"), names=names, may=("w/*",))
+        yield Call(("train", step, "clips", "--size", "test", "--workdir", "w"), names=names, may=("w/*", "w"))
         yield Call(("train", step, "--size", "test", "--dry_run"), names="")
         yield Call(("train", step, "clips", "--size", "test", "--workdir", "w", "--plan"), names="", may=("w/hashes.json", "w"))
     yield Call(("train", "codec", "--size", "test"), names="DATA")

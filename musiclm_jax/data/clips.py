@@ -89,7 +89,7 @@ def load_array(path: Path) -> np.ndarray:
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged : delete it, and the next training makes it again") from error
+        raise UserError(f"{path} is damaged: delete it, and the next training makes it again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare

@@ -232,6 +232,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch)
     [
         (["semantic"], "DATA"),
         (["semantic", "clips"], "--workdir"),
+        (["semantic", "", "--workdir", "run"], "DATA"),
         (["semantic", "--workdir", "run", "--gin.SEMANTIC_STEPS=3"], "DATA"),
         (["rvq", "--dry_run"], "rvq"),
         (["semantics", "--dry_run"], "semantics"),

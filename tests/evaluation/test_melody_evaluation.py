@@ -69,6 +69,15 @@ def test_the_embedder_stands_on_its_own_and_its_step_is_done_once(trained, capsy
     assert "melody: done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_config_says_what_to_do(tmp_path, text):
+    (tmp_path / "melody").mkdir()
+    (tmp_path / "melody" / "done.json").write_text("{}")
+    (tmp_path / "melody" / "config.json").write_text(text)
+    with pytest.raises(UserError, match="melody/config.json is damaged: delete it, and `musiclm train melody` makes it again$"):
+        load_embedder(tmp_path)
+
+
 def test_mistakes(trained, tmp_path):
     folder, config, _ = trained
     with pytest.raises(UserError, match="has no trained melody embedder: run `musiclm train melody"):
