@@ -87,7 +87,7 @@ def run(calls: list, fixtures: Path) -> int:
                 running.append(Running(call, folder / f"{number:04d}", fixtures))
             for each in [each for each in running if each.has_ended()]:
                 running.remove(each)
-                rules, message = each.broken_rules(), each.err.strip()[-600:]
+                rules, message = each.broken_rules(), short(each.err.strip())
                 print(f"{each.call}\n    {each.status}, {each.seconds:.1f} s: {message}", file=messages, flush=True)
                 if rules:
                     broken += 1
@@ -96,6 +96,10 @@ def run(calls: list, fixtures: Path) -> int:
             time.sleep(0.02)
     shutil.rmtree(folder, ignore_errors=True)
     return broken
+
+
+def short(text: str) -> str:
+    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
 if __name__ == "__main__":

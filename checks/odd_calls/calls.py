@@ -91,10 +91,12 @@ def write_metadata(folder: str | Path, lines: list) -> None:
 
 def lines_of_clips() -> list[dict]:
     """The metadata of the clips that calls get: eight to train with, four to test with."""
-    truth = {"instrument": "piano", "drums": False, "tonic": "C", "mode": "major", "tempo": "slow", "tempo_bpm": 70}
     lines = []
     for i in range(12):
-        caption = f"a {('calm', 'fast')[i % 2]} {('piano', 'guitar', 'flute')[i % 3]} melody"
+        instrument, fast = ("piano", "guitar", "flute")[i % 3], bool(i % 2)
+        caption = f"a {'fast' if fast else 'calm'} {instrument} melody"
+        truth = {"instrument": instrument, "drums": fast, "tonic": i, "mode": "minor" if fast else "major"}
+        truth |= {"tempo": "fast" if fast else "slow", "tempo_bpm": 140 if fast else 70}
         line = {"file_name": f"{i:02d}.wav", "captions": [caption], "melody": f"tune {i // 2}"}
         lines.append(line | {"split": "test" if i >= 8 else "train", "attributes": truth})
     return lines

@@ -55,11 +55,12 @@ def _generate_calls() -> Iterator[Call]:
 def _evaluate_calls() -> Iterator[Call]:
     bundle = ("clips", "--model", "bundle")
     for i, value in enumerate(ODD_NUMBERS):
-        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--seconds", "1", "--clips", value), names="clips" if value else "")
+        fit = ("--fit-clips", "2") if EVALUATIONS[i % 3] == "semantic" else ()
+        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--seconds", "1", *fit, "--clips", value), names="clips" if value else "")
         yield Call(("evaluate", "semantic", *bundle, "--seconds", "1", "--fit-clips", value), names="")
         option = ("--captions", "--seconds", "--batch-size", "--seed")[i % 4]
         yield Call(("evaluate", "adherence", *bundle, "--captions", "2", "--seconds", "2", option, value), names="")
-        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--clips", "2", "--seconds", value), names="")
+        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--clips", "2", *fit, "--seconds", value), names="")
     for i, model in enumerate(odd_paths("m")):
         yield Call(("evaluate", EVALUATIONS[i % 4], "clips", "--model", model), make_odd_paths, names="")
     yield Call(("evaluate", "adherence", *bundle, "--captions", "2", "--seconds", "2", "--out", "f"), put("f"))
