@@ -211,5 +211,3 @@ def _is_clip(path: pathlib.Path) -> bool:
     except (OSError, soundfile.LibsndfileError):
         return False
     return (info.frames, info.samplerate, info.channels) == (synthesis.CLIP_SAMPLES, synthesis.SAMPLE_RATE_HZ, 1)
-
-
