@@ -1,7 +1,9 @@
 """musiclm_jax: MusicLM (arXiv 2301.11325) in JAX and Flax, from text to 24 kHz music.
 
-from musiclm_jax import MusicLM
-music = MusicLM.from_pretrained("demo").generate(["a calm piano melody"], seconds=10, seed=0)
+Use:
+
+    from musiclm_jax import MusicLM
+    music = MusicLM.from_pretrained("demo").generate(["a calm piano melody"], seconds=10, seed=0)
 """
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ Types are checked as well, because gin and Python pass arbitrary values of a use
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,12 +30,17 @@ DTYPES = ("float32", "bfloat16")
 
 
 def check_numbers(config: Any, **limits: tuple[float | int, float | int]) -> None:
-    """Raises UserError unless each of these fields of `config`, a number or a tuple of numbers, is within its limits (least, most)."""
+    """Raises UserError unless each of these fields of `config` is within its limits (least, most).
+
+    A field is a number. If it is declared as a tuple, it is a tuple or list of numbers, or of such tuples.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, (least, most) in limits.items():
         kind = int if isinstance(least, int) else (int, float)
-        value = getattr(config, name)
-        if not all(isinstance(number, kind) and not isinstance(number, bool) and least <= number <= most for number in _numbers(value)):
-            what = ("whole numbers" if kind is int else "numbers") if isinstance(value, (list, tuple)) else "a whole number" if kind is int else "a number"
+        value, many = getattr(config, name), types[name].startswith("tuple")
+        numbers = _numbers(value) if many else [value]
+        if isinstance(value, (list, tuple)) != many or not all(_lies(number, kind, least, most) for number in numbers):
+            what = ("a list of whole numbers" if kind is int else "a list of numbers") if many else "a whole number" if kind is int else "a number"
             raise UserError(f"{name}={shown(value)}: choose {what} from " + (f"{least} to {most:,}" if kind is int else f"{least:g} to {most:g}"))
 
 
@@ -51,6 +57,10 @@ def shown(value: Any) -> str:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lies(value: Any, kind: type | tuple[type, ...], least: float | int, most: float | int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most
 
 
 def _numbers(value: Any) -> Iterator[Any]:

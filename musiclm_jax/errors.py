@@ -19,6 +19,8 @@ _WRITE_REMEDIES = {
     errno.EACCES: "permission denied: change the permissions of its folder, or write elsewhere",
     errno.EPERM: "permission denied: change the permissions of its folder, or write elsewhere",
     errno.EROFS: "the file system is read-only: write elsewhere",
+    errno.EEXIST: "something in this path is a file and no folder: choose another path",
+    errno.ENOTDIR: "something in this path is a file and no folder: choose another path",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
 

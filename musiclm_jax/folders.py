@@ -52,6 +52,24 @@ def atomic_folder(path: str | os.PathLike, *, check: Callable[[Path], None]) -> 
         raise unwritable(path, error) from error
 
 
+def move_aside(path: Path, target: Path) -> Path:
+    """Moves a file or folder to `target`, or to `target`-2, -3, ... where that name is taken. Returns the new place.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    free, number = target, 1
+    while os.path.lexists(free):
+        number += 1
+        free = target.with_name(f"{target.name}-{number}")
+    try:
+        free.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(free)
+    except OSError as error:
+        raise unwritable(free, error) from error
+    return free
+
+
 def readable_folder(path: str | os.PathLike) -> Path:
     """`path`, or the old folder `.NAME.old` if a run was killed after it had moved the old folder and before it renamed the new one."""
     real = Path(os.path.realpath(path))

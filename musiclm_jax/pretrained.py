@@ -23,7 +23,7 @@ _BUNDLES = Path(__file__).parent / "bundles"
 def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
     """Opens a bundle by its folder, or by the name of a packaged one. Raises UserError where there is none."""
     packaged = _BUNDLES / str(path)
-    if "/" not in str(path) and not os.path.exists(path) and packaged.is_dir():
+    if "/" not in str(path) and not os.path.exists(path) and os.path.isdir(packaged):  # Not packaged.is_dir(), which raises where the name is too long.
         return bundle.open_bundle(packaged)
     if str(path) == "demo" and not os.path.exists(path):
         raise UserError("the model 'demo' is not packaged with this installation; install a release, or name a bundle of your own with --model")

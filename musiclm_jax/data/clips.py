@@ -19,7 +19,7 @@ from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.records import read_json, write_json, write_text
+from musiclm_jax.records import parse_json, write_json, write_text
 
 # Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
 ALIGN_SAMPLES = 960
@@ -55,15 +55,18 @@ class ClipStore:
     def open(cls, directory: Path | str) -> ClipStore:
         """Opens the store that `prepare` wrote. Raises UserError if it is missing or damaged."""
         directory = Path(directory)
-        index, samples = read_json(directory / INDEX), load_array(directory / SAMPLES)
+        samples, remedy = load_array(directory / SAMPLES), f"move {directory} away, and prepare the data again"
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
         try:
+            index = parse_json((directory / INDEX).read_bytes())
             clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
             num_samples, sample_rate_hz = int(index["num_samples"]), int(index["sample_rate_hz"])
+        except OSError as error:
+            raise unreadable(directory / INDEX, error) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{directory / INDEX} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
-        if len(samples) != num_samples:
-            raise UserError(f"{directory / SAMPLES} has {len(samples)} samples where its index has {num_samples}: prepare the data again")
+            raise UserError(f"{directory / INDEX} is damaged: {remedy}") from error
+        if samples.shape != (num_samples,):
+            raise UserError(f"{directory / SAMPLES} has shape {list(samples.shape)} where its index has [{num_samples}]: {remedy}")
         return cls(samples, clips, sample_rate_hz)
 
     def wave(self, clip: Clip, start: int = 0, length: int | None = None) -> np.ndarray:
@@ -88,7 +91,7 @@ def load_array(path: Path) -> np.ndarray:
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:100]}): delete it and run the same command again") from error
+        raise UserError(f"{path} is damaged: delete it, and the next training makes it again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare

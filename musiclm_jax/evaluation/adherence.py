@@ -18,7 +18,7 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
 from musiclm_jax.data.folder import ClipFolder, Entry
-from musiclm_jax.errors import UserError
+from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
@@ -236,7 +236,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder for the results") from None
+        raise unwritable(path, error) from error
 
 
 def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.random.Generator) -> Estimators:

@@ -51,7 +51,12 @@ def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
     folder = Path(workdir) / "melody"
     if not (folder / "done.json").exists():
         raise UserError(f"{workdir} has no trained melody embedder: run `musiclm train melody DATA --workdir {workdir}` first")
-    config = from_dict(MelodyConfig, read_json(folder / "config.json"), where=f"{folder / 'config.json'}: melody")
+    try:
+        config = from_dict(MelodyConfig, read_json(folder / "config.json"), where="melody")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{folder / 'config.json'} is damaged: delete it, and `musiclm train melody` makes it again") from error
     variables, _ = bundle.read_arrays(folder / "variables.safetensors")
     bundle.check_shapes(variables, melody.variable_shapes(config), where=f"{folder / 'variables.safetensors'}")
     return config, jax.tree.map(jnp.asarray, variables)

@@ -189,6 +189,24 @@ def test_captions_by_kind_are_read_and_kept(tmp_path):
     assert [clip.file_name for clip in store.captioned().clips] == ["a.wav", "b.wav"]
 
 
+def test_a_damaged_store_says_what_to_do(tmp_path):
+    prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {})}), tmp_path / "store")
+    index, samples = tmp_path / "store" / "index.json", tmp_path / "store" / "samples.npy"
+    whole = index.read_bytes()
+    for text in (b"", b"[]", b"null", b"{}", b"\xff", whole[:-3], whole.replace(b"clips", b"clip")):
+        index.write_bytes(text)
+        with pytest.raises(UserError, match="index.json is damaged: move .*store away, and prepare the data again$"):
+            ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole.replace(b'"num_samples": ', b'"num_samples": 1'))
+    with pytest.raises(UserError, match=r"samples.npy has samples \[28800\], its index says \[128800\]: move .*store away"):
+        ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole)
+    for data in (b"", bytes(99), samples.read_bytes()[:-2]):
+        samples.write_bytes(data)
+        with pytest.raises(UserError, match="samples.npy is damaged: delete it, and the next training makes it again$"):
+            ClipStore.open(tmp_path / "store")
+
+
 def test_an_index_without_kinds_is_what_it_was_before_there_were_any(tmp_path):
     """Byte for byte: steps that read it compare its digest."""
     store = prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {"captions": ["é", "b"], "split": "train"})}), tmp_path / "store")
