@@ -25,8 +25,9 @@ import safetensors
 
 import musiclm_jax
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import atomic_path, parse_json, sha256_file
 from musiclm_jax.folders import atomic_folder, readable_folder
-from musiclm_jax.records import atomic_path, from_dict, parse_json, sha256_file
+from musiclm_jax.records import from_dict
 
 # Version of the format. To be incremented when older versions of the package cannot read new bundles, also for a new field of a config.
 FORMAT = 2

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from musiclm_jax.errors import UserError, unwritable
-from musiclm_jax.records import sync
+from musiclm_jax.files import sync
 
 # An empty file in a folder that is being written, by which the next run recognizes the folder of a killed run.
 _MARKER = ".musiclm_jax"

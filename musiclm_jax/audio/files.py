@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from musiclm_jax import records
+from musiclm_jax import files
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 
@@ -160,7 +160,7 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
     if not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
-    records.check_writable(path)
+    files.check_writable(path)
 
 
 def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
@@ -178,7 +178,7 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
     try:
-        with records.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here, because soundfile rejects names that are not UTF-8.
+        with files.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here, because soundfile rejects names that are not UTF-8.
             soundfile.write(file, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", error)

@@ -30,7 +30,7 @@ from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError, unwritable
-from musiclm_jax.records import atomic_path, write_text
+from musiclm_jax.files import atomic_path, write_text
 
 # The version changes when the music for a seed changes. A folder contains one version.
 CORPUS_VERSION = 1

@@ -18,8 +18,8 @@ from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import parse_json, write_json, write_text
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.records import parse_json, write_json, write_text
 
 # Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
 ALIGN_SAMPLES = 960

@@ -27,7 +27,7 @@ from musiclm_jax import audio
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.records import parse_json, sync, write_json, write_text
+from musiclm_jax.files import parse_json, sync, write_json, write_text
 
 SAMPLES, CLIPS = "samples.npy", "clips.json"
 MIN_SEC = 1.0

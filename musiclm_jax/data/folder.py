@@ -22,8 +22,8 @@ from typing import Any
 from musiclm_jax.data.metadata import METADATA, Line, read_lines, read_sidecar
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_text
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.records import write_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 TEST_SHARE = 0.05

@@ -22,7 +22,7 @@ from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
-from musiclm_jax.records import write_json
+from musiclm_jax.files import write_json
 
 
 @runtime_checkable

@@ -17,10 +17,11 @@ from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.nn.quantize import rvq_decode
-from musiclm_jax.records import from_dict, read_json
+from musiclm_jax.records import from_dict
 
 _BATCH_SIZE = 16
 

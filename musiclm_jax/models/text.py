@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from musiclm_jax.arrays import Bool, Int
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import parse_json
+from musiclm_jax.files import parse_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID = range(4)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json, sha256_file, write_json, write_text
 from musiclm_jax.folders import move_aside
 from musiclm_jax.parts.part import Run, Step
-from musiclm_jax.records import differences, from_dict, read_json, sha256_file, write_json, write_text
+from musiclm_jax.records import differences, from_dict
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
 
 try:

@@ -28,8 +28,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from musiclm_jax.errors import UserError, unreadable, unwritable
+from musiclm_jax.files import parse_json, sync, write_json
 from musiclm_jax.folders import move_aside
-from musiclm_jax.records import parse_json, sync, write_json
 
 log = logging.getLogger(__name__)
 

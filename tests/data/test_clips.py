@@ -10,7 +10,7 @@ from musiclm_jax.data import clips as clips_module
 from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, ClipStore, draw, draw_caption, draw_start, refresh_index, step_rng, wave_source
 from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import read_json
+from musiclm_jax.files import read_json
 
 RATE = 24_000
 

@@ -8,8 +8,8 @@ import pytest
 from tiny_parts import read_metadata, tiny_parts, write_clips, write_metadata
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 from musiclm_jax.parts.fit import FitConfig, fit, plan, run_step
-from musiclm_jax.records import read_json
 
 
 @pytest.fixture
