@@ -1,6 +1,8 @@
 """Configs from gin files. The only place that knows gin: the library itself sees plain dataclasses.
 
     config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
+
+Of several values for the same name, the last one counts.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+_VALUES = "give a number, a text in quotes, a list, %MACRO or @reference"
 # (scope, selector, field), of all that is bound.
 _Bound = tuple[str, str, str]
 
@@ -93,7 +96,12 @@ def _parse(files: Sequence[str], bindings: Sequence[str]) -> dict[_Bound, int]:
     since: dict[_Bound, tuple[int, object]] = {}
     with _without_log():
         for number, file in enumerate((*files, None)):
-            gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            try:
+                gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            except (ValueError, SyntaxError) as error:
+                if file and (token := re.search(r"Failed to parse token '(.+)'", str(error))):
+                    raise UserError(f"{file}: {token[1]!r} is no value that gin reads: {_VALUES}") from error
+                raise
             for (scope, selector), values in gin.config._CONFIG.items():
                 for field, value in values.items():
                     if (scope, selector, field) not in since or since[scope, selector, field][1] is not value:
@@ -221,6 +229,12 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
     if module and (name := module[1] or module[2]) in _MOVED:
         return f"musiclm_jax.{name} is musiclm_jax.{_MOVED[name]} now: `from musiclm_jax.{_MOVED[name].replace('.', ' import ')}`"
     place = _place(lines)
+    if isinstance(error, RecursionError):
+        return f"a file or a value contains itself{place}: remove what leads back to it"
+    if (macro := re.search(r"\(in (.+)/macro\)", place)) and isinstance(error, TypeError):
+        return f"%{macro[1]} is read and not set: give it with --gin.{macro[1]}=VALUE, or in a file with --gin_file"
+    if isinstance(error, (TypeError, AttributeError)) and place:
+        return f"a value is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]

@@ -22,6 +22,7 @@ from musiclm_jax.errors import UserError
 
 # Letters of a message. One that repeats what a user typed may have any number.
 _LONGEST = 2000
+_NO_MEMORY = "not enough memory; make fewer or shorter clips at once, or train with a lower batch_size or crop_sec"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _fail(f"the package {error.name} is missing; install all of musiclm-jax's with: pip install 'musiclm-jax[train,eval]'")
     except MemoryError:
-        _fail("not enough memory; make fewer or shorter clips at once, or lower batch_size")
+        _fail(_NO_MEMORY)
     except RuntimeError as error:
         if message := _of_the_machine(str(error)):
             _fail(message)
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 def _of_the_machine(error: str) -> str | None:
     """What a RuntimeError of JAX says of the machine, in our words; None: it says nothing of that kind."""
     if "RESOURCE_EXHAUSTED" in error or "Out of memory" in error:
-        return "not enough memory; make fewer or shorter clips at once, or lower batch_size"
+        return _NO_MEMORY
     if "Unable to initialize backend" in error or "Unknown backend" in error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX finds no device of JAX_PLATFORMS={platforms!r}: leave it unset, or set it to cpu"

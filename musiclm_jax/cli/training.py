@@ -18,7 +18,7 @@ def training_options(*, workdir_required: bool):
 
     def decorate(command):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
+        gin_file = click.option("--gin_file", "gin_files", type=Place(), multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
         workdir = click.option("--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
         size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its own]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print what would be done and why, and stop.")
