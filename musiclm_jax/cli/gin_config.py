@@ -41,7 +41,7 @@ def sizes() -> list[str]:
     return sorted(path.stem for path in (gin_folder() / "models").glob("*.gin"))
 
 
-def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
+def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings: Sequence[str] = ()) -> FitConfig:
     """The config of `size`, changed by the gin files, then by the bindings "NAME=VALUE"; the later one wins.
 
     size: None is "demo", or where one of the files is a recipe, such as runs/semantic_base.gin, the size that it names, "base".
@@ -119,7 +119,7 @@ def _without_log() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _find(name: str) -> Path:
+def _find(name: str | Path) -> Path:
     for path in (Path(name), gin_folder() / name):
         if os.path.isfile(path):  # Not path.is_file(), which raises where the name is too long.
             return path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from musiclm_jax.cli.options import Place, use_compilation_cache
@@ -85,7 +87,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
         click.echo(f"{name}: {value}")
 
 
-def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[str, ...]):
+def _load_config(size: str | None, gin_files: tuple[Path, ...], bindings: tuple[str, ...]):
     """The FitConfig, and the values that made it as a gin file."""
     for binding in bindings:
         if not binding.startswith("--gin."):
