@@ -62,6 +62,7 @@ def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
     gin.clear_config()
+    since: dict[_Bound, int] = {}
     # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
@@ -72,7 +73,7 @@ def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings
         message, *account = str(error).splitlines()
         raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
-        raise UserError(_explain(error, bindings)) from error
+        raise UserError(_explain(error, bindings, since)) from error
     unused = _unused(since)
     if unused:
         if new := _renamed(unused[0]):
@@ -222,8 +223,8 @@ def _renamed(name: str) -> str | None:
     return None
 
 
-def _explain(error: Exception, bindings: Sequence[str]) -> str:
-    """One line for gin's many kinds of errors, with the names that the user may have meant."""
+def _explain(error: Exception, bindings: Sequence[str], since: dict[_Bound, int]) -> str:
+    """One line for gin's many kinds of errors, with the names that the user may have meant. since: of `_parse`; empty where that failed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
     if module and (name := module[1] or module[2]) in _MOVED:
@@ -233,8 +234,10 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
         return f"a file or a value contains itself{place}: remove what leads back to it"
     if (macro := re.search(r"\(in (.+)/macro\)", place)) and isinstance(error, TypeError):
         return f"%{macro[1]} is read and not set: give it with --gin.{macro[1]}=VALUE, or in a file with --gin_file"
-    if isinstance(error, (TypeError, AttributeError)) and place:
-        return f"a value is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
+    if isinstance(error, (TypeError, AttributeError)) and (cls := re.search(r"(\w+)\)$", place)):
+        names = " or ".join(sorted({field for (_, selector, field), number in since.items() if number and selector.endswith(f".{cls[1]}")}))
+        what = f"a value of {names}" if names else "a value"
+        return f"{what} is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]

@@ -134,7 +134,7 @@ def test_later_values_win_and_strings_need_no_quotes(tmp_path):
         ("SEED = %NOWHERE", "%NOWHERE is read and not set: give it with --gin.NOWHERE=VALUE, or in a file with --gin_file"),
         ("include '{file}'", 'a file or a value contains itself (file "{file}", line 1): remove what leads back to it'),
         ("fit.FitConfig.parts = (@fit.FitConfig(),)", "a file or a value contains itself"),
-        ("fit.FitConfig.parts = 3", "a value is of another kind than is expected (in FitConfig): "),
+        ("fit.FitConfig.parts = 3", "a value of parts is of another kind than is expected (in FitConfig): "),
     ],
 )
 def test_mistakes_of_a_file_are_named(text, message, tmp_path):
