@@ -332,13 +332,14 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
 
 
 def read_card(path: str | os.PathLike) -> str:
-    """The model card of the bundle in the folder `path`; "" where it has none. What is not UTF-8 becomes U+FFFD."""
-    try:
-        return (Path(path) / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    """The model card of the bundle in the folder `path`; "" where it has no such file. What is not UTF-8 becomes U+FFFD."""
+    file = Path(path) / CARD_FILE
+    if not os.path.isfile(file):  # Not a FIFO either, which would be read for ever.
         return ""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise unreadable(Path(path) / CARD_FILE, error) from error
+        raise unreadable(file, error) from error
 
 
 def _parse(file: Path) -> Any:
