@@ -74,9 +74,7 @@ def test_float16_halves_the_file_and_loads_as_float32(path, tmp_path):
     np.testing.assert_array_equal(ids, np.arange(5, dtype=np.int32))
 
 
-@pytest.mark.parametrize(
-    "value, dtype, says", [(1e5, "float16", "float16"), (np.nan, "float32", "NaN"), (np.inf, "float16", "NaN"), (1.0, "int8", "choose")]
-)
+@pytest.mark.parametrize("value, dtype, says", [(1e5, "float16", "float16"), (np.nan, "float32", "NaN"), (np.inf, "float16", "NaN"), (1.0, "int8", "choose")])
 def test_weights_that_cannot_be_stored(tmp_path, value, dtype, says):
     with pytest.raises(UserError, match=says):
         bundle.save(tmp_path / "b", config=CONFIG, models={"coarse": {"w": np.full(3, value, np.float32)}}, dtype=dtype)
