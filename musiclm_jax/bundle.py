@@ -350,12 +350,13 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
 
 def read_card(path: str | os.PathLike) -> str:
     """The model card of the bundle in the folder `path`, or "" if it has none. Bytes that are not UTF-8 become U+FFFD. Raises UserError on errors."""
-    try:
-        return (Path(path) / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    file = Path(path) / CARD_FILE
+    if not os.path.isfile(file):  # Reading a FIFO would not end.
         return ""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise unreadable(Path(path) / CARD_FILE, error) from error
+        raise unreadable(file, error) from error
 
 
 def _parse(file: Path) -> Any:

@@ -205,6 +205,7 @@ def test_corpus(tmp_path, capsys):
         (["clips", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
         (["clips", "--gin.SEMANTIC_STEPS"], "SEMANTIC_STEPS"),
         (["clips", "--gin_file", "mine.gin"], "mine.gin"),
+        (["clips", "--gin_file", ""], "--gin_file"),
         (["clips", "--speed", "3"], "--speed"),
     ],
 )
