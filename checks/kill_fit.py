@@ -53,15 +53,19 @@ def listing(folder: Path) -> set[str]:
 def main(kills: int = 20, seed: int = 0) -> None:
     rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="kill_fit-"))
     write_clips(folder / "clips")
-    for work in ("warm", "whole"):  # The first fit fills the cache of compiled programs.
+    seconds = {}
+    # The first fit fills the cache of compiled programs; the last one has nothing to do.
+    for run, work in (("cold", "cold"), ("whole", "whole"), ("idle", "whole")):
         began = time.monotonic()
         assert start(folder, work, folder / f"{work}.log").wait() == 0, (folder / f"{work}.log").read_text()[-2000:]
-        print(f"{work}: undisturbed in {time.monotonic() - began:.0f} s", flush=True)
+        seconds[run] = time.monotonic() - began
+    print(f"undisturbed: {seconds['whole']:.0f} s, of which {seconds['idle']:.0f} s are the start", flush=True)
     done = 0
     while True:
         process = start(folder, "killed", folder / "killed.log")
-        # Starting takes some seconds; one kill in ten comes during the start.
-        delay = rng.uniform(0, 4) if rng.random() < 0.1 else rng.uniform(4, 14)
+        # One kill in ten comes during the start. The others leave a twentieth of the work to each run on average.
+        work_sec = rng.uniform(0, 0.1) * (seconds["whole"] - seconds["idle"])
+        delay = rng.uniform(0, seconds["idle"]) if rng.random() < 0.1 else seconds["idle"] + work_sec
         try:
             status = process.wait(timeout=delay if done < kills else 3600)
             if status == 0:
