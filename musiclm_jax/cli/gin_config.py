@@ -158,10 +158,12 @@ def _check_required() -> None:
 
 
 def _size_of_recipe(paths: Sequence[Path]) -> str | None:
-    """The size in the name, PART_SIZE.gin, of the last recipe among the files; None if no file is a recipe."""
-    recipes = {path.name for path in (gin_folder() / "runs").glob("*.gin")}
-    named = (path.stem.rpartition("_")[2] for path in reversed(paths) if path.name in recipes)
-    return next((size for size in named if size in sizes()), None)
+    """The size that the last of the files is for: one in its name, if it is a recipe PART_SIZE.gin, or one that it includes, models/SIZE.gin. Else None."""
+    recipes, found = {path.name for path in (gin_folder() / "runs").glob("*.gin")}, []
+    for path in paths:
+        found += re.findall(r"^include\s+['\"](?:\S*/)?models/(\w+)\.gin", path.read_text(encoding="utf-8"), re.MULTILINE)
+        found += [path.stem.rpartition("_")[2]] if path.name in recipes else []
+    return next((size for size in reversed(found) if size in sizes()), None)
 
 
 def _quoted(binding: str) -> str:
@@ -262,10 +264,6 @@ def _explain(error: Exception, bindings: Sequence[str], since: dict[_Bound, int]
         return f"a file or a value contains itself{place}: remove what leads back to it"
     if (macro := re.search(r"\(in (.+)/macro\)", place)) and isinstance(error, TypeError):
         return f"%{macro[1]} is read and not set: give it with --gin.{macro[1]}=VALUE, or in a file with --gin_file"
-    if isinstance(error, (TypeError, AttributeError)) and (cls := re.search(r"(\w+)\)$", place)):
-        names = " or ".join(sorted({field for (_, selector, field), number in since.items() if number and selector.endswith(f".{cls[1]}")}))
-        what = f"a value of {names}" if names else "a value"
-        return f"{what} is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]
@@ -278,6 +276,10 @@ def _explain(error: Exception, bindings: Sequence[str], since: dict[_Bound, int]
         if new := _renamed(name):
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
+    if isinstance(error, (TypeError, AttributeError)) and (cls := re.search(r"(\w+)\)$", place)):
+        names = " or ".join(sorted({field for (_, selector, field), number in since.items() if number and selector.endswith(f".{cls[1]}")}))
+        what = f"a value of {names}" if names else "a value"
+        return f"{what} is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
     if binding := re.search(r"\(line (\d+)\)|bindings string line (\d+)", str(error)):  # A line of the bindings: for a file, gin gives its name.
         number = int(binding[1] or binding[2])
         place = place or f" (--gin.{bindings[min(number, len(bindings)) - 1]})" if bindings else place

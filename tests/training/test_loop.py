@@ -211,6 +211,24 @@ def test_a_signal_while_the_state_is_made_leaves_too(tmp_path):
         train(tiny(11), killed_at(1), workdir=tmp_path, warm_start=signal_and_keep)
 
 
+def test_a_second_signal_has_the_effect_that_it_had_before(tmp_path):
+    effects = []
+    before = signal.signal(signal.SIGINT, lambda *args: effects.append(args[0]))
+
+    def twice(state):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert effects == []
+        os.kill(os.getpid(), signal.SIGINT)
+        return state
+
+    try:
+        with pytest.raises(SystemExit):
+            train(tiny(11), killed_at(1), workdir=tmp_path, warm_start=twice)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert effects == [signal.SIGINT]
+
+
 # -------------------------------------------------------------------- Batches and numbers that are of no use
 
 
