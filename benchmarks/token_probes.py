@@ -1,28 +1,29 @@
-"""What do the tokens know of a caption? `python benchmarks/token_probes.py CORPUS [BUNDLE]`.
+"""How much of a caption its tokens contain: `python benchmarks/token_probes.py CORPUS [BUNDLE]`.
 
-Linear probes, fitted on training clips and asked about held-out ones, for lead instrument, drums, mode and tempo: on the MuLan tokens of a
-caption, and on 10 s of semantic tokens, those of real clips and those that the semantic stage writes for their captions. Beside each figure stands
-chance: the same answers against the captions of other clips. What a stage is not told, or does not write, nothing behind it can bring back.
+Fits linear probes on training clips and evaluates them on held-out clips, for lead instrument, drums, mode and tempo. Their inputs are the MuLan tokens of a
+caption, 10 s of semantic tokens of real clips, and 10 s of semantic tokens that the semantic stage generates for their captions. Each accuracy is printed
+with its chance level, the accuracy of the same predictions for the captions of other clips. What the tokens do not contain, no later stage can restore.
 """
 
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from musiclm_jax import MusicLM, audio, windows
-from musiclm_jax.evaluation.adherence import choose_prompts, named_attributes, read_metadata
+from musiclm_jax import MusicLM, audio
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.statements import named_attributes
+from musiclm_jax.generation.request import clip_keys
 
 NUM_TRAIN, NUM_CAPTIONS, SECONDS, BATCH = 900, 100, 10.0, 20
 ATTRIBUTES = ("instrument", "drums", "mode", "tempo")
 
 
 def semantic_features(tokens: np.ndarray, num_codes: int) -> np.ndarray:
-    """How often each token sounds, how often tokens change, and at which lags changes recur, up to 3 s."""
+    """Features of a sequence of semantic tokens: frequency of each token, rate of changes, and autocorrelation of changes up to 3 s."""
     changes = (tokens[1:] != tokens[:-1]).astype(float)
     centred = changes - changes.mean()
     recurrence = np.correlate(centred, centred, "full")[len(centred) - 1 :][:80]
@@ -34,11 +35,11 @@ def one_hot(tokens: np.ndarray, num_codes: int) -> np.ndarray:
 
 
 def probe(features: np.ndarray, clips: list, names: list, penalty: float):
-    """One classifier per attribute, on the rows whose caption names it."""
+    """Fits one classifier for each attribute, on the rows whose caption names it. penalty: the inverse regularization strength."""
     fitted = {}
     for attribute in ATTRIBUTES:
         rows = [i for i, named in enumerate(names) if attribute in named]
-        labels = [str(clips[i]["attributes"][attribute]) for i in rows]
+        labels = [str(clips[i].attributes[attribute]) for i in rows]
         fitted[attribute] = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(features[rows], labels)
     return fitted
 
@@ -47,9 +48,9 @@ def report(title: str, fitted, features: np.ndarray, clips: list, names: list) -
     cells = []
     for attribute, model in fitted.items():
         rows = [i for i, named in enumerate(names) if attribute in named]
-        truth = np.array([str(clips[i]["attributes"][attribute]) for i in rows])
-        heard = model.predict(features[rows])
-        agree = heard[:, None] == truth
+        truth = np.array([str(clips[i].attributes[attribute]) for i in rows])
+        predicted = model.predict(features[rows])
+        agree = predicted[:, None] == truth
         chance = (agree.sum() - np.trace(agree)) / (agree.size - len(rows))
         cells.append(f"{np.trace(agree) / len(rows):.2f} ({chance:.2f})")
     print(f"{title:34}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
@@ -58,15 +59,15 @@ def report(title: str, fitted, features: np.ndarray, clips: list, names: list) -
 def main(data: Path, bundle: str = "demo") -> None:
     model = MusicLM.from_pretrained(bundle)
     config, samples = model.config, round(SECONDS * model.config.audio.sample_rate_hz)
-    every = read_metadata(data)
-    train = [clip for clip in every if clip["split"] == "train"][:NUM_TRAIN]
-    by_name = {clip["file_name"]: clip for clip in every}
+    every = with_ground_truth(read_clips(data))
+    train = [clip for clip in every if clip.split == "train"][:NUM_TRAIN]
+    by_name = {clip.file_name: clip for clip in every}
     prompts = choose_prompts(every, num_captions=NUM_CAPTIONS, rng=np.random.default_rng([0, 0]))
     held_out, named = [by_name[prompt.file_name] for prompt in prompts], [prompt.named for prompt in prompts]
-    print(f"{'right (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
+    print(f"{'accuracy (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
 
-    pairs = [(clip, caption) for clip in train for caption in clip["captions"]]
-    mulan = lambda captions: one_hot(np.asarray(model.mulan.text_tokens(captions)), config.mulan.num_codes)  # noqa: E731
+    pairs = [(clip, caption) for clip in train for caption in clip.captions]
+    mulan = lambda captions: one_hot(model.mulan.text_tokens(captions), config.mulan.num_codes)  # noqa: E731
     fitted = probe(mulan([caption for _, caption in pairs]), [clip for clip, _ in pairs], [named_attributes(caption) for _, caption in pairs], 1.0)
     captions = [prompt.caption for prompt in prompts]
     report("MuLan tokens of captions", fitted, mulan(captions), held_out, named)
@@ -74,23 +75,16 @@ def main(data: Path, bundle: str = "demo") -> None:
     def real(clips: list) -> np.ndarray:
         rows = []
         for first in range(0, len(clips), BATCH):
-            waves = [audio.read(data / clip["file_name"])[:samples] for clip in clips[first : first + BATCH]]
-            rows += list(np.asarray(model.semantic.encode(np.stack(waves))))
+            waves = [audio.read(data / clip.file_name)[:samples] for clip in clips[first : first + BATCH]]
+            rows += list(model.semantic.encode(np.stack(waves)))
         return np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in rows])
 
     # Every clip has all attributes, whatever its caption names.
     fitted = probe(real(train), train, [frozenset(ATTRIBUTES)] * len(train), 0.01)
     report("semantic tokens of real clips", fitted, real(held_out), held_out, named)
-    drawn = windows.generate_semantic(
-        model.stage("semantic"),
-        model.variables("semantic")["params"],
-        model.mulan.text_tokens(captions),
-        num_tokens=config.audio.semantic_tokens(SECONDS),
-        keys=jax.random.split(jax.random.key(0), NUM_CAPTIONS),
-        windows=config.windows,
-        sampling=config.sampling("semantic"),
-    )
-    drawn = np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in np.asarray(drawn)])
+    streams, steps = {"mulan": model.mulan.text_tokens(captions)}, config.audio.semantic_tokens(SECONDS)
+    drawn = model.draw_stage(config.stage("semantic"), streams, steps=steps, keys=clip_keys(captions, seed=0))[..., 0]
+    drawn = np.stack([semantic_features(row, config.w2v_bert.num_clusters) for row in drawn])
     report("semantic tokens of the stage", fitted, drawn, held_out, named)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from musiclm_jax import MusicLM
-from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 
 PROMPTS = {
     "calm-piano-minor": "a calm piano melody in a minor key",

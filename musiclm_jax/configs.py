@@ -1,116 +1,146 @@
-"""The config of a whole MusicLM: every model, the token streams between them, the windows of long generation, how to sample.
+"""The config of a MusicLM: its models, the token streams that they write, and its stages.
 
-It is what `config.json` of a bundle holds. How each part is trained is `fit.FitConfig`.
+`config.json` of a bundle contains it. The config of the training is `parts.part.FitConfig`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.selection import SelectionConfig
+from musiclm_jax.generation.stages import StageSpec, musiclm_stages
+from musiclm_jax.models import codec, mulan, w2v_bert
+from musiclm_jax.models import stage as stage_model
 from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
-from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.records import from_dict, to_dict
-from musiclm_jax.sampling import SamplingConfig
-from musiclm_jax.specs import AudioSpec, TokenSpec
-from musiclm_jax.tokens import STAGES, StageLayout, stage_layout
-from musiclm_jax.windows import WindowConfig
+from musiclm_jax.specs import AudioSpec, Stream
+from musiclm_jax.tokens import StageLayout
+
+# Two more MuLans, which select among candidate clips (`reranker`) and among drafts of semantic tokens (`semantic_reranker`). They are optional in a bundle.
+RERANKERS = ("reranker", "semantic_reranker")
 
 
 @dataclasses.dataclass(frozen=True)
 class MusicLMConfig:
-    """The defaults are the paper's sizes."""
+    """The config of all models of a bundle. The defaults are the paper's sizes."""
 
     audio: AudioSpec = AudioSpec()
-    # The paper's, or the spectral codec in its place.
-    soundstream: CodecConfig = SoundStreamConfig()
+    # The codec: the paper's SoundStream, or another one in its place.
+    codec: CodecConfig = SoundStreamConfig()
     w2v_bert: W2vBertConfig = W2vBertConfig()
     mulan: MuLanConfig = MuLanConfig()
-    # SoundStream levels that the coarse stage writes; the fine stage writes the rest.
-    coarse_levels: int = 4
-    semantic: StageConfig = StageConfig()
-    coarse: StageConfig = StageConfig()
-    fine: StageConfig = StageConfig()
-    # Whether the fine stage sees the MuLan tokens. The paper leaves it open; AudioLM's sees coarse tokens only.
-    fine_sees_mulan: bool = False
-    # Whether generation runs the fine stage. Without it the wave is that of the coarse levels: duller, but better than with a fine stage that has
-    # hardly learned, whose codes are noise.
-    use_fine: bool = True
-    # How long generation slides over what the stages learned.
-    windows: WindowConfig = WindowConfig()
-    # How each stage draws by default: the paper's temperatures.
-    semantic_sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    coarse_sampling: SamplingConfig = SamplingConfig(temperature=0.95)
-    fine_sampling: SamplingConfig = SamplingConfig(temperature=0.4)
-    # Clips made for each one that is returned, of which the reranker chooses the nearest to the prompt. The paper's: 1.
-    num_candidates: int = 1
-    # Semantic token sequences drawn for each candidate; of all of a clip's the nearest to the prompt become its candidates. The paper's: 1.
-    num_drafts: int = 1
-    # Drafts grow by at most so many seconds; then the nearest to the prompt go on, each in `num_drafts` ways.
-    draft_sec: float | int = 30.0
+    # In the order in which they run.
+    stages: tuple[StageSpec, ...] = musiclm_stages()
+    # Names of stages that generation skips. Without the fine stage the wave is decoded from the coarse levels only. It is duller, but better than with a
+    # fine stage that was hardly trained, whose codes are noise.
+    skipped_stages: tuple[str, ...] = ()
+    # Numbers of candidates and drafts from which each returned clip is selected. Not in the paper.
+    selection: SelectionConfig = SelectionConfig()
 
     def __post_init__(self):
         spec = self.audio
-        for name in ("num_candidates", "num_drafts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: choose 1 (no choice) or more")
-        if not self.draft_sec > 0:
-            raise UserError(f"draft_sec={self.draft_sec}: choose a length above 0")
-        if self.soundstream.frame_samples != spec.frame_samples:
+        if self.codec.frame_samples != spec.frame_samples:
             raise UserError(
-                f"soundstream has frames of {self.soundstream.frame_samples} samples, audio of {spec.frame_samples}: "
-                "choose strides with that product, or a spectral codec with such frames"
+                f"the codec has frames of {self.codec.frame_samples} samples, audio has {spec.frame_samples}: "
+                "choose strides with that product, or a spectral codec with that frame_samples"
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
-            raise UserError(f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples")
+            raise UserError(f"w2v_bert has one token per {self.w2v_bert.token_samples} samples, audio has {spec.semantic_samples}: change its mel.hop_samples")
         if spec.semantic_samples % self.mulan.mel.hop_samples:
             raise UserError(
-                f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} is no part of the {spec.semantic_samples} samples of a semantic token, "
-                "whose spectrum MuLan is to read: choose one that divides them"
+                f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} does not divide the {spec.semantic_samples} samples of a semantic token, "
+                "whose spectrum the semantic reranker reads: choose one that divides them"
             )
         for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")
-        self.tokens  # noqa: B018  (checks coarse_levels)
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names) or set(names) & {"codec", "w2v_bert", "mulan"}:
+            raise UserError(f"stages {', '.join(names)}: choose a different name for each, and not codec, w2v_bert or mulan")
+        if unknown := set(self.skipped_stages) - set(names):
+            raise UserError(f"skipped_stages has {min(unknown)!r}: choose from {', '.join(names)}")
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raises UserError unless each stage's prefix is written before it, its target continues the written levels, and acoustic codes are written."""
+        written = {"mulan": self.mulan.num_levels}
+        for stage in self.stages:
+            layout = stage.layout(self.streams)
+            if stage.name in self.skipped_stages:
+                continue
+            for segment in layout.prefix:
+                if written.get(segment.stream, 0) < segment.first_level + segment.levels:
+                    raise UserError(
+                        f"stage {stage.name!r} reads levels of {segment.stream!r} that no stage before it writes: put a stage that writes them before it"
+                    )
+            target = layout.target
+            if target.first_level != written.get(target.stream, 0):
+                before = f"{written.get(target.stream, 0)} levels are written before it"
+                raise UserError(f"stage {stage.name!r} writes {target.stream!r} from level {target.first_level} on, and {before}: make these equal")
+            written[target.stream] = target.first_level + target.levels
+        if "acoustic" not in written:
+            raise UserError("no stage, or only skipped ones, write 'acoustic', so that there is nothing to decode: add such a stage, or skip fewer")
 
     @property
-    def tokens(self) -> TokenSpec:
-        """Sizes of the streams, each taken from the model that writes it, so that they cannot disagree."""
-        return TokenSpec(
-            mulan_levels=self.mulan.num_levels,
-            mulan_codes=self.mulan.num_codes,
-            semantic_codes=self.w2v_bert.num_clusters,
-            acoustic_levels=self.soundstream.num_levels,
-            acoustic_codes=self.soundstream.num_codes,
-            coarse_levels=self.coarse_levels,
-        )
+    def streams(self) -> dict[str, Stream]:
+        """The token streams by name. Their sizes are taken from the configs of the models that write them."""
+        return {
+            "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes),
+            "semantic": Stream("semantic", 1, self.w2v_bert.num_clusters, self.audio.semantic_rate_hz),
+            "acoustic": Stream("acoustic", self.codec.num_levels, self.codec.num_codes, self.audio.frame_rate_hz),
+        }
 
-    def stage(self, name: str) -> StageConfig:
-        """Sizes of the stage "semantic", "coarse" or "fine"."""
-        return getattr(self, _stage_name(name))
+    def stage(self, name: str) -> StageSpec:
+        """The stage `name`. Raises UserError if there is no such stage."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"stage {name!r}: choose one of {', '.join(stage.name for stage in self.stages)}")
 
     def layout(self, name: str) -> StageLayout:
-        """What that stage reads and writes."""
-        return stage_layout(_stage_name(name), self.tokens, audio=self.audio, fine_sees_mulan=self.fine_sees_mulan)
+        """The layout of the stage `name`: its prefix and its target."""
+        return self.stage(name).layout(self.streams)
 
-    def sampling(self, name: str) -> SamplingConfig:
-        """How that stage draws by default."""
-        return getattr(self, f"{_stage_name(name)}_sampling")
+    @property
+    def coarse_levels(self) -> int:
+        """The number of codec levels that the first acoustic stage writes. Candidates are selected from these levels."""
+        return next(self.layout(stage.name).target.levels for stage in self.stages if stage.target.stream == "acoustic")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that a bundle must contain. It may also contain `RERANKERS`."""
+        return ("codec", "w2v_bert", "mulan", *(stage.name for stage in self.stages))
+
+    def variable_shapes(self, name: str) -> dict[str, Any]:
+        """The shapes of the variables of the model `name`, as a nested dict of ShapeDtypeStructs."""
+        match name:
+            case "codec":
+                return codec.variable_shapes(self.codec)
+            case "w2v_bert":
+                return w2v_bert.variable_shapes(self.w2v_bert)
+            case "mulan":
+                return mulan.variable_shapes(self.mulan)
+            case "reranker":
+                return {"params": mulan.variable_shapes(self.mulan)["params"]}
+            case "semantic_reranker":
+                spectra = jax.ShapeDtypeStruct((self.w2v_bert.num_clusters, self.mulan.mel.num_mels), jnp.float32)
+                return {"params": mulan.variable_shapes(self.mulan)["params"], "spectra": spectra}
+        return stage_model.variable_shapes(self.stage(name).model, self.layout(name))
 
     def to_dict(self) -> dict[str, Any]:
+        """The config as JSON types."""
         return to_dict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> MusicLMConfig:
-        """The inverse of `to_dict`, also after JSON. Raises `UserError` for a missing, unknown or wrongly typed field."""
+    def from_dict(cls, data: Mapping[str, Any]) -> MusicLMConfig:
+        """The inverse of `to_dict`, also after JSON. Raises `UserError` for an unknown or wrongly typed field."""
         return from_dict(cls, data, where="model")
-
-
-def _stage_name(name: str) -> str:
-    if name not in STAGES:
-        raise UserError(f"stage {name!r}: choose one of {', '.join(STAGES)}")
-    return name

@@ -1,4 +1,4 @@
-"""Rates and vocabulary sizes of the token streams. No JAX here: this file is arithmetic.
+"""Rates and vocabulary sizes of token streams. No JAX here: this file is arithmetic.
 
 MusicLM (arXiv 2301.11325), section 3.1: 24 kHz audio, acoustic tokens at 50 Hz x 12 levels x 1024, semantic tokens at 25 Hz x 1024,
 12 x 1024 MuLan tokens per clip.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from musiclm_jax.checks import SIZE, check_numbers
 from musiclm_jax.errors import UserError
 
 
@@ -25,8 +26,9 @@ class AudioSpec:
     semantic_rate_hz: int = 25
 
     def __post_init__(self):
+        check_numbers(self, sample_rate_hz=SIZE, frame_rate_hz=SIZE, semantic_rate_hz=SIZE)
         if self.sample_rate_hz % self.frame_rate_hz or self.frame_rate_hz % self.semantic_rate_hz:
-            raise ValueError(
+            raise UserError(
                 f"sample_rate_hz={self.sample_rate_hz}, frame_rate_hz={self.frame_rate_hz}, semantic_rate_hz={self.semantic_rate_hz}: "
                 "each must be a whole multiple of the next, or the token streams drift apart"
             )
@@ -53,24 +55,18 @@ class AudioSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenSpec:
-    """Sizes of the three token streams of one model."""
+class Stream:
+    """A stream of tokens. The codec writes "acoustic", w2v-BERT "semantic", and MuLan "mulan"."""
 
-    mulan_levels: int = 12
-    mulan_codes: int = 1024
-    semantic_codes: int = 1024
-    acoustic_levels: int = 12
-    acoustic_codes: int = 1024
-    # The first levels, written by the coarse stage; the fine stage writes the rest. MusicLM, section 3.2: 4.
-    coarse_levels: int = 4
+    name: str
+    levels: int
+    # Codes of one level.
+    codes: int
+    # Time steps per second. 0: the stream has no time axis, and `steps` steps in every sequence.
+    rate_hz: int = 0
+    # Steps of a stream without a time axis: 1 for a MuLan embedding, 3 for the embeddings of a melody.
+    steps: int = 1
 
     def __post_init__(self):
-        if not 0 < self.coarse_levels < self.acoustic_levels:
-            raise UserError(
-                f"coarse_levels={self.coarse_levels} of acoustic_levels={self.acoustic_levels}: "
-                "choose at least one coarse and one fine level"
-            )
-
-    @property
-    def fine_levels(self) -> int:
-        return self.acoustic_levels - self.coarse_levels
+        if min(self.levels, self.codes, self.steps) < 1 or self.rate_hz < 0:
+            raise UserError(f"stream {self}: levels, codes and steps are 1 or more, rate_hz is 0 or more")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from musiclm_jax.sharding import unbox
+from musiclm_jax.training.sharding import unbox
 
 
 def random_params(init, *args, scale=0.5, generator=None, **kwargs):

@@ -1,7 +1,6 @@
 """The paper's sizes, as shapes only: every part initializes, shards over eight devices, takes a step that keeps its state's shape, and has the
 parameters that docs/sizes.md says."""
 
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -10,28 +9,32 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from musiclm_jax import sharding
-from musiclm_jax.dry_run import abstract_batch
-from musiclm_jax.features import LogMelConfig
-from musiclm_jax.main import load_config
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.cli.gin_config import load_config
+from musiclm_jax.generation.stages import musiclm_stages
 from musiclm_jax.models import mulan
 from musiclm_jax.models.ast import ASTConfig
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
-from musiclm_jax.steps import TRAINED
+from musiclm_jax.parts.stage import StagePart
+from musiclm_jax.parts.trained import TrainedPart
+from musiclm_jax.training import sharding
+
+TRAINED = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_shapes_shardings_and_one_step(name):
     config = load_config("base")
-    task = config.task(name)
+    part = config.part(name)
+    task = part.task(config)
     boxed = jax.eval_shape(task.init_state, jax.random.key(0))
     state = sharding.unbox(boxed)
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     shardings = sharding.state_shardings(boxed, mesh)
     jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), state, shardings)  # Raises where an axis does not divide.
-    after, metrics = jax.eval_shape(task.train_step, state, abstract_batch(config, name), jax.random.key(0))
+    after, metrics = jax.eval_shape(task.train_step, state, part.batch_shapes(config), jax.random.key(0))
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, state, after)) and metrics["loss"].shape == ()
     if name in ("semantic", "coarse", "fine", "w2v_bert", "melody"):
@@ -40,8 +43,15 @@ def test_shapes_shardings_and_one_step(name):
         assert sharded < 0.3 * size(state.params)  # A quarter, and what is too small to split.
 
 
-def task(name, **changes):
-    return lambda key: dataclasses.replace(load_config("base").task(name), **changes).init_state(key).params
+def task(name):
+    config = load_config("base")
+    return lambda key: config.part(name).task(config).init_state(key).params
+
+
+def fine_with_mulan(key):
+    config = load_config("base")
+    fine = StagePart(stage="fine", spec=musiclm_stages(fine_sees_mulan=True)[2])
+    return fine.task(config).init_state(key).params
 
 
 def discriminators(key):
@@ -59,7 +69,7 @@ ROWS = {
     "semantic stage": task("semantic"),
     "coarse stage": task("coarse"),
     "fine stage": task("fine"),
-    "fine stage, with MuLan tokens": task("fine", fine_sees_mulan=True),
+    "fine stage, with MuLan tokens": fine_with_mulan,
     "SoundStream, MusicLM's": soundstream(),
     "its discriminators": discriminators,
     "w2v-BERT XL": task("w2v_bert"),

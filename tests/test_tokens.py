@@ -1,11 +1,13 @@
+import jax
 import numpy as np
 import pytest
+from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.specs import AudioSpec, TokenSpec
-from musiclm_jax.tokens import STAGES, Segment, StageLayout, stage_layout
+from musiclm_jax.specs import AudioSpec, Stream
+from musiclm_jax.tokens import Levels, Segment, StageLayout, make_layout
 
-TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+PAPER = make_streams(mulan=(12, 1024), semantic=1024, acoustic=(12, 1024))
 
 
 def streams(seconds=0.2, batch=2, seed=0):
@@ -21,7 +23,7 @@ def streams(seconds=0.2, batch=2, seed=0):
 @pytest.mark.parametrize("fine_sees_mulan", [False, True])
 @pytest.mark.parametrize("name", STAGES)
 def test_ids_round_trip_in_disjoint_ranges(name, fine_sees_mulan):
-    layout = stage_layout(name, TOKENS, fine_sees_mulan=fine_sees_mulan)
+    layout = stage_layout(name, fine_sees_mulan=fine_sees_mulan)
     batch = streams()
     layout.check(batch)
     seen = {}
@@ -41,7 +43,7 @@ def test_ids_round_trip_in_disjoint_ranges(name, fine_sees_mulan):
 
 def test_the_three_sequences():
     batch = streams()
-    semantic, coarse, fine = (stage_layout(name, TOKENS) for name in STAGES)
+    semantic, coarse, fine = (stage_layout(name) for name in STAGES)
     np.testing.assert_array_equal(semantic.prefix_ids(batch), batch["mulan"] + [0, 5, 10])
     np.testing.assert_array_equal(coarse.prefix_ids(batch)[:, 3:], batch["semantic"] + 15)
     np.testing.assert_array_equal(fine.prefix_ids(batch), (batch["acoustic"][..., :2] + [0, 11]).reshape(2, -1))
@@ -51,7 +53,7 @@ def test_the_three_sequences():
 
 
 def test_paper_lengths_and_vocabularies():
-    layouts = [stage_layout(name, TokenSpec()) for name in STAGES]
+    layouts = [stage_layout(name, PAPER, coarse_levels=4) for name in STAGES]
     assert [layout.num_tokens(seconds) for layout, seconds in zip(layouts, (30, 10, 3))] == [762, 2262, 1800]
     assert [layout.num_target_tokens(seconds) for layout, seconds in zip(layouts, (30, 10, 3))] == [750, 2000, 1200]
     assert [layout.vocab_size for layout in layouts] == [13 * 1024, 17 * 1024, 12 * 1024]
@@ -60,7 +62,7 @@ def test_paper_lengths_and_vocabularies():
 @pytest.mark.parametrize("seconds", [0.04, 0.1, 1.23, 3.0, 29.97])
 def test_two_frames_per_semantic_token(seconds):
     audio = AudioSpec()
-    layout = stage_layout("coarse", TokenSpec())
+    layout = stage_layout("coarse", PAPER, coarse_levels=4)
     semantic, acoustic = layout.prefix[1], layout.target
     whole = audio.semantic_tokens(seconds) / 25
     assert acoustic.steps(whole) == 2 * semantic.steps(whole) == audio.frames(seconds)
@@ -69,32 +71,73 @@ def test_two_frames_per_semantic_token(seconds):
 
 def test_bad_batches_are_named():
     batch = streams()
-    layout = stage_layout("coarse", TOKENS)
-    with pytest.raises(UserError, match="semantic codes reach .* to 9.*0..6"):
+    layout = stage_layout("coarse")
+    with pytest.raises(UserError, match="semantic has codes from .* to 9.*0 to 6"):
         layout.check({**batch, "semantic": batch["semantic"] * 0 + 9})
     with pytest.raises(UserError, match="differ in length"):
         layout.check({**batch, "semantic": batch["semantic"][:, 1:]})
-    with pytest.raises(ValueError, match="levels 0..1"):
+    with pytest.raises(ValueError, match="levels 0 to 1"):
         layout.target_codes({"acoustic": batch["acoustic"][..., :1]})
-    with pytest.raises(ValueError, match="not 'mulan'"):
+    with pytest.raises(ValueError, match="the stream 'mulan'"):
         layout.prefix_ids({"semantic": batch["semantic"]})
-    with pytest.raises(UserError, match="choose one of semantic, coarse, fine"):
-        stage_layout("medium", TOKENS)
+    melody = StageLayout("melody", (Segment("melody", 4, 3, num_steps=2),), Segment("semantic", 1, 7, 25))
+    with pytest.raises(UserError, match="melody has 3 steps, the melody stage expects 2"):
+        melody.check({"melody": np.zeros((2, 3, 4), np.int32), "semantic": batch["semantic"]})
 
 
-def test_a_layout_of_ones_own():
-    melody = StageLayout("melody", (Segment("melody", 4, 3),), Segment("semantic", 1, 7, 25))
-    ids = melody.prefix_ids({"melody": np.array([[2, 1, 0, 2]])})
-    np.testing.assert_array_equal(ids, [[2, 4, 6, 11]])
+def test_levels_that_are_not_there_are_named():
+    streams = make_streams()
+    for prefix, target, says in [
+        ((Levels("tempo"),), Levels("semantic"), "stage 'toy': no part writes the stream 'tempo': choose one of mulan, semantic, acoustic"),
+        ((), Levels("acoustic", 2, 6), "levels 2 to 6 of 'acoustic', which has 5"),
+        ((), Levels("acoustic", 3, 3), "levels 3 to 3"),
+        ((), Levels("mulan"), "'mulan', which has no rate"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            make_layout("toy", prefix, target, streams)
+
+
+def test_a_stage_without_conditions_begins_with_the_mask():
+    layout = make_layout("toy", (), Levels("semantic"), make_streams())
+    batch = streams()
+    np.testing.assert_array_equal(layout.prefix_ids(batch), [[7], [7]])
+    np.testing.assert_array_equal(layout.prefix_ids({}, batch=3), [[7]] * 3)
+    assert layout.num_tokens(0.2) == 1 + 5 and [len(each) for each in layout.positions(5)] == [6] * 3
+
+
+def test_ids_are_of_the_kind_of_the_codes():
+    layout, batch = stage_layout("coarse"), streams()
+    on_host = layout.prefix_ids(batch)
+    assert isinstance(on_host, np.ndarray) and on_host.dtype == np.int32
+    on_device = jax.jit(layout.prefix_ids)(batch)
+    assert on_device.dtype == np.int32
+    np.testing.assert_array_equal(on_host, on_device)
+
+
+def test_a_stream_without_time_may_have_several_steps():
+    """A melody is 3 embeddings of several levels; each level has its own block of ids, the same for all steps."""
+    melody = make_layout("melody", (Levels("melody"),), Levels("semantic"), {**make_streams(), "melody": Stream("melody", 4, 3, steps=2)})
+    ids = melody.prefix_ids({"melody": np.array([[[2, 1, 0, 2], [0, 0, 0, 1]]])})
+    np.testing.assert_array_equal(ids, [[2, 4, 6, 11, 0, 3, 6, 10]])
+    assert melody.num_tokens(0.2) == 2 * 4 + 5
+    segments, times, levels = melody.positions(5)
+    assert times.tolist() == [-1] * 8 + [0, 1, 2, 3, 4] and levels.tolist() == [0, 1, 2, 3] * 2 + [0] * 5 and segments.tolist() == [0] * 8 + [1] * 5
+
+
+def test_rates_come_from_the_streams():
+    """A codec of 75 frames per second has three for each semantic token, in positions as in lengths."""
+    layout = stage_layout("coarse", make_streams(frame_rate_hz=75))
+    assert layout.num_tokens(0.2) == 3 + 5 + 15 * 2
+    _, times, _ = layout.positions(6)
+    assert times.tolist() == [-1] * 3 + [0, 3] + [t for t in range(6) for _ in range(2)]
 
 
 def test_what_sounds_together_has_the_same_time():
-    tokens = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
-    segments, times, levels = stage_layout("coarse", tokens).positions(4)  # 3 MuLan, 2 semantic, 4 frames of 2 levels
+    segments, times, levels = stage_layout("coarse").positions(4)  # 3 MuLan, 2 semantic, 4 frames of 2 levels
     assert segments.tolist() == [0] * 3 + [1] * 2 + [2] * 8
     assert times.tolist() == [-1, -1, -1, 0, 2, 0, 0, 1, 1, 2, 2, 3, 3]
     assert levels.tolist() == [0, 1, 2, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1]
-    segments, times, levels = stage_layout("fine", tokens).positions(2)  # 2 frames of 2 levels, then 2 of 3
+    segments, times, levels = stage_layout("fine").positions(2)  # 2 frames of 2 levels, then 2 of 3
     assert segments.tolist() == [0] * 4 + [1] * 6
     assert times.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
     assert levels.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]

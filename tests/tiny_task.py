@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import TrainState
+from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
+from musiclm_jax.training.task import Recipe, Task, TrainState, fresh_state
 
 
 class Net(nn.Module):
@@ -26,16 +27,15 @@ class Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TinyTask:
-    name: str = "tiny"
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, total_steps=100)
+class TinyTask(Task):
+    name: ClassVar[str] = "tiny"
+    recipe: Recipe = Recipe(optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1))
     noise: float = 0.1
     # The loss is not finite from this step on. -1: never.
     break_at: int = -1
 
     def init_state(self, rng):
-        params = Net().init(rng, jnp.zeros((1, 8)))["params"]
-        return TrainState(jnp.int32(0), params, make_optimizer(self.optimizer).init(params), {"mean": jnp.zeros(8)})
+        return fresh_state(Net().init(rng, jnp.zeros((1, 8)))["params"], self.recipe, stats={"mean": jnp.zeros(8)})
 
     def _loss(self, params, batch, rng):
         noise = self.noise * jax.random.normal(rng, batch["x"].shape)
@@ -44,7 +44,8 @@ class TinyTask:
     def train_step(self, state, batch, rng):
         loss, grads = jax.value_and_grad(self._loss)(state.params, batch, rng)
         loss = jnp.where((self.break_at >= 0) & (state.step >= self.break_at), jnp.nan, loss)
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state, state.params)
+        optimizer = make_optimizer(self.recipe.optimizer, self.num_steps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         stats = {"mean": 0.9 * state.stats["mean"] + 0.1 * batch["x"].mean(0)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, stats), {"loss": loss, "tokens": jnp.float32(5)}
 
@@ -53,6 +54,14 @@ class TinyTask:
 
     def variables(self, state):
         return {"params": state.params}
+
+
+def tiny(num_steps: int, **changes) -> TinyTask:
+    """A TinyTask of so many steps, with other fields of its optimizer or of itself."""
+    optimizer = {name: changes.pop(name) for name in list(changes) if name in OptimizerConfig.__dataclass_fields__}
+    recipe = TinyTask().recipe
+    recipe = dataclasses.replace(recipe, num_steps=num_steps, optimizer=dataclasses.replace(recipe.optimizer, **optimizer))
+    return TinyTask(recipe, **changes)
 
 
 def source(step: int) -> dict[str, np.ndarray]:

@@ -1,49 +1,35 @@
-"""A folder of captioned clips -> a clip store that training reads. NumPy only: no TensorFlow, no JAX.
+"""The clip store: the clips of a folder, decoded once and then memory-mapped, and the batches of waves for training. NumPy only, no JAX.
 
-The folder holds audio files and `metadata.jsonl`, one object per line:
-
-    {"file_name": "audio/0001.flac", "captions": ["a calm piano melody"], "split": "train", "attributes": {"tempo_bpm": 80}}
-
-`caption` (one string) may replace `captions`; `split` ("train" or "test") and `attributes` are optional. Captions may be sorted by kind, under names of
-one's choice, so that MuLan's training can mix the kinds by weight; all else takes them alike:
-
-    "captions": {"short": ["calm piano"], "long": ["a calm piano melody in a minor key"], "playlist": ["music to read by"], "label": ["piano"]}
-
-Clips with the same `"melody": "name"` are renderings of one tune, second for second, from which the melody embedder learns; such a clip needs no
-caption. Without `metadata.jsonl` each audio file may have a text file of the same stem, one caption per line.
+`data/folder.py` finds the clips of a folder, `data/decoding.py` decodes them. `index.json` of the store combines the decoded clips with the folder's current
+metadata.
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
-import hashlib
-import itertools
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from musiclm_jax import audio
+from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
+from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.errors import UserError
-from musiclm_jax.records import read_json, write_json, write_text
+from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import parse_json, write_json, write_text
+from musiclm_jax.progress import OnProgress
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-# A crop starts on a semantic token, so that waves and tokens of a crop line up exactly.
+# Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
 ALIGN_SAMPLES = 960
-MIN_SEC = 1.0
+INDEX, SKIPPED = "index.json", "skipped.log"
 MAX_BAD_SHARE = 0.1
-TEST_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One entry of a store. `offset` and `length` are samples in `samples.npy`."""
+    """One clip of a store. `offset` and `length` are in samples of `samples.npy`."""
 
     file_name: str
     offset: int
@@ -51,15 +37,15 @@ class Clip:
     captions: tuple[str, ...]
     split: str
     attributes: dict[str, Any]
-    # Of what tune it is a rendering. None: not said.
+    # Name of the melody that it renders. None: not given.
     melody: str | None = None
-    # The kind of each caption. None: not said.
+    # The kind of each caption. None: not given.
     kinds: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipStore:
-    """All clips of a data set: int16 samples end to end (memory-mapped, [N total]) and what is known of each clip."""
+    """All clips of a data set: the concatenated int16 samples (memory-mapped, [N total]) and the metadata of each clip."""
 
     samples: np.ndarray
     clips: tuple[Clip, ...]
@@ -67,232 +53,164 @@ class ClipStore:
 
     @classmethod
     def open(cls, directory: Path | str) -> ClipStore:
+        """Opens the store that `prepare` wrote. Raises UserError if it is missing or damaged."""
         directory = Path(directory)
-        index = read_json(directory / "index.json")
-        samples = np.load(directory / "samples.npy", mmap_mode="r")
-        if len(samples) != index["num_samples"]:
-            raise UserError(f"{directory}/samples.npy has {len(samples)} samples, its index says {index['num_samples']}: prepare the data again")
+        samples, remedy = load_array(directory / SAMPLES), f"move {directory} away, and prepare the data again"
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
-        clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
-        return cls(samples, clips, index["sample_rate_hz"])
+        try:
+            index = parse_json((directory / INDEX).read_bytes())
+            clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
+            num_samples, sample_rate_hz = int(index["num_samples"]), int(index["sample_rate_hz"])
+        except OSError as error:
+            raise unreadable(directory / INDEX, error) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{directory / INDEX} is damaged: {remedy}") from error
+        if samples.shape != (num_samples,):
+            raise UserError(f"{directory / SAMPLES} has shape {list(samples.shape)} where its index has [{num_samples}]: {remedy}")
+        return cls(samples, clips, sample_rate_hz)
 
     def wave(self, clip: Clip, start: int = 0, length: int | None = None) -> np.ndarray:
-        """float32 [length] of a clip from sample `start`, zero-padded on the right where the clip ends."""
+        """`length` samples of a clip from sample `start` on, float32, zero-padded on the right after the clip's end. None: to the end of the clip."""
         length = clip.length - start if length is None else length
         piece = self.samples[clip.offset + start : clip.offset + min(start + length, clip.length)].astype(np.float32) / 32768
         return np.pad(piece, (0, length - len(piece)))
 
     def split(self, name: str) -> tuple[Clip, ...]:
+        """The clips of the split "train" or "test"."""
         return tuple(clip for clip in self.clips if clip.split == name)
 
     def captioned(self) -> ClipStore:
-        """The clips that have a caption, of the same samples."""
+        """The store with only the clips that have a caption."""
         return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.captions))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Memory-maps the array of a .npy file. Raises UserError if the file cannot be read or is damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: delete it, and the next training makes it again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare
 
 
-def prepare(folder: Path | str, directory: Path | str, *, sample_rate_hz: int = audio.SAMPLE_RATE_HZ, workers: int | None = None) -> ClipStore:
-    """Decodes the clips of `folder` (any format, rate, channels) to mono int16 in the store `directory`, whole or not at all.
+def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None) -> ClipStore:
+    """Decodes the clips of `folder`, of any format, rate and number of channels, to mono int16 in the store `directory`, completely or not at all.
 
-    Clips that are missing, damaged, silent, not finite, shorter than 1 s or with neither caption nor melody are left out, counted and named in
-    `skipped.log`. Where no clip has a split, about 5 % are held out by the hash of their melody, or else of their name.
+    Clips that are missing, damaged, silent, not finite or shorter than 1 s are skipped, counted and listed in `skipped.log`. The next call continues an
+    interrupted one. If the store already has these clips, only its index is written again. Two processes must not prepare the same store at once.
+
+    Args:
+        folder: the clips, from `read_folder` with hashes.
+        directory: the folder of the store.
+        sample_rate_hz: of the decoded samples.
+        workers: number of decoding threads, which bounds memory however long a clip is. None: the number of processors.
+        on_progress: called with ("decoding", clips done, clips in all).
 
     Raises:
-        UserError: no audio, neither captions nor melodies, a melody in both splits, or more than 10 % of the clips are bad.
+        UserError: more than 10% of the clips cannot be used, no usable clip has the split "train", or the disk is full. Clips decoded by then are kept.
     """
-    folder, directory = Path(folder), Path(directory)
-    entries = _entries(folder)
-    directory.mkdir(parents=True, exist_ok=True)
-    clips: list[Clip] = []
-    skipped: list[str] = []
+    directory, total = Path(directory), len(folder.entries)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        check = lambda skipped: _check_skipped(folder, directory, skipped)  # noqa: E731
+        check(())
+        _check_train(folder, folder.entries)
+        if _is_of(directory, folder, sample_rate_hz):
+            forget_progress(directory)
+        else:
+            on_clip = lambda done: on_progress and on_progress("decoding", done, total)  # noqa: E731
+            decode_clips(folder.path, folder.entries, directory, sample_rate_hz=sample_rate_hz, workers=workers, on_skip=check, on_clip=on_clip)
+        return refresh_index(folder, directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free some space and run the same command again; it continues") from None
 
-    def decode(entry: dict[str, Any]) -> np.ndarray | UserError:
-        if not entry["captions"] and entry["melody"] is None:
-            return UserError(f"{entry['file_name']}: has no caption; add one to metadata.jsonl")
-        try:
-            wave = audio.read(folder / entry["file_name"], sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
-        except UserError as error:
-            return error
-        return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
 
-    samples_file = directory / "samples.npy"
-    with _GrowingArray(samples_file) as samples, concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for some in _chunks(entries, 64):  # Decoded in parallel, written in order, never many in memory.
-            for entry, wave in zip(some, pool.map(decode, some), strict=True):
-                if isinstance(wave, UserError):
-                    skipped.append(str(wave))
-                else:
-                    clips.append(Clip(offset=samples.length, length=len(wave), **entry))
-                    samples.append(wave)
-        write_text(directory / "skipped.log", "".join(f"{line}\n" for line in skipped))
-        if len(skipped) > MAX_BAD_SHARE * len(entries):
-            raise UserError(
-                f"{len(skipped)} of {len(entries)} clips in {folder} are of no use, such as {skipped[0]!r} "
-                f"(all of them: {directory / 'skipped.log'}): repair or remove them"
-            )
-    if not any(clip.split == "train" for clip in clips):
-        raise UserError(f"{folder} has no clip of split 'train': give some clips that split in metadata.jsonl, or no clip any split")
+def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
+    """Writes the index of a store again, with the current captions, splits, melodies and attributes of `folder`. Nothing is decoded.
+
+    Raises:
+        UserError: the store has other clips than `folder`, too many clips cannot be used, or no usable clip has the split "train".
+    """
+    directory, decoded = Path(directory), read_decoded(Path(directory))
+    if decoded is None or not _is_of(directory, folder, decoded[0]):
+        raise UserError(f"{directory} has other clips than {folder.path} has now: prepare the data again")
+    sample_rate_hz, found = decoded
+    skipped = [clip for clip in found if clip.reason is not None]
+    _check_skipped(folder, directory, skipped)
+    _write_skipped(folder, directory, skipped)
+    pairs = [(clip, entry) for clip, entry in zip(found, folder.entries, strict=True) if clip.reason is None]
+    _check_train(folder, [entry for _, entry in pairs])
+    clips = [Clip(entry.file_name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
     index = {
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
-        "num_skipped": len(skipped),
-        # Without kinds the index is byte for byte what it was before there were any, and so trainings on it stay done.
+        "num_skipped": len(skipped) + len(folder.unusable),
+        # Clips without kinds of captions have no key "kinds".
         "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
     }
-    write_json(directory / "index.json", index)  # Last: a store without an index is no store.
+    write_json(directory / INDEX, index)  # Written last: a store without an index is incomplete.
     return ClipStore.open(directory)
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What the folder says of each clip: file_name, captions, split, attributes, melody, where said also kinds; in the order of the file names."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the folder that holds the clips and metadata.jsonl")
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    listed = _read_metadata(folder / "metadata.jsonl") if (folder / "metadata.jsonl").exists() else _read_sidecars(folder, files)
-    if not files:
-        what = "captions but no audio" if listed else "no audio"
-        raise UserError(f"{folder} holds {what}: put the clips there ({', '.join(AUDIO_SUFFIXES)}) under the names that metadata.jsonl gives")
-    if not any(entry["captions"] or entry["melody"] is not None for entry in listed.values()):
+def _is_of(directory: Path, folder: ClipFolder, sample_rate_hz: int) -> bool:
+    """Whether the store `directory` has the clips of `folder`, by name and hash, at this rate."""
+    if any(entry.sha256 is None for entry in folder.entries):
+        raise ValueError("expected a folder with hashes: read it with read_folder(..., hash_files=True)")
+    found = [(entry.file_name, entry.sha256) for entry in folder.entries]
+    decoded = read_decoded(directory)
+    return decoded is not None and decoded[0] == sample_rate_hz and [(clip.file_name, clip.sha256) for clip in decoded[1]] == found
+
+
+def _check_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> None:
+    """Raises UserError if more than MAX_BAD_SHARE of the clips cannot be used."""
+    count, total = len(folder.unusable) + len(skipped), len(folder.entries) + len(folder.unusable)
+    if count > MAX_BAD_SHARE * total:
+        lines = _write_skipped(folder, directory, skipped)
         raise UserError(
-            f"{folder} holds {len(files)} audio files but no captions: add metadata.jsonl with lines such as "
-            f'{{"file_name": "{files[0]}", "captions": ["a calm piano melody"]}}, or a text file beside each clip'
-        )
-    nothing = {"captions": (), "split": None, "attributes": {}, "melody": None}
-    entries = [{"file_name": name, **listed.get(name, nothing)} for name in sorted({*files, *listed})]
-    if all(entry["split"] is None for entry in entries):
-        tune = lambda entry: entry["file_name"] if entry["melody"] is None else entry["melody"]  # noqa: E731
-        held_out = set(_held_out(sorted({tune(entry) for entry in entries})))
-        return [{**entry, "split": "test" if tune(entry) in held_out else "train"} for entry in entries]
-    entries = [{**entry, "split": entry["split"] or "train"} for entry in entries]
-    train, test = ({entry["melody"] for entry in entries if entry["split"] == split} - {None} for split in ("train", "test"))
-    if train & test:
-        raise UserError(f"{folder / 'metadata.jsonl'} has melody {min(train & test)!r} in both splits: give all of its renderings the same one")
-    return entries
+            f"{count} of {total} clips in {folder.path} cannot be used, such as {lines[0]!r} "
+            f"(all that were found: {directory / SKIPPED}): repair or remove them"
+        )  # fmt: skip
 
 
-def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    listed = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = os.path.normpath(entry["file_name"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path} line {number} is not an object with "file_name" and "captions": mend that line') from None
-        try:
-            captions, kinds = read_captions(entry)
-        except UserError as error:
-            raise UserError(f"{path} line {number}: {error}") from None
-        if entry.get("split") not in (None, "train", "test"):
-            raise UserError(f"{path} line {number}: split is {entry['split']!r}, expected 'train' or 'test'")
-        if name in listed:
-            raise UserError(f"{path} line {number}: {name} is listed twice; put all its captions into one line")
-        if not isinstance(entry.get("melody"), str | None):
-            raise UserError(f"{path} line {number}: melody is {entry['melody']!r}, expected a string")
-        texts = {"captions": captions, "kinds": kinds}
-        listed[name] = {**texts, "split": entry.get("split"), "attributes": entry.get("attributes") or {}, "melody": entry.get("melody")}
-    return listed
+def _write_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> list[str]:
+    """Writes skipped.log, one line for each skipped clip with the reason. Returns the lines."""
+    lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
+    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+    return lines
 
 
-def read_captions(entry: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The captions that a line of metadata.jsonl gives, without empty ones, and the kind of each; None for the kinds where it names none.
-
-    Raises:
-        UserError: they are neither a list of strings nor an object from kinds to such lists.
-    """
-    given = entry.get("captions", entry.get("caption", ()))
-    by_kind = given if isinstance(given, dict) else {None: [given] if isinstance(given, str) else given}
-    for texts in by_kind.values():
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"captions is {given!r}, expected a list of strings, or an object from kinds to lists of strings")
-    found = [(text.strip(), kind) for kind, texts in by_kind.items() for text in texts if text.strip()]
-    return tuple(text for text, _ in found), tuple(kind for _, kind in found) if found and isinstance(given, dict) else None
-
-
-def _read_sidecars(folder: Path, files: list[str]) -> dict[str, dict[str, Any]]:
-    listed = {}
-    for name in files:
-        sidecar = (folder / name).with_suffix(".txt")
-        if sidecar.exists():
-            captions = tuple(line.strip() for line in sidecar.read_text(encoding="utf-8").splitlines() if line.strip())
-            listed[name] = {"captions": captions, "split": None, "attributes": {}, "melody": None}
-    return listed
-
-
-def _held_out(names: list[str]) -> list[str]:
-    """About TEST_SHARE of the names, by hash, so that new clips do not move old ones; at least one where there are two or more."""
-    hashes = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names}
-    chosen = [name for name in names if hashes[name] < TEST_SHARE]
-    if not chosen and len(names) > 1:
-        chosen = [min(names, key=hashes.__getitem__)]
-    return chosen if len(chosen) < len(names) else chosen[1:]
-
-
-class _GrowingArray:
-    """An int16 .npy file of unknown length, written end to end; it takes its name only when it is complete."""
-
-    def __init__(self, path: Path):
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.length = 0
-
-    def __enter__(self) -> _GrowingArray:
-        self._file = self._temporary.open("wb")
-        self._write_header()
-        return self
-
-    def append(self, array: np.ndarray) -> None:
-        self._file.write(array.tobytes())
-        self.length += len(array)
-
-    def _write_header(self) -> None:
-        # NumPy leaves room for a length that grows, so the header written over it at the end is just as long.
-        header = {"descr": "<i2", "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __exit__(self, kind, *exception) -> None:
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                self._write_header()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink()
-
-
-def _chunks(items: list, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+def _check_train(folder: ClipFolder, entries: Sequence[Entry]) -> None:
+    if not any(entry.split == "train" for entry in entries):
+        raise UserError(f"{folder.path} has no clip of split 'train': set it for some clips in metadata.jsonl, or remove all splits there")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Sources
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator of one step: what a batch draws depends on nothing else."""
+    """The random generator of one training step: a batch depends on (seed, step) only."""
     return np.random.default_rng([seed, step])
 
 
 def draw(rng: np.random.Generator, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """`batch_size` clip numbers, drawn in proportion to `lengths`; all different where there are enough clips."""
+    """Draws `batch_size` clip numbers in proportion to `lengths`, without repetition if there are enough clips."""
     return rng.choice(len(lengths), batch_size, replace=len(lengths) < batch_size, p=lengths / lengths.sum())
 
 
 def draw_start(rng: np.random.Generator, length: int, crop: int, *, align: int = 1) -> int:
-    """The start of a crop that lies in the clip, a multiple of `align`; 0 where the clip is not longer than the crop."""
+    """Draws the start of a crop inside a clip, a multiple of `align`. It is 0 if the clip is not longer than the crop."""
     return int(rng.integers(max(length - crop, 0) // align + 1)) * align
 
 
 def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, float] | None = None) -> str:
-    """One of the clip's captions, all alike; with `text_mix` (kind -> weight) a kind by weight among those that the clip has, then one of that kind.
+    """Draws one of the captions of a clip, all with the same probability.
 
-    Captions without kinds are all alike in either case.
+    With `text_mix`, {kind: weight}, it draws a kind by weight among those that the clip has, and then a caption of that kind. Captions without kinds have
+    the same probability in either case.
     """
     if not text_mix or clip.kinds is None:
         return clip.captions[rng.integers(len(clip.captions))]
@@ -302,7 +220,7 @@ def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, fl
 
 
 def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
-    """The length of a crop of `crop_sec`, a multiple of ALIGN_SAMPLES."""
+    """The length of a crop in samples: `crop_sec`, rounded to a multiple of ALIGN_SAMPLES."""
     return round(crop_sec * sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
 
 
@@ -316,16 +234,17 @@ def wave_source(
     encode_text: Callable[[list[str]], tuple[np.ndarray, np.ndarray]] | None = None,
     text_mix: Mapping[str, float] | None = None,
 ) -> Source:
-    """step -> {"wave": float32 [B, N]}, random crops of `crop_sec`, zero-padded on the right where a clip is shorter.
+    """A source of training batches of random crops: step -> {"wave": float32 [B, N]}. Clips shorter than a crop are zero-padded on the right.
 
-    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) also {"text_ids", "text_mask"} of a caption of each clip, drawn by `draw_caption`.
+    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) batches also have {"text_ids", "text_mask"}, of one caption per clip
+    (`draw_caption`).
 
     Raises:
-        UserError: the split has no clips, or one whose captions are all of kinds that have no weight in `text_mix`.
+        UserError: the split has no clips, or the captions of a clip have only kinds without a weight in `text_mix`.
     """
     clips = store.split(split)
     if not clips:
-        raise UserError(f"no clip of split {split!r}: give some clips that split in metadata.jsonl")
+        raise UserError(f"no clip of split {split!r}: set it for some clips in metadata.jsonl")
     for clip in clips:
         if text_mix and clip.kinds is not None and not any(text_mix.get(kind) for kind in clip.kinds):
             kinds = " or ".join(sorted(set(clip.kinds)))

@@ -1,14 +1,16 @@
-"""The tokens of a clip store, made once by the frozen models, and the batches that the stages train on. NumPy only."""
+"""Tokens of the clips of a store, computed once by the frozen models, and the batches on which the stages are trained. NumPy only."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from musiclm_jax.data.clips import Clip, ClipStore, draw, draw_start, step_rng
+from musiclm_jax.arrays import Bool, Int
+from musiclm_jax.data.clips import ClipStore, draw, draw_start, load_array, step_rng
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
 from musiclm_jax.specs import AudioSpec
@@ -18,7 +20,7 @@ from musiclm_jax.specs import AudioSpec
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A window of a clip. Of its tokens, those from `skip` on are new; they begin at token `at` of the clip, and there are `keep` of them."""
+    """A window of a clip: samples from `start` on. Its tokens [skip, skip + keep) are tokens [at, at + keep) of the clip; the others are context."""
 
     clip: int
     start: int
@@ -28,13 +30,16 @@ class Piece:
 
 
 def pieces(lengths: Sequence[int], *, token_samples: int, window: int, context: int) -> list[Piece]:
-    """Windows of `window` tokens that cover clips of `lengths` samples, token by token, each once.
+    """Windows of `window` tokens that cover clips of `lengths` samples, so that each token of a clip is kept from exactly one window.
 
-    A window begins `context` tokens before the first that is new. The last of a clip ends where the clip ends, so that only clips shorter than a
-    window meet zero padding.
+    A window begins `context` tokens before the first token that is kept. The last window of a clip ends at the clip's end, so that only clips shorter
+    than a window are zero-padded.
+
+    Raises:
+        ValueError: `context` is negative, or not below `window`.
     """
     if not 0 <= context < window:
-        raise ValueError(f"context={context} of window={window} tokens leaves nothing new: expected 0 <= context < window")
+        raise ValueError(f"context={context}, window={window} tokens: expected 0 <= context < window")
     found = []
     for clip, length in enumerate(lengths):
         total, at = -(-length // token_samples), 0
@@ -47,7 +52,7 @@ def pieces(lengths: Sequence[int], *, token_samples: int, window: int, context: 
 
 
 def wave_batches(store: ClipStore, where: Sequence[tuple[int, int]], *, samples: int, batch_size: int) -> Iterator[np.ndarray]:
-    """float32 [batch_size, samples] at (clip number, first sample), in order; the last batch is filled up with zeros: one shape, one program."""
+    """Batches of waves, float32 [batch_size, samples], at (clip number, first sample) in order. The last one is zero-padded to the full batch size."""
     for first in range(0, len(where), batch_size):
         batch = np.zeros((batch_size, samples), np.float32)
         for row, (clip, start) in enumerate(where[first : first + batch_size]):
@@ -55,59 +60,84 @@ def wave_batches(store: ClipStore, where: Sequence[tuple[int, int]], *, samples:
         yield batch
 
 
-# ---------------------------------------------------------------------------------------------------------------------- The store
+# ---------------------------------------------------------------------------------------------------------------------- Tokens of clips
+
+
+@runtime_checkable
+class ClipTokens(Protocol):
+    """The tokens of one stream for all clips of a store."""
+
+    def crops(
+        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
+    ) -> Int[np.ndarray, "B ..."]:
+        """Tokens of crops, int32.
+
+        Args:
+            clips: number of the clip of each crop.
+            starts_sec: start of each crop.
+            crop_sec: length of all crops.
+            rng: for streams with random choices.
+            text_share: share of crops for which the MuLan stream takes tokens of a caption instead of the audio. Other streams ignore it.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenStore:
-    """Tokens of all clips, end to end in the order of `clips`; `*_at` is where each clip begins, with the total last.
+class TokenArray:
+    """Tokens of a stream with a rate: int16 [sum T] or [sum T, Q], concatenated in the order of the clips, memory-mapped.
 
-    semantic: int16 [sum T]. acoustic: int16 [sum 2T, Q]. windows: float16 [sum W, D], MuLan embeddings of 10 s each second.
-    texts: int16 [sum captions, Q], MuLan tokens of the captions. None: not opened, as a stage that does not learn from it needs no such file.
+    `at` has the first row of each clip, and the total at the end.
     """
 
-    clips: tuple[Clip, ...]
-    audio: AudioSpec
-    semantic: np.ndarray | None
-    acoustic: np.ndarray | None
-    windows: np.ndarray
-    texts: np.ndarray
-    semantic_at: np.ndarray
-    windows_at: np.ndarray
-    texts_at: np.ndarray
+    codes: np.ndarray
+    at: np.ndarray
+    rate_hz: int
 
     @classmethod
-    def open(cls, store: ClipStore, *, audio: AudioSpec, files: Mapping[str, Path], num_windows: Callable[[int], int]) -> TokenStore:
-        """files: those of "windows", "texts" and, where needed, "semantic" and "acoustic". num_windows: of a clip of n samples."""
-        offsets = lambda counts: np.concatenate([[0], np.cumsum(list(counts))]).astype(np.int64)  # noqa: E731
-        semantic_at = offsets(-(-clip.length // audio.semantic_samples) for clip in store.clips)
-        windows_at = offsets(num_windows(clip.length) for clip in store.clips)
-        texts_at = offsets(len(clip.captions) for clip in store.clips)
-        expected = {"semantic": semantic_at[-1], "acoustic": semantic_at[-1] * audio.frames_per_semantic, "windows": windows_at[-1], "texts": texts_at[-1]}
-        arrays = {kind: np.load(path, mmap_mode="r") for kind, path in files.items()}
-        for kind, array in arrays.items():
-            if len(array) != expected[kind]:
-                raise UserError(f"{files[kind]} has {len(array)} rows, the clips have {expected[kind]}: it is of other clips; delete its folder and run again")
-        return cls(
-            clips=store.clips, audio=audio, semantic=arrays.get("semantic"), acoustic=arrays.get("acoustic"), windows=arrays["windows"], texts=arrays["texts"],
-            semantic_at=semantic_at, windows_at=windows_at, texts_at=texts_at,
-        )  # fmt: skip
+    def open(cls, path: Path, store: ClipStore, *, rate_hz: int, spec: AudioSpec) -> TokenArray:
+        """Memory-maps a token file. Raises UserError if it cannot be read, or its number of tokens is not that of the store's clips."""
+        per_semantic = rate_hz // spec.semantic_rate_hz
+        at = offsets(per_semantic * -(-clip.length // spec.semantic_samples) for clip in store.clips)
+        codes = load_array(path)
+        if len(codes) != at[-1]:
+            raise UserError(f"{path} has {len(codes)} tokens where the clips have {at[-1]}: it belongs to other clips; run the step that makes it again")
+        return cls(codes, at, rate_hz)
 
-    def holds(self, crop_sec: float | int) -> np.ndarray:
-        """Whether each clip is as long as a crop, bool [clips]. Those that are not give no example."""
-        return np.diff(self.semantic_at) >= self.audio.semantic_tokens(crop_sec)
+    def crops(
+        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
+    ) -> Int[np.ndarray, "B ..."]:
+        del rng, text_share
+        length, first = round(crop_sec * self.rate_hz), [self.at[clip] + round(start * self.rate_hz) for clip, start in zip(clips, starts_sec, strict=True)]
+        return np.stack([self.codes[i : i + length] for i in first]).astype(np.int32)
 
-    def whole(self, stream: str, split: str) -> dict[str, np.ndarray]:
-        """All "semantic" or "acoustic" codes of a split's clips, end to end, as a batch of one."""
-        array, ratio = (self.semantic, 1) if stream == "semantic" else (self.acoustic, self.audio.frames_per_semantic)
-        at = self.semantic_at * ratio
-        return {stream: np.concatenate([array[at[i] : at[i + 1]] for i, clip in enumerate(self.clips) if clip.split == split])[None]}
+    def chunks(self, store: ClipStore, split: str, *, levels: slice = slice(None), rows: int = 2**18) -> Iterator[Int[np.ndarray, "n Q"]]:
+        """The concatenated tokens of a split's clips, as arrays [n, Q] of at most `rows` rows, to bound memory. levels: the levels to return."""
+        codes, some = self.codes.reshape(len(self.codes), -1), []
+        for i in (i for i, clip in enumerate(store.clips) if clip.split == split):
+            for first in range(self.at[i], self.at[i + 1], rows):
+                piece = codes[first : min(first + rows, self.at[i + 1]), levels]
+                if sum(map(len, some)) + len(piece) > rows:
+                    yield np.concatenate(some)
+                    some = []
+                some.append(piece)
+        if some:
+            yield np.concatenate(some)
+
+
+def offsets(counts: Iterable[int]) -> Int[np.ndarray, "n"]:
+    """The first row of each of several concatenated arrays of `counts` rows, and the total at the end, int64."""
+    return np.concatenate([[0], np.cumsum(list(counts))]).astype(np.int64)
+
+
+def long_enough(store: ClipStore, crop_sec: float | int, spec: AudioSpec) -> Bool[np.ndarray, "n"]:
+    """Whether each clip has at least as many semantic tokens as a crop. Shorter clips are not used."""
+    return np.array([clip.length + spec.semantic_samples > crop_sec * store.sample_rate_hz for clip in store.clips])
 
 
 def covering_windows(start_sec: float | int, end_sec: float | int, *, num_windows: int, window_sec: float, hop_sec: float) -> slice:
-    """The windows that share the most time with [start_sec, end_sec]: all that lie inside a long crop, all that contain a short one.
+    """The windows that share the most time with [start_sec, end_sec]: all windows inside a long crop, all windows that contain a short one.
 
-    They are neighbours, since the shared time rises, stays and falls from window to window.
+    They are consecutive, because the shared time first rises, then stays, then falls from window to window.
     """
     begin = np.arange(num_windows) * hop_sec
     shared = np.minimum(begin + window_sec, end_sec) - np.maximum(begin, start_sec)
@@ -115,57 +145,41 @@ def covering_windows(start_sec: float | int, end_sec: float | int, *, num_window
     return slice(int(best[0]), int(best[-1]) + 1)
 
 
-def token_source(
-    store: TokenStore,
+def crop_source(
+    store: ClipStore,
+    tokens: Mapping[str, ClipTokens],
     *,
-    streams: Sequence[str],
     split: str,
-    crop_sec: float,
+    crop_sec: float | int,
     batch_size: int,
     seed: int,
-    window_sec: float,
-    hop_sec: float,
-    mulan_tokens: Callable[[np.ndarray], np.ndarray],
+    spec: AudioSpec,
     text_share: float = 0.0,
 ) -> Source:
-    """step -> the `streams` of random crops: "semantic" int32 [B, T], "acoustic" int32 [B, 2T, Q], "mulan" int32 [B, Q].
+    """A source of training batches of random crops: step -> {stream: int32 tokens}. Crops begin at a semantic token.
 
-    The MuLan tokens of a crop are those of its audio, `mulan_tokens` (embeddings [B, D], the mean over the crop's windows -> [B, Q]), as in
-    MusicLM (arXiv 2301.11325, section 3.2), or, for a share `text_share` of the examples, those of a random caption of the clip.
+    Args:
+        tokens: the streams.
+        crop_sec: length of the crops.
+        spec: the rates.
+        text_share: see `ClipTokens.crops`.
 
     Raises:
         UserError: no clip of the split is as long as a crop.
     """
-    length = store.audio.semantic_tokens(crop_sec)
-    totals = np.diff(store.semantic_at)
-    holds = store.holds(crop_sec)
-    candidates = [i for i, clip in enumerate(store.clips) if clip.split == split and holds[i]]
+    long = long_enough(store, crop_sec, spec)
+    candidates = [i for i, clip in enumerate(store.clips) if clip.split == split and long[i]]
     if not candidates:
-        longest = max((clip.length for clip in store.clips if clip.split == split), default=0) / store.audio.sample_rate_hz
-        raise UserError(f"no {split} clip is as long as crop_sec={crop_sec:g} (the longest: {longest:g} s): lower crop_sec or add longer clips")
+        longest = max((clip.length for clip in store.clips if clip.split == split), default=0) / store.sample_rate_hz
+        raise UserError(f"no {split} clip is as long as a crop of {crop_sec:g} s (the longest: {longest:g} s): give longer clips, or train on shorter crops")
+    length = spec.semantic_tokens(crop_sec)
+    totals = np.array([-(-clip.length // spec.semantic_samples) for clip in store.clips])
     weights = totals[candidates].astype(np.float64)
-    token_sec, ratio = 1 / store.audio.semantic_rate_hz, store.audio.frames_per_semantic
-
-    def embedding(clip: int, start: int) -> np.ndarray:
-        first, last = store.windows_at[clip : clip + 2]
-        where = covering_windows(start * token_sec, (start + length) * token_sec, num_windows=int(last - first), window_sec=window_sec, hop_sec=hop_sec)
-        return store.windows[first:last][where].astype(np.float32).mean(axis=0)
 
     def source(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(seed, step)
         clips = [candidates[i] for i in draw(rng, weights, batch_size=batch_size)]
-        starts = [draw_start(rng, int(totals[clip]), length) for clip in clips]
-        from_text = rng.random(batch_size) < text_share
-        captions = [rng.integers(store.texts_at[clip], store.texts_at[clip + 1]) for clip in clips]
-        at = [store.semantic_at[clip] + start for clip, start in zip(clips, starts, strict=True)]
-        batch = {}
-        if "mulan" in streams:
-            audio = mulan_tokens(np.stack([embedding(clip, start) for clip, start in zip(clips, starts, strict=True)]))
-            batch["mulan"] = np.where(from_text[:, None], store.texts[captions], audio).astype(np.int32)
-        if "semantic" in streams:
-            batch["semantic"] = np.stack([store.semantic[i : i + length] for i in at]).astype(np.int32)
-        if "acoustic" in streams:
-            batch["acoustic"] = np.stack([store.acoustic[i * ratio : (i + length) * ratio] for i in at]).astype(np.int32)
-        return batch
+        starts = [draw_start(rng, int(totals[clip]), length) / spec.semantic_rate_hz for clip in clips]
+        return {name: each.crops(clips, starts, crop_sec, rng=rng, text_share=text_share) for name, each in tokens.items()}
 
     return source

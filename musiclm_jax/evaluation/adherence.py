@@ -1,16 +1,14 @@
-"""Prompt adherence: does the music have the lead instrument, drums, mode and tempo that its caption names?
+"""Prompt adherence: whether generated music has the lead instrument, drums, mode and tempo that its caption names.
 
-Captions of held-out clips go in; the generated clips are heard by `estimators`, which share nothing with the model. Two figures stand
-beside each result. Ceiling: the same estimators on the real clips of the same captions. Chance: the same generated clips against each
-other's captions; the average over all ways to shuffle so that no clip keeps its own is exact, because it is the mean over all pairs of a
-clip with another clip's caption. A model that ignores its captions is at chance, whatever it plays.
+The model generates clips from captions of held-out clips, and `estimators`, which share nothing with the model, estimate the attributes of these clips.
+Each result comes with two references. The ceiling is the result of the same estimators on the real clips of the same captions. Chance is the result of
+the same generated clips with each other's captions, averaged exactly over all pairs of a clip and another clip's caption. A model that ignores its
+captions is at chance, whatever music it generates.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,14 +17,17 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
-from musiclm_jax.data.clips import read_captions
-from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimators, Heard, fit_estimators, same_tempo
+from musiclm_jax.data.folder import ClipFolder, Entry
+from musiclm_jax.errors import UserError, unwritable
+from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
+from musiclm_jax.evaluation.extras import require
+from musiclm_jax.files import write_json
 
 
 @runtime_checkable
 class Music(Protocol):
-    """What `generate` returns."""
+    """The result of `generate`."""
 
     # float32 [B, N] in [-1, 1].
     wave: Any
@@ -35,141 +36,74 @@ class Music(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """The part of `MusicLM` that is judged: one clip per prompt."""
+    """The interface of the evaluated model: `generate` returns one clip per prompt."""
 
     def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Music: ...
 
 
-# ------------------------------------------------------------------ captions
-
-# Words by which a caption of the corpus names an attribute (data/corpus/captions.py). Moods are hints, not names: "sad" does not count
-# as minor, nor does "waltz" as a tempo.
-_NAMES = {
-    "instrument": r"piano|guitar|flute|strings?|violins?|organ|rhodes|bells?|glockenspiel|chimes?|synth|synthesizer",
-    "drums": r"drums?|percussion",
-    "mode": r"major|minor",
-    "tempo": r"slow|unhurried|leisurely|mid-tempo|medium-tempo|moderate|(?:medium|moderate) (?:tempo|pace)|tempo is medium"
-    r"|fast|quick|up-tempo|\d+ bpm",
-    "tempo_bpm": r"\d+ bpm",
-}
-_NAMES = {attribute: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for attribute, words in _NAMES.items()}
-
-
-def named_attributes(caption: str) -> frozenset[str]:
-    """Which of instrument, drums, mode, tempo and tempo_bpm the caption names. Only these are scored."""
-    return frozenset(attribute for attribute, words in _NAMES.items() if words.search(caption))
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One caption of a held-out clip."""
-
-    caption: str
-    file_name: str
-    # The clip's ground truth, from the metadata.
-    attributes: dict[str, Any]
-    named: frozenset[str]
-
-
-def read_metadata(data_dir: str | Path) -> list[dict[str, Any]]:
-    """Lines of DIR/metadata.jsonl that have attributes and captions, these as one list whatever their kinds; variants of a corpus have none.
-
-    Raises:
-        UserError: there is no such file, a line is not JSON, its captions are no captions, or no clip has both.
-    """
-    path = Path(data_dir) / "metadata.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        clips = [clip for clip in map(json.loads, filter(str.strip, lines)) if clip.get("attributes") and clip.get("captions")]
-        clips = [{**clip, "captions": captions} for clip in clips if (captions := list(read_captions(clip)[0]))]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make a corpus with `musiclm corpus` or name its folder") from error
-    except ValueError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); make the corpus again") from error
-    if not clips:
-        raise UserError(f"{path}: no clip has captions and attributes, the ground truth of this evaluation; use a corpus of `musiclm corpus`")
-    return clips
-
-
-def read_waves(paths: Sequence[Path], num_samples: int) -> Float[np.ndarray, "B N"]:
-    """The first `num_samples` of each file, at 24 kHz. UserError if one is shorter."""
-    waves = [audio.read(path)[:num_samples] for path in paths]
-    for path, wave in zip(paths, waves, strict=True):
-        if len(wave) < num_samples:
-            raise UserError(f"{path}: holds {len(wave) / audio.SAMPLE_RATE_HZ:g} s, fewer than the {num_samples / audio.SAMPLE_RATE_HZ:g} s to be judged")
-    return np.stack(waves)
-
-
-def choose_prompts(clips: Sequence[dict[str, Any]], *, num_captions: int, rng: np.random.Generator) -> list[Prompt]:
-    """One caption each of `num_captions` held-out clips, drawn among those captions of the clip that name the most."""
-    held_out = [clip for clip in clips if clip.get("split") == "test"]
-    if not 2 <= num_captions <= len(held_out):
-        raise UserError(
-            f"num_captions={num_captions}, and the corpus holds {len(held_out)} held-out clips: "
-            f"ask for 2 to {len(held_out)} captions, or make a larger corpus (a tenth of it is held out)"
-        )
-    prompts = []
-    for place in rng.permutation(len(held_out))[:num_captions]:
-        clip = held_out[int(place)]
-        names = [named_attributes(caption) for caption in clip["captions"]]
-        most = max(len(named - {"tempo_bpm"}) for named in names)
-        pick = int(rng.choice([i for i, named in enumerate(names) if len(named - {"tempo_bpm"}) == most]))
-        prompts.append(Prompt(clip["captions"][pick], clip["file_name"], clip["attributes"], names[pick]))
-    return prompts
-
-
 # ------------------------------------------------------------------- scoring
 
-# Tempo words: slow below 90, mid from 90 to 125, fast above 125 beats per minute.
+# Limits of the tempo words, in beats per minute.
 TEMPO_BANDS_BPM = {"slow": (0.0, 90.0), "mid": (90.0, 125.0), "fast": (125.0, float("inf"))}
-# A tempo estimate is on a grid: at the edge of a band, this much over it is still right.
+# Tempo estimates are on a grid: an estimate outside of a band by this share is still right.
 _BAND_TOLERANCE = 0.03
 
 
 def in_band(tempo_bpm: float, band: str) -> bool:
-    """Whether a tempo is slow, mid or fast, with a tolerance of 3 % at the edges."""
+    """Whether a tempo belongs to the band "slow", "mid" or "fast", with a tolerance of 3% at its limits."""
     low, high = TEMPO_BANDS_BPM[band]
     return low / (1 + _BAND_TOLERANCE) <= tempo_bpm <= high * (1 + _BAND_TOLERANCE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
+    """One measure of adherence."""
+
     title: str
-    # A caption counts if it names this.
+    # Only captions that name this attribute count.
     needs: str
-    # Whether what is heard agrees with the attributes of a clip.
-    agrees: Callable[[Heard, dict[str, Any]], bool]
+    # Compares the estimates for a generated clip with the attributes of the caption's clip.
+    agrees: Callable[[Estimate, dict[str, Any]], bool]
 
 
-# The first four are the headline.
+# The first four are the main results.
 MEASURES = {
-    "instrument": Measure("lead instrument", "instrument", lambda heard, truth: heard.instrument == truth["instrument"]),
-    "drums": Measure("drums or none", "drums", lambda heard, truth: heard.drums == truth["drums"]),
-    "mode": Measure("mode", "mode", lambda heard, truth: heard.mode == truth["mode"]),
-    "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda heard, truth: in_band(heard.tempo_bpm, truth["tempo"])),
-    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]))),
+    "instrument": Measure("lead instrument", "instrument", lambda estimate, truth: estimate.instrument == truth["instrument"]),
+    "drums": Measure("drums or none", "drums", lambda estimate, truth: estimate.drums == truth["drums"]),
+    "mode": Measure("mode", "mode", lambda estimate, truth: estimate.mode == truth["mode"]),
+    "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda estimate, truth: in_band(estimate.tempo_bpm, truth["tempo"])),
+    "tempo_bpm": Measure("tempo within 6 %", "tempo_bpm", lambda estimate, truth: same_tempo(estimate.tempo_bpm, float(truth["tempo_bpm"]))),
     "tempo_octave": Measure(
         "  the same up to octave",
         "tempo_bpm",
-        lambda heard, truth: same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]), meter=truth.get("meter", "4/4")),
+        lambda estimate, truth: same_tempo(estimate.tempo_bpm, float(truth["tempo_bpm"]), meter=truth.get("meter", "4/4")),
     ),
 }
 HEADLINE = ("instrument", "drums", "mode", "tempo")
+# The attributes that the evaluation needs of each clip.
+_TRUTH = ("instrument", "drums", "tonic", "mode", "tempo", "tempo_bpm")
 _NUM_RESAMPLES = 2000
 
 
-def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Heard], real: Sequence[Heard], *, rng: np.random.Generator):
-    """Generated, ceiling, chance and how far the generated clips have come from chance to ceiling, with 95 % bootstrap intervals.
+def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estimate], real: Sequence[Estimate], *, rng: np.random.Generator):
+    """Evaluates one measure, with 95% bootstrap intervals.
 
-    Returns {"count"} alone where fewer than two captions name the attribute; "fraction" is None where the ceiling is not above chance.
+    Args:
+        measure: the measure.
+        prompts: the captions, with the attributes of their clips.
+        generated, real: the estimates for the generated and the real clip of each caption.
+        rng: for the bootstrap.
+
+    Returns:
+        {"count", "generated", "ceiling", "chance", "fraction"}, and intervals under "generated_95" etc. "fraction" is the place of the generated clips
+        between chance, 0, and the ceiling, 1; it is None if the ceiling is not above chance. {"count"} only, if fewer than two captions name the
+        attribute.
     """
     rows = [i for i, prompt in enumerate(prompts) if measure.needs in prompt.named]
     if len(rows) < 2:
         return {"count": len(rows)}
     truths = [prompts[i].attributes for i in rows]
-    # agree[i, j]: clip i against caption j.
+    # agree[i, j]: whether clip i agrees with caption j.
     agree = np.array([[measure.agrees(generated[i], truth) for truth in truths] for i in rows])
     ceiling = np.array([measure.agrees(real[i], truth) for i, truth in zip(rows, truths, strict=True)])
     resamples = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=_NUM_RESAMPLES)
@@ -185,11 +119,11 @@ def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Heard
 
 
 def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Float[np.ndarray, "R"]]:
-    """The four figures for each row of weights (how often each clip is drawn)."""
+    """The four figures of `score` for each row of weights, which are the numbers of times that each clip is drawn."""
     total = weights.sum(axis=1)
     own = weights @ np.diag(agree) / total
     top = weights @ ceiling / total
-    # Pairs of different clips only: a clip drawn twice does not meet its own caption.
+    # Only pairs of different clips count: a clip that is drawn twice is not paired with its own caption.
     squares = np.square(weights).sum(axis=1)
     pairs = np.einsum("ri,ri->r", weights @ agree, weights) - np.square(weights) @ np.diag(agree)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -216,47 +150,51 @@ def evaluate_adherence(
     """Generates one clip per held-out caption and measures how well it follows the caption.
 
     Args:
-        model: anything with `generate`.
-        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes").
-        num_captions: held-out captions, one per clip.
+        model: a `MusicLM`, or another object with `generate`.
+        data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes"); see `read_clips` for its splits.
+        num_captions: number of held-out captions, one per clip.
         seconds: length of the generated clips; real ones are cut to their first `seconds`.
-        seed: of the choice of captions, of every call of `generate`, and of the estimators' degradations.
+        seed: random seed of the choice of captions, of every call of `generate`, and of the estimators' degradations.
         batch_size: captions per call of `generate`. MusicLM's clips do not depend on it.
-        fit_clips: training clips on which the estimators are fitted, at most. With 300 the verdict on a mode that is not clear depended on which they were.
-        out_dir: where to write adherence.json and the generated clips as 000.wav, 001.wav ...; None writes nothing.
-        progress: called with a line about each step.
+        fit_clips: largest number of training clips on which the estimators are fitted. With 300 clips, estimates of unclear modes depended on the choice.
+        out_dir: the folder for adherence.json and the generated clips, 000.wav, 001.wav, ... None: nothing is written.
+        progress: called with one line per step.
 
     Returns:
         A report of plain JSON types: "results" {measure: count, generated, ceiling, chance, fraction, each with its 95 % interval},
-        "clips" [caption, what was heard in the generated and the real clip], and the settings. `format_report` prints it.
+        "clips", a list of each caption with the estimates for its generated and its real clip, and the settings. `format_report` formats it.
 
     Raises:
-        UserError: the folder lacks ground truth or held-out clips, or its training clips do not do for the estimators.
+        UserError: a setting is out of range, a package of the extra `eval` is missing, the folder has no ground truth or too few held-out clips, or the
+            estimators cannot be fitted on its training clips.
     """
     if seconds < 2:
-        raise UserError(f"seconds={seconds}: tempo and key need at least 2 s")
-    data_dir, num_samples = Path(data_dir), round(seconds * SAMPLE_RATE_HZ)
-    clips = read_metadata(data_dir)
+        raise UserError(f"seconds={seconds}: choose at least 2 s, which tempo and key need")
+    check_seed(seed)
+    require("librosa", "sklearn")
+    num_samples, folder = round(seconds * SAMPLE_RATE_HZ), read_clips(data_dir, progress=progress)
+    clips = with_ground_truth(folder, _TRUTH)
+    _check_truth(folder, clips)
     prompts = choose_prompts(clips, num_captions=num_captions, rng=np.random.default_rng([seed, 0]))
     rng = np.random.default_rng([seed, 1])
-    train = [clip for clip in clips if clip["split"] == "train"]
+    train = [clip for clip in clips if clip.split == "train"]
     train = [train[int(i)] for i in rng.permutation(len(train))[:fit_clips]]
     if out_dir is not None:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(out_dir))
 
     progress(f"fitting the estimators on {len(train)} real training clips")
-    estimators = _fit(data_dir, train, num_samples, rng)
-    progress(f"listening to {num_captions} real held-out clips")
-    real = [estimators.hear(audio.read(data_dir / prompt.file_name)[:num_samples]) for prompt in prompts]
+    estimators = _fit(folder, train, num_samples, rng)
+    progress(f"estimating the attributes of {num_captions} real held-out clips")
+    real = [estimators.estimate(audio.read(folder.path / prompt.file_name)[:num_samples]) for prompt in prompts]
 
-    generated: list[Heard] = []
+    generated: list[Estimate] = []
     for start in range(0, num_captions, batch_size):
         captions = [prompt.caption for prompt in prompts[start : start + batch_size]]
         progress(f"generating clips {start + 1} to {start + len(captions)} of {num_captions}")
         for wave in _generate(model, captions, num_samples, seed):
             if out_dir is not None:
                 audio.write_wav(Path(out_dir) / f"{len(generated):03d}.wav", wave)
-            generated.append(estimators.hear(wave))
+            generated.append(estimators.estimate(wave))
 
     rng = np.random.default_rng([seed, 2])
     report = {
@@ -271,33 +209,52 @@ def evaluate_adherence(
                 "file_name": prompt.file_name,
                 "named": sorted(prompt.named),
                 "attributes": prompt.attributes,
-                "heard_in_generated": dataclasses.asdict(heard),
-                "heard_in_real": dataclasses.asdict(heard_real),
+                "estimated_in_generated": dataclasses.asdict(estimate),
+                "estimated_in_real": dataclasses.asdict(estimate_real),
             }
-            for prompt, heard, heard_real in zip(prompts, generated, real, strict=True)
+            for prompt, estimate, estimate_real in zip(prompts, generated, real, strict=True)
         ],
     }
     if out_dir is not None:
-        (Path(out_dir) / "adherence.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(out_dir) / "adherence.json", report)
     return report
 
 
-def _fit(data_dir: Path, clips: Sequence[dict[str, Any]], num_samples: int, rng: np.random.Generator) -> Estimators:
-    """Estimators fitted on a crop from anywhere in each clip, since what is generated need not begin as a piece begins."""
+def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
+    """Raises UserError if a clip's attributes cannot be compared with estimates, before the clips are generated."""
+    some = Estimate("piano", True, 0, "major", 120.0)
+    for clip in clips:
+        try:
+            for measure in MEASURES.values():
+                measure.agrees(some, clip.attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"the attributes of {clip.file_name} have unexpected values ({error})"
+            raise UserError(f"{folder.path}: {what}; this evaluation needs a corpus of `musiclm corpus`") from None
 
-    def crop(clip: dict[str, Any]) -> Float[np.ndarray, "N"]:
-        wave = audio.read(data_dir / clip["file_name"])
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.random.Generator) -> Estimators:
+    """Fits the estimators on a random crop of each clip, because generated clips need not begin like the beginning of a piece."""
+
+    def crop(clip: Entry) -> Float[np.ndarray, "N"]:
+        wave = audio.read(folder.path / clip.file_name)
         start = int(rng.integers(max(len(wave) - num_samples, 0) + 1))
-        return wave[start : start + num_samples].copy()  # A view would keep the whole clip in memory.
+        return wave[start : start + num_samples].copy()  # A copy, because a view would keep the whole clip in memory.
 
     try:
-        return fit_estimators([crop(clip) for clip in clips], [clip["attributes"] for clip in clips], rng=rng)
+        return fit_estimators([crop(clip) for clip in clips], [clip.attributes for clip in clips], rng=rng)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{data_dir}: the estimators cannot be fitted on its training clips ({error}); fit on more clips") from error
+        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips ({error}); raise fit_clips, or add clips") from error
 
 
 def _generate(model: Generator, captions: list[str], num_samples: int, seed: int) -> list[Float[np.ndarray, "N"]]:
-    """Waves at 24 kHz, one per caption, each of `num_samples`."""
+    """Generates one wave per caption, of `num_samples` samples at 24 kHz. Raises ValueError if the model returns other shapes."""
     import soxr
 
     music = model.generate(captions, seconds=num_samples / SAMPLE_RATE_HZ, seed=seed)
@@ -315,7 +272,7 @@ def _generate(model: Generator, captions: list[str], num_samples: int, seed: int
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """A table in plain text: one line per measure, 95 % intervals in brackets."""
+    """The report as a table in plain text: one line per measure, 95% intervals in brackets."""
     lines = [
         f"Prompt adherence: {report['num_captions']} held-out captions, {report['seconds']:g} s each; estimators of {report['fit_clips']} clips; "
         "95 % intervals in brackets",

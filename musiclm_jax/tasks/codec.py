@@ -1,188 +1,46 @@
-"""Training of the codec: SoundStream as the generator of a GAN, with codebooks learned by moving averages."""
+"""What the training tasks of both codecs share: the settings of the quantizer, quantizer dropout, and metrics of the codes."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from musiclm_jax.arrays import Array, Int, Key
-from musiclm_jax.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
-from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
-from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig, pad_to_frames
-from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState
-
-
-class _Adversary(NamedTuple):
-    """What the discriminators add to a step."""
-
-    loss: jax.Array  # Weighted, part of the generator's.
-    slope: jax.Array  # Its gradient by the fake wave [B, N].
-    params: Any
-    opt_state: Any
-    metrics: Metrics
+from musiclm_jax.checks import NOT_NEGATIVE, SHARE, STEPS, check_numbers
+from musiclm_jax.nn.quantize import RVQConfig, perplexity
+from musiclm_jax.training.task import Metrics, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class CodecTask:
-    """Trains a SoundStream. Batches: {"wave": float32 [B, N]} in [-1, 1], N a few hundred ms or more.
-
-    State: params {"generator", "discriminator"}, opt_state of the same keys, stats {"quantizer": RVQState}.
-    """
-
-    name: str = "soundstream"
-    model: SoundStreamConfig = SoundStreamConfig()
+class CodecRecipe(Recipe):
+    # How the codebooks are updated: moving averages, restarts of unused codes.
     quantizer: RVQConfig = RVQConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    sample_rate_hz: int = 24_000
-    # Of the spectral loss, in samples. Over half of its cost is in the two shortest.
-    loss_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    # Mel bands of each window. The paper's 64 in all; in 2048 samples that many bands are each wider than the gap between two partials.
-    loss_mels: tuple[int, ...] = (64,) * 6
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
-    discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
-    # Before this step neither the discriminators nor their gradients are computed. A number beyond the last step: no GAN at all.
-    discriminator_start_step: int = 0
-    # Before this step the decoder gets the latents as they are, while the codebooks already follow them. A decoder that starts on the codes
-    # of an untrained encoder learns to do without them.
+    # Before this step the decoder gets unquantized latents, while the codebooks already follow them. A decoder that starts with the codes of an untrained
+    # encoder learns to ignore them.
     quantizer_start_step: int = 0
-    # Part of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
+    # Share of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
-    # Weights of the generator's loss. The paper's are 1 (reconstruction), 1, 100, of which ours is a mean where the first is a sum: see `losses`.
-    reconstruction_weight: float = 1.0
-    # Of the mean |fake - wave|; the paper has none, EnCodec (arXiv 2210.13438, section 3.4) does. Spectra say nothing of phase, and a
-    # short run without it learns the timbre of noise: the decoder ignores its codes.
-    waveform_weight: float = 0.0
-    adversarial_weight: float = 0.1
-    feature_weight: float = 1.0
+    # Weight of the mean squared distance between latents and their codes.
     commitment_weight: float = 0.25
 
     def __post_init__(self):
-        if not 0 <= self.quantizer_dropout <= 1:
-            raise ValueError(f"quantizer_dropout={self.quantizer_dropout} is a part of the examples: choose it in [0, 1]")
-        if len(self.loss_windows) != len(self.loss_mels):
-            raise ValueError(f"loss_windows={self.loss_windows}, loss_mels={self.loss_mels}: choose a number of mel bands for each window")
-
-    def init_state(self, rng: Key) -> TrainState:
-        rng_generator, rng_discriminator = jax.random.split(rng)
-        wave = jnp.zeros((1, 4 * self.model.frame_samples), jnp.float32)
-        params = {
-            "generator": SoundStream(self.model).init(rng_generator, wave)["params"],
-            "discriminator": Discriminators(self.discriminator).init(rng_discriminator, wave)["params"],
-        }
-        opt_state = {
-            "generator": make_optimizer(self.optimizer).init(params["generator"]),
-            "discriminator": make_optimizer(self.discriminator_optimizer).init(params["discriminator"]),
-        }
-        quantizer = RVQState.empty(num_levels=self.model.num_levels, num_codes=self.model.num_codes, dim=self.model.dim)
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {"quantizer": quantizer})
-
-    def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        """One step of the generator and, from `discriminator_start_step` on, of the discriminators on the same batch.
-
-        A step whose loss or gradient is not finite leaves everything but the step number as it was and reports `skipped` = 1.
-        """
-        wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
-        generate = lambda params: self._generate(params, state, wave, rng)  # noqa: E731
-        (fake, commitment), pull_back, (quantizer, metrics) = jax.vjp(generate, state.params["generator"], has_aux=True)
-        reconstruction, slope = jax.value_and_grad(self._reconstruction)(fake, wave)
-        judged = state.params["discriminator"], state.opt_state["discriminator"], fake, wave
-        if self.discriminator_start_step:
-            # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
-            adversary = jax.lax.cond(state.step >= self.discriminator_start_step, self._adversary_step, self._adversary_rest, *judged)
-        else:
-            adversary = self._adversary_step(*judged)
-        (grads,) = pull_back((slope + adversary.slope, jnp.float32(self.commitment_weight)))
-        updates, opt_state = make_optimizer(self.optimizer).update(grads, state.opt_state["generator"], state.params["generator"])
-        metrics |= adversary.metrics | {
-            "loss": reconstruction + self.commitment_weight * commitment + adversary.loss,
-            "reconstruction": reconstruction,
-            "commitment": commitment,
-            "grad_norm": optax.tree.norm(grads),
-        }
-        new = state.replace(
-            params={"generator": optax.apply_updates(state.params["generator"], updates), "discriminator": adversary.params},
-            opt_state={"generator": opt_state, "discriminator": adversary.opt_state},
-            stats={"quantizer": quantizer},
-        )
-        finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"] + metrics["discriminator"])
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        return new.replace(step=state.step + 1), metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
-
-    def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        """Reconstruction with all levels: `mel_distance`, `loss`, perplexity of each level on this batch; and with one level alone,
-        `mel_distance_1_level`: where the two are alike the decoder has not learned to use its codes."""
-        wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
-        params = {"params": state.params["generator"]}
-        codebooks = state.stats["quantizer"].codebooks
-        codes = rvq_encode(codebooks, SoundStream(self.model).apply(params, wave, method="encode"))
-        decode = lambda codes: SoundStream(self.model).apply(params, rvq_decode(codebooks, codes), method="decode")  # noqa: E731
-        distance = lambda fake: mel_distance(fake, wave, sample_rate_hz=self.sample_rate_hz)  # noqa: E731
-        fake = decode(codes)
-        counts = jnp.sum(jax.nn.one_hot(codes.reshape(-1, self.model.num_levels), self.model.num_codes), axis=0)
-        metrics = {f"perplexity_{q + 1}": value for q, value in enumerate(perplexity(counts))}
-        return metrics | {
-            "loss": self._reconstruction(fake, wave),
-            "mel_distance": distance(fake),
-            "mel_distance_1_level": distance(decode(codes[..., :1])),
-        }
-
-    def variables(self, state: TrainState) -> dict[str, Any]:
-        return {
-            "params": nn.meta.unbox(state.params["generator"]),
-            "quantizer": {"codebooks": state.stats["quantizer"].codebooks},
-        }
-
-    def _reconstruction(self, fake: jax.Array, wave: jax.Array) -> jax.Array:
-        spectral = multi_scale_mel_loss(fake, wave, sample_rate_hz=self.sample_rate_hz, windows=self.loss_windows, num_mels=self.loss_mels)
-        return self.reconstruction_weight * spectral + self.waveform_weight * jnp.mean(jnp.abs(fake - wave))
-
-    def _generate(self, params, state: TrainState, wave: jax.Array, rng: Key):
-        """((fake wave, commitment loss), (new quantizer, its metrics)) of a training batch."""
-        rng_levels, rng_quantizer = jax.random.split(rng)
-        latents = SoundStream(self.model).apply({"params": params}, wave, method="encode")
-        num_levels = draw_levels(rng_levels, len(wave), num_levels=self.model.num_levels, dropout=self.quantizer_dropout)
-        quantized, _, commitment, quantizer, metrics = quantize_train(
-            latents, state.stats["quantizer"], self.quantizer, num_levels=num_levels, rng=rng_quantizer
-        )
-        quantized = jnp.where(state.step >= self.quantizer_start_step, quantized, latents)
-        fake = SoundStream(self.model).apply({"params": params}, quantized, method="decode")
-        return (fake, commitment), (quantizer, metrics)
-
-    def _adversary_step(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
-        """Judges the fake wave for the generator, and teaches the discriminators to tell it from the real one."""
-        discriminate = lambda params, x: Discriminators(self.discriminator).apply({"params": params}, x)  # noqa: E731
-
-        def generator_loss(fake):
-            ours, theirs = discriminate(params, fake), discriminate(params, wave)
-            adversarial, feature = hinge_generator_loss([one[-1] for one in ours]), feature_loss(theirs, ours)
-            loss = self.adversarial_weight * adversarial + self.feature_weight * feature
-            return loss, {"adversarial": adversarial, "feature": feature}
-
-        def discriminator_loss(params):
-            real, ours = discriminate(params, wave), discriminate(params, fake)
-            return hinge_discriminator_loss([one[-1] for one in real], [one[-1] for one in ours])
-
-        (loss, metrics), slope = jax.value_and_grad(generator_loss, has_aux=True)(fake)
-        metrics["discriminator"], grads = jax.value_and_grad(discriminator_loss)(params)
-        updates, opt_state = make_optimizer(self.discriminator_optimizer).update(grads, opt_state, params)
-        return _Adversary(loss, slope, optax.apply_updates(params, updates), opt_state, metrics)
-
-    def _adversary_rest(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
-        """What `_adversary_step` returns while there is no adversary."""
-        zero = jnp.zeros((), jnp.float32)
-        return _Adversary(zero, jnp.zeros_like(fake), params, opt_state, {"adversarial": zero, "feature": zero, "discriminator": zero})
+        super().__post_init__()
+        check_numbers(self, quantizer_start_step=STEPS, quantizer_dropout=SHARE, commitment_weight=NOT_NEGATIVE)
 
 
 def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float, others: Int[Array, ""] | int | None = None) -> Int[Array, "B"]:
-    """Quantizer dropout (SoundStream, section III-C): how many levels each example uses; uniform on 1 .. Q for a part `dropout` of them, and
-    for the `others` so many, or Q."""
+    """Draws how many levels each example uses, int32 (quantizer dropout; SoundStream, arXiv 2107.03312, section III-C).
+
+    A share `dropout` of the examples draws uniformly from 1 .. Q = num_levels. The rest use `others`; None: Q.
+    """
     rng_levels, rng_partial = jax.random.split(rng)
     levels = jax.random.randint(rng_levels, (batch,), 1, num_levels + 1)
     return jnp.where(jax.random.bernoulli(rng_partial, dropout, (batch,)), levels, num_levels if others is None else others)
+
+
+def level_perplexities(codes: Int[Array, "B T Q"], num_codes: int) -> Metrics:
+    """The perplexity of each level's codes in a batch, from 1 to C: {"perplexity_1": ..., "perplexity_Q": ...}."""
+    counts = jnp.sum(jax.nn.one_hot(codes, num_codes), axis=(0, 1))
+    return {f"perplexity_{level}": value for level, value in enumerate(perplexity(counts), start=1)}

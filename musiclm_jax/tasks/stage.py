@@ -1,6 +1,6 @@
-"""Training of one stage: next-code cross-entropy on the target, teacher-forced (arXiv 2301.11325, section 3.2).
+"""Training of one stage: teacher-forced cross-entropy of the target's codes (MusicLM, arXiv 2301.11325, section 3.2).
 
-The prefix is read, not predicted: AudioLM's first predicted token in training is the first target (arXiv 2209.03143, section III-B).
+There is no loss on the prefix: the first token that AudioLM predicts in training is the first target (arXiv 2209.03143, section III-B).
 """
 
 from __future__ import annotations
@@ -13,88 +13,86 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
+from musiclm_jax.checks import NOT_NEGATIVE, SHARE, check_numbers
+from musiclm_jax.errors import UserError
+from musiclm_jax.models import stage
 from musiclm_jax.models.stage import Stage, StageConfig
-from musiclm_jax.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tasks.task import Batch, Metrics, TrainState, gradient_step
-from musiclm_jax.tokens import StageLayout, stage_layout
+from musiclm_jax.tokens import StageLayout
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
-class StageTask:
-    """Batches: {"mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q]}, int32, of which a stage reads what its layout names."""
-
-    # "semantic", "coarse" or "fine".
-    name: str = "semantic"
-    model: StageConfig = StageConfig()
-    tokens: TokenSpec = TokenSpec()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting (T5X's value). 0: off.
+class StageRecipe(Recipe):
+    # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting. The default is T5X's. 0: off.
     z_loss: float = 1e-4
-    # Share of training sequences without their conditions, for classifier-free guidance. 0: the model learns only with them.
-    prefix_dropout: float = 0.0
-    # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
-    # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
+    # Share of training sequences in which past target steps are masked. The masking rate of each such sequence is uniform in [0, 1). A stage that always
+    # sees the true past mostly copies it, and in a short training hardly learns to use its conditions. 0: off, as in the paper.
     past_dropout: float = 0.0
-    # Whether `fit` starts embedding and head from the tokenizers' codebooks (`models.stage.start_from_codebooks`). The paper's start is random.
-    codebook_init: bool = False
-    # Whether the fine stage sees MuLan tokens; the paper leaves it open, AudioLM's does not.
-    fine_sees_mulan: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTask(Task):
+    """Trains one stage.
+
+    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q].
+    """
+
+    # Name of the stage, such as "semantic".
+    name: str
+    model: StageConfig
+    layout: StageLayout
+    recipe: StageRecipe = StageRecipe()
+    # Share of training sequences whose conditions are masked, for classifier-free guidance. 0: off.
+    prefix_dropout: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.prefix_dropout < 1:
-            raise ValueError(f"prefix_dropout={self.prefix_dropout}: choose a rate in [0, 1)")
-        if not 0 <= self.past_dropout <= 1:
-            raise ValueError(f"past_dropout={self.past_dropout}: choose a share in [0, 1]")
-
-    @property
-    def layout(self) -> StageLayout:
-        return stage_layout(self.name, self.tokens, fine_sees_mulan=self.fine_sees_mulan)
-
-    @property
-    def stage(self) -> Stage:
-        return Stage(self.model, self.layout)
+            raise UserError(f"prefix_dropout={self.prefix_dropout}: choose a share in [0, 1)")
 
     def init_state(self, rng: Key) -> TrainState:
-        codes = jnp.zeros((1, 1, self.layout.target.levels), jnp.int32)  # one step: parameters do not depend on lengths
-        prefix_ids = jnp.zeros((1, len(self.layout.positions(1)[0]) - codes.size), jnp.int32)
-        params = self.stage.init(rng, prefix_ids, codes)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(self.optimizer).init(params), {})
+        return fresh_state(stage.init(self.model, self.layout, rng), self.recipe)
+
+    def check_batch(self, batch: Batch) -> None:
+        self.layout.check(batch)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.optimizer)
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        del rng  # no dropout
+        del rng  # Evaluation is deterministic.
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         return {"params": nn.meta.unbox(state.params)}
 
     def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
-        """rng: of dropout; None: evaluation."""
-        prefix_ids, codes = self.layout.prefix_ids(batch), self.layout.target_codes(batch)
+        """rng: for dropout and masking. None: evaluation, without either."""
+        prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:
             prefix_rng, past_rng, rngs["dropout"] = jax.random.split(rng, 3)
             if self.prefix_dropout:
                 drop = jax.random.bernoulli(prefix_rng, self.prefix_dropout, (codes.shape[0], 1))
                 prefix_ids = jnp.where(drop, self.layout.mask_id, prefix_ids)
-            if self.past_dropout:
-                hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.past_dropout)
-        logits = self.stage.apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
-        return _cross_entropy(logits, codes, z_loss=self.z_loss)
+            if self.recipe.past_dropout:
+                hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.recipe.past_dropout)
+        logits = Stage(self.model, self.layout).apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
+        return _cross_entropy(logits, codes, z_loss=self.recipe.z_loss)
 
 
 def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:
-    """Which time steps are hidden: none of most sequences, and of a `share` of them a part that differs from one to the next."""
+    """Draws which time steps are masked: none in most sequences, and in a `share` of them a random part."""
     which_rng, rate_rng, step_rng = jax.random.split(rng, 3)
     rate = jax.random.uniform(rate_rng, (shape[0], 1)) * jax.random.bernoulli(which_rng, share, (shape[0], 1))
     return jax.random.bernoulli(step_rng, jnp.broadcast_to(rate, shape))
 
 
 def _cross_entropy(logits: Float[Array, "B T Q C"], codes: Int[Array, "B T Q"], *, z_loss: float) -> tuple[jax.Array, Metrics]:
-    """Mean nats per token plus z-loss; metrics: loss (without z-loss), accuracy, and loss per level where there are several."""
+    """The mean cross-entropy, in nats per token, plus z-loss. Metrics: loss (without z-loss), accuracy, tokens, and the loss of each level if several."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nats = log_z - jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     loss = nats.mean()

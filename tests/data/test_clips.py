@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, ClipStore, _held_out, draw, draw_caption, draw_start, prepare, step_rng, wave_source
+from musiclm_jax.data import clips as clips_module
+from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, ClipStore, draw, draw_caption, draw_start, refresh_index, step_rng, wave_source
+from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 
 RATE = 24_000
+
+
+def prepare(folder, directory):
+    return clips_module.prepare(read_folder(folder), directory, sample_rate_hz=RATE)
 
 
 def tone(seconds=1.2, hz=440.0, rate=RATE):
@@ -62,19 +69,21 @@ def test_bad_clips_are_skipped_named_and_counted(tmp_path):
         "missing.wav": (None, {"captions": ["x"]}),
         "silent.wav": (np.zeros(2 * RATE), {"captions": ["x"]}),
         "short.wav": (tone(0.5), {"captions": ["x"]}),
-        "no_caption.wav": (tone(), None),
+        "missing_too.wav": (None, {"captions": ["x"]}),
     }
     folder = make_folder(tmp_path / "in", {**good(40), **bad})
     (folder / "torn.wav").write_bytes((folder / "00.wav").read_bytes()[:20])
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "torn.wav", "captions": ["x"]}\n')
-    with pytest.raises(UserError, match=r"5 of 45 clips .* are of no use"):
+    with pytest.raises(UserError, match=r"5 of 45 clips .* cannot be used"):
         prepare(folder, tmp_path / "store")
-    (folder / "no_caption.wav").unlink()
+    soundfile.write(folder / "missing_too.wav", tone(), RATE)
     store = prepare(folder, tmp_path / "store")
-    assert len(store.clips) == 40
-    skipped = (tmp_path / "store" / "skipped.log").read_text()
-    assert all(name in skipped for name in ("missing", "silent", "short", "torn")) and len(skipped.splitlines()) == 4
+    assert len(store.clips) == 41 and read_json(tmp_path / "store" / "index.json")["num_skipped"] == 4
+    skipped = (tmp_path / "store" / "skipped.log").read_text().splitlines()
+    reasons = {"missing": "no such file", "short": "0.5000 s is too short", "silent": "is silent", "torn": "cannot be read as audio"}
+    assert len(skipped) == 4 and all(line.startswith(f"{name}.wav: {reason}") for line, (name, reason) in zip(skipped, reasons.items(), strict=True))
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["clips.json", "index.json", "samples.npy", "skipped.log"]
 
 
 def test_a_failed_preparation_leaves_no_store(tmp_path):
@@ -82,72 +91,52 @@ def test_a_failed_preparation_leaves_no_store(tmp_path):
     folder = make_folder(tmp_path / "in", {"a.wav": (nan, {"captions": ["x"]})}, subtype="FLOAT")
     with pytest.raises(UserError, match=r"1 of 1 clips .*a\.wav"):
         prepare(folder, tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["skipped.log"]
+    assert (tmp_path / "store" / "skipped.log").exists() and not {"index.json", "samples.npy", "clips.json"} & {
+        path.name for path in (tmp_path / "store").iterdir()
+    }  # fmt: skip
 
 
-def test_empty_folders_and_halves_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
-        prepare(tmp_path / "nowhere", tmp_path / "store")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no audio"):
-        prepare(tmp_path / "empty", tmp_path / "store")
-    with pytest.raises(UserError, match="captions but no audio"):
-        prepare(make_folder(tmp_path / "captions", {"a.wav": (None, {"caption": "x"})}), tmp_path / "store")
-    with pytest.raises(UserError, match="1 audio files but no captions: add metadata.jsonl"):
-        prepare(make_folder(tmp_path / "audio", {"a.wav": (tone(), None)}), tmp_path / "store")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 1 is not an object"),
-        ('{"captions": ["x"]}', "line 1 is not an object"),
-        ('{"file_name": "a.wav", "captions": [3]}', "line 1: captions is .*, expected a list of strings, or an object from kinds"),
-        ('{"file_name": "a.wav", "captions": {"short": "x"}}', "expected a list of strings, or an object from kinds"),
-        ('{"file_name": "a.wav", "captions": {"short": ["x"], "long": [["y"]]}}', "expected a list of strings, or an object from kinds"),
-        ('{"file_name": "a.wav", "captions": null}', "expected a list of strings, or an object from kinds"),
-        ('{"file_name": "a.wav", "caption": "x", "split": "dev"}', "expected 'train' or 'test'"),
-        ('{"file_name": "a.wav", "melody": 3}', "melody is 3, expected a string"),
-        ('{"file_name": "a.wav", "melody": "x"}\n{"file_name": "b.wav", "melody": "x", "split": "test"}', "melody 'x' in both splits"),
-        ('{"file_name": "a.wav", "caption": "x"}\n{"file_name": "./a.wav", "caption": "y"}', "line 2: a.wav is listed twice"),
-    ],
-)
-def test_bad_metadata_names_the_line(tmp_path, line, message):
-    folder = make_folder(tmp_path / "in", good(1))
-    (folder / "metadata.jsonl").write_text(line)
-    with pytest.raises(UserError, match=message):
+def test_too_many_missing_files_are_an_error_before_anything_is_decoded(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "in", {**good(4), "missing.wav": (None, {})})
+    monkeypatch.setattr(clips_module, "decode_clips", None)
+    with pytest.raises(UserError, match="1 of 5 clips .* such as 'missing.wav: no such file'"):
         prepare(folder, tmp_path / "store")
+    with pytest.raises(UserError, match="has no clip of split 'train'"):
+        prepare(make_folder(tmp_path / "test", good(1, split="test")), tmp_path / "store")
 
 
-def test_sidecar_captions(tmp_path):
-    folder = make_folder(tmp_path / "in", {"a.wav": (tone(), None)})
-    (folder / "metadata.jsonl").unlink()
-    (folder / "a.txt").write_text("one\n\ntwo\n")
-    assert prepare(folder, tmp_path / "store").clips[0].captions == ("one", "two")
+def test_a_folder_without_captions_is_a_store_too(tmp_path):
+    store = prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {}), "b.wav": (tone(), {"caption": "x"})}), tmp_path / "store")
+    assert [clip.file_name for clip in store.clips] == ["a.wav", "b.wav"] and [clip.file_name for clip in store.captioned().clips] == ["b.wav"]
 
 
-def test_held_out_clips_are_a_stable_twentieth():
-    names = [f"{i}.wav" for i in range(2000)]
-    held_out = _held_out(names)
-    assert 70 < len(held_out) < 130
-    assert set(_held_out(names + ["new.wav"])) - {"new.wav"} == set(held_out)
-    assert len(_held_out(["a", "b"])) == 1 and _held_out(["a"]) == []
-
-
-def test_renderings_of_a_melody_need_no_caption_and_stay_together(tmp_path):
+def test_renderings_of_a_melody_need_no_caption(tmp_path):
     clips = {f"{i:02d}.wav": (tone(1, 200 + 9 * i), {"melody": f"tune {i // 2}"}) for i in range(12)}
     store = prepare(make_folder(tmp_path / "in", {**clips, "x.wav": (tone(), {"caption": "a tone"})}), tmp_path / "store")
     assert [clip.melody for clip in store.clips] == [f"tune {i // 2}" for i in range(12)] + [None]
-    held_out = _held_out(sorted({"x.wav", *(f"tune {i}" for i in range(6))}))
-    assert held_out and {clip.melody or clip.file_name for clip in store.split("test")} == set(held_out)
     assert [clip.file_name for clip in store.captioned().clips] == ["x.wav"]
     np.testing.assert_allclose(store.captioned().wave(store.clips[-1]), tone(), atol=1.1 / 32768)
 
 
-def test_given_splits_are_kept(tmp_path):
-    clips = {"a.wav": (tone(), {"caption": "x", "split": "test"}), "b.wav": (tone(), {"caption": "x"})}
-    store = prepare(make_folder(tmp_path / "in", clips), tmp_path / "store")
-    assert [clip.split for clip in store.clips] == ["test", "train"]
+def test_the_index_follows_the_texts_without_decoding(tmp_path, monkeypatch):
+    folder, clips = tmp_path / "in", good(3, split="train")
+    prepare(make_folder(folder, clips), tmp_path / "store")
+    samples = (tmp_path / "store" / "samples.npy").stat().st_mtime_ns
+    monkeypatch.setattr(clips_module, "decode_clips", None)
+    changed = {"caption": "another", "split": "test", "melody": "m", "attributes": {"n": 1}}
+    make_folder(folder, clips | {"01.wav": (clips["01.wav"][0], changed)})
+    for renew in (lambda: refresh_index(read_folder(folder), tmp_path / "store"), lambda: prepare(folder, tmp_path / "store")):
+        clip = renew().clips[1]
+        assert (clip.captions, clip.split, clip.melody, clip.attributes) == (("another",), "test", "m", {"n": 1})
+    assert (tmp_path / "store" / "samples.npy").stat().st_mtime_ns == samples
+    # Of other waves it is no index.
+    soundfile.write(folder / "01.wav", tone(), RATE)
+    with pytest.raises(UserError, match="has other clips than .* has now: prepare the data again"):
+        refresh_index(read_folder(folder), tmp_path / "store")
+    with pytest.raises(UserError, match="prepare the data again"):
+        refresh_index(read_folder(folder), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="hash_files=True"):
+        refresh_index(read_folder(folder, hash_files=False), tmp_path / "store")
 
 
 def test_wave_source_is_pure_aligned_and_draws_different_clips(tmp_path):
@@ -198,6 +187,24 @@ def test_captions_by_kind_are_read_and_kept(tmp_path):
     assert (flat.captions, flat.kinds) == (("flat",), None) and (none.captions, none.kinds) == ((), None)
     assert ClipStore.open(tmp_path / "store").clips == store.clips
     assert [clip.file_name for clip in store.captioned().clips] == ["a.wav", "b.wav"]
+
+
+def test_a_damaged_store_says_what_to_do(tmp_path):
+    prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {})}), tmp_path / "store")
+    index, samples = tmp_path / "store" / "index.json", tmp_path / "store" / "samples.npy"
+    whole = index.read_bytes()
+    for text in (b"", b"[]", b"null", b"{}", b"\xff", whole[:-3], whole.replace(b"clips", b"clip")):
+        index.write_bytes(text)
+        with pytest.raises(UserError, match="index.json is damaged: move .*store away, and prepare the data again$"):
+            ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole.replace(b'"num_samples": ', b'"num_samples": 1'))
+    with pytest.raises(UserError, match=r"samples.npy has shape \[28800\] where its index has \[128800\]: move .*store away"):
+        ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole)
+    for data in (b"", bytes(99), samples.read_bytes()[:-2]):
+        samples.write_bytes(data)
+        with pytest.raises(UserError, match="samples.npy is damaged: delete it, and the next training makes it again$"):
+            ClipStore.open(tmp_path / "store")
 
 
 def test_an_index_without_kinds_is_what_it_was_before_there_were_any(tmp_path):

@@ -1,10 +1,12 @@
 """Windows over clips, windows under crops, and the batches of the stages."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from musiclm_jax.data.clips import Clip, ClipStore
-from musiclm_jax.data.token_store import TokenStore, covering_windows, pieces, token_source, wave_batches
+from musiclm_jax.data.token_store import TokenArray, covering_windows, crop_source, long_enough, offsets, pieces, wave_batches
 from musiclm_jax.errors import UserError
 from musiclm_jax.specs import AudioSpec
 
@@ -57,73 +59,87 @@ def test_covering_windows(start, end, expected):
     assert list(range(21)[where]) == list(expected)
 
 
-def token_store(*seconds, split="train"):
-    store = clip_store(*(round(s * 24_000) for s in seconds), split=split)
-    tokens = [AUDIO.semantic_tokens(s) for s in seconds]
-    at = np.concatenate([[0], np.cumsum(tokens)])
-    windows = np.array([max(0, int(s) - 10) + 1 for s in seconds])
-    windows_at = np.concatenate([[0], np.cumsum(windows)])
-    semantic = np.arange(at[-1], dtype=np.int16)
-    acoustic = np.stack([np.arange(2 * at[-1])] * 3, axis=1).astype(np.int16)
-    embeddings = np.repeat(np.arange(windows_at[-1], dtype=np.float16)[:, None], 5, axis=1)
-    texts = 100 + np.stack([np.arange(2 * len(seconds))] * 2, axis=1).astype(np.int16)
-    return TokenStore(store.clips, AUDIO, semantic, acoustic, embeddings, texts, at, windows_at, np.arange(len(seconds) + 1) * 2)
+def token_arrays(store):
+    """Tokens that number themselves: semantic n, acoustic 2n and 2n + 1 in three levels."""
+    total = sum(AUDIO.semantic_tokens(clip.length / 24_000) for clip in store.clips)
+    at = offsets(AUDIO.semantic_tokens(clip.length / 24_000) for clip in store.clips)
+    semantic = TokenArray(np.arange(total, dtype=np.int16), at, 25)
+    return semantic, TokenArray(np.stack([np.arange(2 * total)] * 3, axis=1).astype(np.int16), 2 * at, 50)
+
+
+def store_of(*seconds, split="train"):
+    return clip_store(*(round(s * 24_000) for s in seconds), split=split)
 
 
 def source(store, **changes):
-    arguments = {"streams": ("mulan", "semantic", "acoustic"), "split": "train", "crop_sec": 2.0, "batch_size": 3, "seed": 1}
-    arguments |= {"window_sec": 10.0, "hop_sec": 1.0, "mulan_tokens": lambda x: np.rint(x[:, :2]).astype(int)}
-    return token_source(store, **(arguments | changes))
+    semantic, acoustic = token_arrays(store)
+    options = {"split": "train", "crop_sec": 2.0, "batch_size": 3, "seed": 1, "spec": AUDIO} | changes
+    return crop_source(store, options.pop("tokens", {"semantic": semantic, "acoustic": acoustic}), **options)
 
 
 def test_streams_of_a_crop_line_up_and_depend_on_the_step_only():
-    store = token_store(12.0, 3.0, 11.5)
-    draws = source(store)
+    store = store_of(12.0, 3.0, 11.5)
+    draws, at = source(store), token_arrays(store)[0].at
     seen = set()
     for step in range(20):
         batch, again = draws(step), draws(step)
-        assert batch["semantic"].shape == (3, 50) and batch["acoustic"].shape == (3, 100, 3) and batch["mulan"].shape == (3, 2)
+        assert batch["semantic"].shape == (3, 50) and batch["acoustic"].shape == (3, 100, 3)
         np.testing.assert_array_equal(batch["acoustic"][:, ::2, 0], 2 * batch["semantic"])
         for name in batch:
             assert batch[name].dtype == np.int32
             np.testing.assert_array_equal(batch[name], again[name])
-        clip = np.searchsorted(store.semantic_at, batch["semantic"][:, 0], side="right") - 1
+        clip = np.searchsorted(at, batch["semantic"][:, 0], side="right") - 1
         assert sorted(clip) == [0, 1, 2]  # Three clips, a batch of three: each once.
-        assert (batch["semantic"][:, -1] < store.semantic_at[clip + 1]).all()
-        window = batch["mulan"][:, 0]
-        assert (store.windows_at[clip] <= window).all() and (window < store.windows_at[clip + 1]).all()
+        assert (batch["semantic"][:, -1] < at[clip + 1]).all()
         seen |= set(batch["semantic"][:, 0])
     assert len(seen) > 20
 
 
-def test_text_tokens_take_their_share():
-    store = token_store(3.0, 3.0)
-    share = np.mean([source(store, text_share=0.3)(step)["mulan"][:, 0] >= 100 for step in range(300)])
-    assert share == pytest.approx(0.3, abs=0.06)
-    batch = source(store, text_share=1.0, streams=("mulan", "semantic"))(0)
-    clip = np.searchsorted(store.semantic_at, batch["semantic"][:, 0], side="right") - 1
-    assert ((batch["mulan"][:, 0] - 100) // 2 == clip).all() and "acoustic" not in batch
+def test_a_stream_of_ones_own_is_asked_for_the_same_crops():
+    class Asked:
+        def crops(self, clips, starts_sec, crop_sec, *, rng, text_share):
+            return np.array([[clip, round(25 * start), round(10 * crop_sec), round(10 * text_share)] for clip, start in zip(clips, starts_sec)], np.int32)
+
+    store = store_of(5.0, 7.0)
+    semantic, _ = token_arrays(store)
+    batch = source(store, tokens={"semantic": semantic, "own": Asked()}, text_share=0.3)(4)
+    np.testing.assert_array_equal(semantic.at[batch["own"][:, 0]] + batch["own"][:, 1], batch["semantic"][:, 0])
+    assert (batch["own"][:, 2:] == [20, 3]).all()
 
 
 def test_clips_that_are_too_short_are_left_out_or_refused():
-    store = token_store(1.0, 3.0)
+    store = store_of(1.0, 3.0)
     assert (source(store)(0)["semantic"] >= 25).all()
-    assert store.holds(2.0).tolist() == [False, True] and store.holds(1.0).all()
-    with pytest.raises(UserError, match=r"no train clip is as long as crop_sec=5 \(the longest: 3 s\)"):
+    assert long_enough(store, 2.0, AudioSpec()).tolist() == [False, True] and long_enough(store, 1.0, AudioSpec()).all()
+    assert long_enough(store_of(1.97), 2.0, AudioSpec()).all() and not long_enough(store_of(1.96), 2.0, AudioSpec()).any()  # 50 tokens and 49.
+    assert long_enough(store_of(1.97), 2.0, AudioSpec(semantic_rate_hz=25)).all() and not long_enough(store_of(1.97), 2.0, AudioSpec(semantic_rate_hz=50)).any()
+    with pytest.raises(UserError, match=r"no train clip is as long as a crop of 5 s \(the longest: 3 s\)"):
         source(store, crop_sec=5.0)
     with pytest.raises(UserError, match="no test clip"):
         source(store, split="test")
 
 
-def test_a_store_opens_what_a_stage_needs_and_refuses_files_of_other_clips(tmp_path):
+def test_a_file_of_other_clips_is_refused(tmp_path):
     clips = clip_store(24_000, 48_000)
-    arrays = {"semantic": np.zeros(75), "acoustic": np.zeros((150, 3)), "windows": np.zeros((2, 5)), "texts": np.zeros((4, 2))}
-    for kind, array in arrays.items():
-        np.save(tmp_path / f"{kind}.npy", array)
-    files = {kind: tmp_path / f"{kind}.npy" for kind in arrays}
-    opened = TokenStore.open(clips, audio=AUDIO, files=files, num_windows=lambda n: 1)
-    assert opened.acoustic.shape == (150, 3) and list(opened.semantic_at) == [0, 25, 75]
-    assert TokenStore.open(clips, audio=AUDIO, files={k: files[k] for k in ("windows", "texts")}, num_windows=lambda n: 1).semantic is None
-    np.save(files["acoustic"], np.zeros((149, 3)))
-    with pytest.raises(UserError, match="acoustic.npy has 149 rows, the clips have 150.*delete"):
-        TokenStore.open(clips, audio=AUDIO, files=files, num_windows=lambda n: 1)
+    np.save(tmp_path / "acoustic.npy", np.zeros((150, 3), np.int16))
+    opened = TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
+    assert opened.codes.shape == (150, 3) and list(opened.at) == [0, 50, 150]
+    np.save(tmp_path / "acoustic.npy", np.zeros((149, 3), np.int16))
+    with pytest.raises(UserError, match="acoustic.npy has 149 tokens where the clips have 150: .* run the step that makes it again"):
+        TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60, 10_000])
+def test_chunks_are_the_codes_of_a_split_end_to_end(rows):
+    store = store_of(3.0, 1.0, 2.0)
+    splits = ("train", "test", "train")
+    store = dataclasses.replace(store, clips=tuple(dataclasses.replace(clip, split=split) for clip, split in zip(store.clips, splits, strict=True)))
+    for array, ratio in zip(token_arrays(store), (1, 2)):
+        codes = array.codes.reshape(len(array.codes), -1)
+        whole = np.concatenate([codes[: 75 * ratio], codes[100 * ratio :]])
+        chunks = list(array.chunks(store, "train", rows=rows))
+        np.testing.assert_array_equal(np.concatenate(chunks), whole)
+        assert max(map(len, chunks)) <= rows
+        np.testing.assert_array_equal(np.concatenate(list(array.chunks(store, "test", rows=rows))), codes[75 * ratio : 100 * ratio])
+    levels = list(token_arrays(store)[1].chunks(store, "train", levels=slice(1, 3), rows=rows))
+    assert {chunk.shape[1] for chunk in levels} == {2}

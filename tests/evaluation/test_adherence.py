@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.attributes import INSTRUMENTS, clip_rng, clip_split, draw_attributes
-from musiclm_jax.data.corpus.captions import KINDS, write_captions
+from musiclm_jax.corpus.attributes import INSTRUMENTS, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.captions import KINDS, write_captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import adherence
-from musiclm_jax.evaluation.adherence import HEADLINE, MEASURES, Prompt, evaluate_adherence, format_report, in_band, named_attributes, score
-from musiclm_jax.evaluation.estimators import Heard
+from musiclm_jax.evaluation.adherence import HEADLINE, MEASURES, evaluate_adherence, format_report, in_band, score
+from musiclm_jax.evaluation.clips import Prompt, read_clips
+from musiclm_jax.evaluation.estimators import Estimate
+from musiclm_jax.evaluation.statements import named_attributes
 
 
 def truth_of(rng):
@@ -26,8 +28,8 @@ def truth_of(rng):
     }
 
 
-def heard_as(truth):
-    return Heard(truth["instrument"], truth["drums"], truth["tonic"], truth["mode"], float(truth["tempo_bpm"]))
+def estimate_of(truth):
+    return Estimate(truth["instrument"], truth["drums"], truth["tonic"], truth["mode"], float(truth["tempo_bpm"]))
 
 
 ALL = frozenset(HEADLINE) | {"tempo_bpm"}
@@ -36,7 +38,7 @@ ALL = frozenset(HEADLINE) | {"tempo_bpm"}
 def make(count, seed=0):
     rng = np.random.default_rng(seed)
     truths = [truth_of(rng) for _ in range(count)]
-    return [Prompt("", "", truth, ALL) for truth in truths], [heard_as(truth) for truth in truths]
+    return [Prompt("", "", truth, ALL) for truth in truths], [estimate_of(truth) for truth in truths]
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -85,7 +87,7 @@ def test_only_named_attributes_count():
 def test_no_fraction_where_the_ceiling_is_chance():
     prompts, real = make(20)
     real = [real[0]] * 20
-    result = score(MEASURES["instrument"], prompts, real, [Heard("?", True, 0, "?", 1.0)] * 20, rng=np.random.default_rng(0))
+    result = score(MEASURES["instrument"], prompts, real, [Estimate("?", True, 0, "?", 1.0)] * 20, rng=np.random.default_rng(0))
     assert result["fraction"] is None and "-" in adherence._percent(result["fraction"], result["fraction_95"])
 
 
@@ -147,9 +149,9 @@ class Scripted:
     """Plays the held-out clip whose caption it gets, `shift` clips further on."""
 
     def __init__(self, corpus, *, shift=0):
-        held_out = [clip for clip in adherence.read_metadata(corpus) if clip["split"] == "test"]
-        waves = [audio.read(corpus / clip["file_name"]) for clip in held_out]
-        self.clips = {clip["captions"][1]: waves[(i + shift) % len(waves)] for i, clip in enumerate(held_out)}
+        held_out = [clip for clip in read_clips(corpus).captioned if clip.split == "test"]
+        waves = [audio.read(corpus / clip.file_name) for clip in held_out]
+        self.clips = {clip.captions[1]: waves[(i + shift) % len(waves)] for i, clip in enumerate(held_out)}
         self.calls = []
 
     def generate(self, prompts, *, seconds, seed):
@@ -170,21 +172,11 @@ def test_evaluation_end_to_end(corpus, tmp_path):
 
     wrong = evaluate_adherence(Scripted(corpus, shift=1), corpus, **settings)
     assert wrong["results"]["instrument"]["generated"] == 0 and wrong["results"]["instrument"]["fraction"] < 0
-    assert wrong["clips"][0]["heard_in_real"] == report["clips"][0]["heard_in_real"]
+    assert wrong["clips"][0]["estimated_in_real"] == report["clips"][0]["estimated_in_real"]
 
     table = format_report(report).splitlines()
     assert len(table) == 3 + len(MEASURES) and "100 % [100, 100]" in table[3]
     assert "too few captions" in table[-1]  # No caption gives beats per minute.
-
-
-def test_captions_by_kind_are_read_as_one_list(tmp_path):
-    line = {"file_name": "a.wav", "split": "test", "attributes": {"mode": "major"}}
-    layouts = ({"short": ["x"], "long": ["y", "z"]}, ["x", "y"], {})
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line | {"captions": captions}) for captions in layouts))
-    assert [clip["captions"] for clip in adherence.read_metadata(tmp_path)] == [["x", "y", "z"], ["x", "y"]]
-    (tmp_path / "metadata.jsonl").write_text(json.dumps(line | {"captions": {"short": "x"}}))
-    with pytest.raises(UserError, match=r"metadata\.jsonl: captions is .* expected a list of strings"):
-        adherence.read_metadata(tmp_path)
 
 
 def test_user_errors(corpus, tmp_path):
@@ -195,11 +187,24 @@ def test_user_errors(corpus, tmp_path):
         evaluate_adherence(model, corpus, num_captions=4, fit_clips=1)
     with pytest.raises(UserError, match="metadata.jsonl"):
         evaluate_adherence(model, tmp_path)
+    with pytest.raises(UserError, match="seed=-1: choose a number from 0 to 4294967295"):
+        evaluate_adherence(model, corpus, num_captions=4, seed=-1)
+    with pytest.raises(UserError, match="metadata.jsonl cannot be written, something in this path is a file and no folder"):
+        evaluate_adherence(model, corpus, num_captions=4, seconds=2.0, out_dir=corpus / "metadata.jsonl")
     with pytest.raises(UserError, match="at least 2 s"):
         evaluate_adherence(model, corpus, seconds=1.0)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "split": "test", "captions": ["x"]}\n')
-    with pytest.raises(UserError, match="ground truth"):
-        evaluate_adherence(model, tmp_path)
+    audio.write_wav(tmp_path / "a.wav", np.sin(np.arange(48_000) * 0.1))
+    line = {"file_name": "a.wav", "split": "test", "captions": ["x"]}
+    truth = truth_of(np.random.default_rng(0))
+    for attributes, message in [
+        ({}, "no clip has both captions and attributes, which this evaluation needs"),
+        ({"genre": "x"}, "attributes of a.wav lack instrument, drums, tonic, mode, tempo, tempo_bpm, which this evaluation needs"),
+        (truth | {"tempo": "andante"}, "attributes of a.wav have unexpected values .'andante'.; this evaluation needs"),
+        (truth | {"tempo_bpm": "fast"}, "have unexpected values"),
+    ]:
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(line | {"attributes": attributes}))
+        with pytest.raises(UserError, match=message):
+            evaluate_adherence(model, tmp_path)
 
 
 def test_model_of_the_wrong_shape_is_refused(corpus):

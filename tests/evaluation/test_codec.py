@@ -37,7 +37,7 @@ def test_evaluate_codec(tmp_path):
     rng, lines = np.random.default_rng(0), []
     for index, split in enumerate(("train", "test", "test")):
         audio.write_wav(tmp_path / f"{index}.wav", rng.uniform(-1, 1, 4800))
-        lines.append({"file_name": f"{index}.wav", "split": split, "captions": ["x"], "attributes": {"mode": "major"}})
+        lines.append({"file_name": f"{index}.wav", "split": split})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
     report = evaluate_codec(Pcm(), tmp_path, num_clips=2, seconds=0.1)
@@ -53,3 +53,12 @@ def test_evaluate_codec(tmp_path):
 
     with pytest.raises(UserError, match="2 held-out"):
         evaluate_codec(Pcm(), tmp_path, num_clips=3)
+
+    # Without metadata too: one of three is held out.
+    (tmp_path / "metadata.jsonl").unlink()
+    assert evaluate_codec(Pcm(), tmp_path, num_clips=1, seconds=0.1)["num_clips"] == 1
+    with pytest.raises(UserError, match="1 held-out"):
+        evaluate_codec(Pcm(), tmp_path, num_clips=2)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.wav"}')
+    with pytest.raises(UserError, match="no held-out clips"):
+        evaluate_codec(Pcm(), tmp_path)

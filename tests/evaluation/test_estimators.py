@@ -52,8 +52,8 @@ def fitted():
 @pytest.mark.parametrize("mode", ["major", "minor"])
 @pytest.mark.parametrize("tonic", [0, 5, 11])
 def test_mode_and_tonic_in_several_keys(fitted, tonic, mode):
-    heard = fitted.hear(play(tonic=tonic, mode=mode, tempo_bpm=110))
-    assert (heard.tonic, heard.mode) == (tonic, mode)
+    estimate = fitted.estimate(play(tonic=tonic, mode=mode, tempo_bpm=110))
+    assert (estimate.tonic, estimate.mode) == (tonic, mode)
 
 
 def test_all_four_on_new_clips_also_degraded(fitted):
@@ -61,10 +61,10 @@ def test_all_four_on_new_clips_also_degraded(fitted):
     for _ in range(8):
         truth = draw(rng)
         wave = play(**truth, rng=rng)
-        for heard in (fitted.hear(wave), fitted.hear(estimators.degrade(wave, rng=rng))):
-            assert same_tempo(heard.tempo_bpm, float(truth["tempo_bpm"]), meter="4/4")
-        assert (heard.mode, heard.tonic) == (truth["mode"], truth["tonic"])
-        assert fitted.hear(wave).drums == truth["drums"] and fitted.hear(wave).instrument == truth["instrument"]
+        for estimate in (fitted.estimate(wave), fitted.estimate(estimators.degrade(wave, rng=rng))):
+            assert same_tempo(estimate.tempo_bpm, float(truth["tempo_bpm"]), meter="4/4")
+        assert (estimate.mode, estimate.tonic) == (truth["mode"], truth["tonic"])
+        assert fitted.estimate(wave).drums == truth["drums"] and fitted.estimate(wave).instrument == truth["instrument"]
 
 
 def test_features_do_not_depend_on_loudness():
@@ -94,7 +94,7 @@ def test_strongest_autocorrelation_is_at_the_beat():
 
 
 def test_silence_is_heard_without_complaint(fitted):
-    assert fitted.hear(np.zeros(SAMPLE_RATE_HZ * 4, np.float32)).mode in ("major", "minor")
+    assert fitted.estimate(np.zeros(SAMPLE_RATE_HZ * 4, np.float32)).mode in ("major", "minor")
 
 
 def test_bad_waves_are_refused():

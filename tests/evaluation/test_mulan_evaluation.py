@@ -1,13 +1,14 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.write import _metadata
+from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.adherence import read_metadata
+from musiclm_jax.evaluation.clips import read_clips
 from musiclm_jax.evaluation.mulan import bound_scores, evaluate_mulan, format_mulan_report, recall_at
 from musiclm_jax.evaluation.statements import facts, num_disagreements, stated
 
@@ -24,7 +25,7 @@ def corpus(tmp_path_factory):
     for place in range(NUM_CLIPS):
         clip = _metadata(0, 10 * place + 9, 0)
         name = f"audio/{place}.wav"
-        wave = np.full(2400, 0.5)
+        wave = np.full(2400, -0.5)
         wave[0] = place / _MARK
         audio.write_wav(folder / name, wave)
         lines.append(clip | {"file_name": name})
@@ -64,8 +65,9 @@ class Deaf:
 
 
 def test_a_model_that_knows_the_attributes_reaches_the_bound(corpus):
-    knowing = Knowing([facts(clip) for clip in read_metadata(corpus)])
+    knowing = Knowing([facts(clip.attributes) for clip in sorted(read_clips(corpus).entries, key=lambda clip: int(Path(clip.file_name).stem))])
     report = evaluate_mulan(knowing, corpus, seconds=0.1)
+    assert report["left_out"] == []
     assert report["num_clips"] == NUM_CLIPS
     for ranks in report["retrieval"].values():
         for k, row in ranks.items():
@@ -97,17 +99,45 @@ def test_bound_ranks_by_agreement_and_telling_captions_first():
     assert scores[2].tolist() == [-2, -1, -1]
 
 
+def make_folder(folder, attributes, **more):
+    """Three held-out clips of 0.1 s, each with a caption and the attributes of its number."""
+    for i in range(3):
+        audio.write_wav(folder / f"{i}.wav", np.sin(np.arange(2400) * 0.1 * (i + 1)))
+    lines = [{"file_name": f"{i}.wav", "split": "test", "captions": ["my own words"], "attributes": attributes(i), **more} for i in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_clips_that_are_no_corpus_are_retrieved_and_the_rest_is_named(tmp_path):
+    folder = make_folder(tmp_path, lambda i: {})
+    report = evaluate_mulan(Deaf(), folder, seconds=0.1)
+    for ranks in report["retrieval"].values():
+        assert ranks["10"] == {"recall": 1.0, "bound": None, "chance": 1.0} and ranks["1"]["bound"] is None
+    assert report["tags"] == {} and report["macro_auc"] is None and len(report["left_out"]) == 5
+    assert "lacks instrument, drums, mode, key, tempo, meter, style, dynamics, tempo_bpm" in report["left_out"][0]
+    table = format_mulan_report(report)
+    assert "zero-shot" not in table and "left out\nwhat a perfect reader reaches: " in table and "tags of drums: not all clips have that attribute" in table
+
+
+def test_tags_are_of_the_attributes_that_all_clips_have(tmp_path):
+    make_folder(tmp_path, lambda i: {"drums": i == 0, "instrument": ["of", "another", "kind"]} | ({"mode": "major"} if i else {}))
+    report = evaluate_mulan(Deaf(), tmp_path, seconds=0.1)
+    assert list(report["tags"]) == ["instrument", "drums"] and report["tags"]["instrument"]["auc"] is None
+    assert report["macro_auc"] == report["tags"]["drums"]["auc"] is not None
+    assert [line for line in report["left_out"] if "tags" in line] == [f"tags of {name}: not all clips have that attribute" for name in ("mode", "tempo")]
+    assert "drums" in format_mulan_report(report)
+
+
 def test_user_errors(corpus, tmp_path):
-    with pytest.raises(UserError, match="60 held-out"):
+    with pytest.raises(UserError, match="num_clips=61, .*60 held-out"):
         evaluate_mulan(Deaf(), corpus, num_clips=61)
-    with pytest.raises(UserError, match="0.1 s, fewer than the 2 s"):
+    with pytest.raises(UserError, match="0.1 s, less than the 2 s"):
         evaluate_mulan(Deaf(), corpus, num_clips=2, seconds=2.0)
     with pytest.raises(UserError, match="metadata.jsonl"):
         evaluate_mulan(Deaf(), tmp_path)
-    lines = [{"file_name": f"{i}.wav", "split": "test", "captions": ["x"], "attributes": {"mode": "major"}} for i in range(2)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match="attributes lack instrument"):
-        evaluate_mulan(Deaf(), tmp_path)
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({**line, "split": "train"}) for line in lines))
+    with pytest.raises(UserError, match="seed=-1"):
+        evaluate_mulan(Deaf(), corpus, seed=-1)
     with pytest.raises(UserError, match="0 held-out"):
-        evaluate_mulan(Deaf(), tmp_path)
+        evaluate_mulan(Deaf(), make_folder(tmp_path, lambda i: {}, split="train"))
+    with pytest.raises(UserError, match="no clip has a caption, which this evaluation needs"):
+        evaluate_mulan(Deaf(), make_folder(tmp_path, lambda i: {}, captions=[]))

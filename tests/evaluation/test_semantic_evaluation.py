@@ -1,15 +1,20 @@
+import dataclasses
 import json
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.data.corpus.attributes import Attributes
-from musiclm_jax.data.corpus.compose import Note
-from musiclm_jax.data.corpus.write import CORPUS_VERSION, _metadata
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.corpus.attributes import Attributes
+from musiclm_jax.corpus.compose import Note
+from musiclm_jax.corpus.write import CORPUS_VERSION, _metadata
+from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.adherence import read_metadata
+from musiclm_jax.evaluation.clips import read_clips
 from musiclm_jax.evaluation.semantic import (
     PITCH,
     evaluate_semantic,
@@ -21,11 +26,14 @@ from musiclm_jax.evaluation.semantic import (
     read_notes,
     sounding_pitch,
 )
-from musiclm_jax.features import LogMelConfig
 
 SECONDS, NUM_TOKENS, TOKEN_SAMPLES = 2.0, 50, 960
 CONFIG = SimpleNamespace(mel=LogMelConfig(window_samples=1024, num_mels=64), token_samples=TOKEN_SAMPLES, num_clusters=60)
 SETTINGS = {"num_clips": 12, "seconds": SECONDS, "fit_clips": 6}
+
+
+def entry_of(line):
+    return Entry(line["file_name"], tuple(line["captions"]), None, line["split"], line["attributes"], None, None)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,7 @@ def corpus(tmp_path_factory):
     (folder / "corpus.json").write_text(json.dumps({"seed": 0, "version": CORPUS_VERSION}))
     clips = [_metadata(0, index, 0) for index in [*range(6), *range(9, 129, 10)]]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, clips)))
-    for clip, notes in zip(clips, read_notes(folder, clips), strict=True):
+    for clip, notes in zip(clips, read_notes(folder, [entry_of(clip) for clip in clips]), strict=True):
         pitch = np.repeat(sounding_pitch(*notes, num_tokens=NUM_TOKENS, token_sec=0.04), TOKEN_SAMPLES)
         wave = 0.5 * np.sin(2 * np.pi * np.cumsum(440 * 2 ** ((pitch - 69) / 12)) / 24_000)
         audio.write_wav((folder / clip["file_name"]).with_suffix(".wav"), wave)
@@ -59,7 +67,7 @@ class Scripted:
 
 def drawn(corpus):
     """The held-out clips in the order in which they are coded."""
-    held_out = [clip for clip in read_metadata(corpus) if clip["split"] == "test"]
+    held_out = read_clips(corpus).split("test")
     return [held_out[int(i)] for i in np.random.default_rng([0, 1]).permutation(len(held_out))]
 
 
@@ -78,7 +86,7 @@ def test_tokens_that_are_the_melody(corpus):
 
 
 def test_tokens_that_are_the_instrument(corpus):
-    names = [clip["attributes"]["instrument"] for clip in drawn(corpus)]
+    names = [clip.attributes["instrument"] for clip in drawn(corpus)]
     rows = [np.full(NUM_TOKENS, sorted(set(names)).index(name)) for name in names]
     result = evaluate_semantic(Scripted(rows), corpus, **SETTINGS)["results"]["tokens"]
     assert result["information"]["instrument"]["nmi"] == pytest.approx(1) and result["neighbours_repeat"] == 1
@@ -143,7 +151,7 @@ def test_without_the_corpus_file_there_are_no_notes(corpus, tmp_path):
     assert read_notes(tmp_path, clips) is None
     (tmp_path / "corpus.json").write_text(json.dumps({"seed": 1, "version": CORPUS_VERSION}))  # Another corpus.
     assert read_notes(tmp_path, clips) is None
-    report = {"num_clips": 2, "seconds": 1.0, "num_clusters": 3, "fit_clips": 1, "num_notes": 0}
+    report = {"num_clips": 2, "seconds": 1.0, "num_clusters": 3, "fit_clips": 1, "num_notes": 0, "left_out": []}
     result = {"information": {"mode": {"nmi": 0.5, "chance": 0.1}}, "neighbours_repeat": 0.5, "notes_repeat": None}
     assert "no notes" in format_semantic_report(report | {"results": {"tokens": result, "log-mel": result}})
 
@@ -154,12 +162,46 @@ def test_user_errors(corpus, tmp_path):
         ({"num_clips": 13}, "12 held-out"),
         ({"num_clips": 1}, "2 to 12"),
         ({"fit_clips": 7}, "6 training"),
+        ({"seed": -1}, "seed=-1: choose a number from 0"),
         ({"fit_clips": 1}, "50 frames are fewer than the 60 clusters"),
-        ({"seconds": 3.0}, "2 s, fewer than the 3 s"),
+        ({"seconds": 3.0}, "2 s, less than the 3 s"),
     ]:
         with pytest.raises(UserError, match=message):
             evaluate_semantic(model, corpus, **(SETTINGS | settings))
-    lines = [{"file_name": f"{i}.wav", "split": split, "captions": ["x"], "attributes": {"mode": "major"}} for i, split in enumerate(("test", "test", "train"))]
+
+
+def test_notes_of_a_variant_are_those_that_it_plays():
+    clips = [entry_of(_metadata(0, 9, variant)) for variant in (0, 1)]
+    clips = [dataclasses.replace(clip, captions=()) for clip in clips]
+    (attributes, notes), (others, variant) = read_notes_of(clips)
+    assert attributes.instrument != others.instrument and {note.voice for note in variant} == {others.instrument}
+    assert [(note.pitch, note.step) for note in notes] == [(note.pitch, note.step) for note in variant]
+
+
+def read_notes_of(clips):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "corpus.json").write_text(json.dumps({"seed": 0, "version": CORPUS_VERSION}))
+        return read_notes(folder, clips)
+
+
+def test_clips_that_are_no_corpus(tmp_path):
+    """Nothing but waves, and one attribute that all have."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        audio.write_wav(tmp_path / f"{i}.wav", 0.3 * rng.standard_normal(48_000))
+    num_clips = len(read_clips(tmp_path).split("test"))
+    assert num_clips >= 2
+    rows = np.arange(NUM_TOKENS) // 2 + np.zeros((num_clips, 1), int)
+    report = evaluate_semantic(Scripted(rows), tmp_path, seconds=SECONDS, fit_clips=3)
+    assert report["num_clips"] == num_clips and report["num_notes"] == 0
+    assert report["results"]["tokens"]["information"] == {} and report["results"]["tokens"]["neighbours_repeat"] == pytest.approx(25 / 49)
+    assert report["left_out"] == [f"{name}: not all clips have that attribute" for name in ("instrument", "tonic", "mode", "drums")]
+    assert "left out\ninstrument: not all" in format_semantic_report(report)
+
+    lines = [{"file_name": f"{i}.wav", "split": ("test", "train")[i % 2], "attributes": {"mode": [i % 4 > 1], "tonic": i}} for i in range(8)]
+    del lines[2]["attributes"]["tonic"]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match="attributes lack instrument, tonic, drums"):
-        evaluate_semantic(model, tmp_path, num_clips=2, fit_clips=1)
+    rows = [np.full(NUM_TOKENS, int(clip.attributes["mode"][0])) for clip in drawn(tmp_path)]
+    report = evaluate_semantic(Scripted(rows), tmp_path, seconds=SECONDS, fit_clips=3)
+    assert list(report["results"]["tokens"]["information"]) == ["mode"] and len(report["left_out"]) == 3
+    assert report["results"]["tokens"]["information"]["mode"]["nmi"] == pytest.approx(1)

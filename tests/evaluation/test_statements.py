@@ -3,11 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.data.corpus.attributes import clip_split
-from musiclm_jax.data.corpus.captions import KINDS, write_captions
-from musiclm_jax.data.corpus.write import _describe
-from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.statements import ATTRIBUTES, facts, num_disagreements, stated
+from musiclm_jax.corpus.attributes import clip_split
+from musiclm_jax.corpus.captions import KINDS, write_captions
+from musiclm_jax.corpus.write import _describe
+from musiclm_jax.evaluation.statements import ATTRIBUTES, facts, lacking, num_disagreements, stated
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_captions_of_the_corpus_state_what_their_clips_are():
     counts = {name: 0 for name in ATTRIBUTES}
     for index in range(0, 300, 3):
         attributes, _ = _describe(1, index, 0)
-        truth = facts({"attributes": dataclasses.asdict(attributes)})
+        truth = facts(dataclasses.asdict(attributes))
         for kind, caption in zip(KINDS, write_captions(attributes, split=clip_split(index), rng=np.random.default_rng(index)), strict=True):
             statements = stated(caption)
             assert num_disagreements(statements, truth) == 0, (caption, truth)
@@ -48,6 +47,9 @@ def test_disagreements_are_counted():
     assert num_disagreements(stated("slow piano music in a minor key with drums"), truth) == 2
 
 
-def test_a_clip_without_its_attributes_is_a_users_mistake():
-    with pytest.raises(UserError, match="x.wav.*style, dynamics, tempo_bpm"):
-        facts({"file_name": "x.wav", "attributes": {name: 0 for name in ("instrument", "drums", "mode", "key", "tempo", "meter")}})
+def test_attributes_that_are_not_those_of_the_corpus_are_named():
+    assert lacking({name: 0 for name in ("instrument", "drums", "mode", "key", "tempo", "meter")}) == ["style", "dynamics", "tempo_bpm"]
+    whole = dataclasses.asdict(_describe(1, 0, 0)[0])
+    assert lacking(whole) == []
+    for change in ({"instrument": ["piano"]}, {"key": None}, {"tempo_bpm": "fast"}, {"tempo_bpm": float("nan")}):
+        assert lacking(whole | change) == list(change)

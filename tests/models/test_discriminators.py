@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.models.discriminators import DiscriminatorConfig, Discriminators
 
 TINY = DiscriminatorConfig(wave_scales=2, wave_channels=4, wave_max_channels=16, stft_channels=2, stft_window_samples=128, stft_hop_samples=32)
@@ -52,9 +53,9 @@ def test_either_kind_may_be_left_out(config, count):
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="no discriminator"):
+    with pytest.raises(UserError, match="no discriminator"):
         DiscriminatorConfig(wave_scales=0, stft_channels=0)
-    with pytest.raises(ValueError, match="multiple of 128"):
+    with pytest.raises(UserError, match="multiple of 128"):
         DiscriminatorConfig(stft_window_samples=1000)
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.errors import UserError
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.pitch_rhythm import PitchRhythmConfig, PitchRhythmTower, around, autocorrelation
@@ -102,5 +103,5 @@ def test_in_mulan():
 
 @pytest.mark.parametrize("wrong", [{"widths": (4, 4)}, {"num_lags": 0}])
 def test_bad_configs_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         PitchRhythmConfig(**wrong)

@@ -6,40 +6,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias, start_from_codebooks
-from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tokens import STAGES, stage_layout
 
 TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
-TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
+PAPER = make_streams(mulan=(12, 1024), semantic=1024, acoustic=(12, 1024))
 
 
 @functools.cache
 def build(name, config=TINY, batch=2, steps=4):
-    layout = stage_layout(name, TOKENS)
+    layout = stage_layout(name)
     rng = np.random.default_rng(0)
     streams = {
         "mulan": rng.integers(5, size=(batch, 3)),
         "semantic": rng.integers(7, size=(batch, steps)),
         "acoustic": rng.integers(11, size=(batch, 2 * steps, 5)),
     }
-    prefix_ids, codes = layout.prefix_ids(streams), layout.target_codes(streams)
+    prefix_ids, codes = jnp.asarray(layout.prefix_ids(streams)), jnp.asarray(layout.target_codes(streams))
     stage = Stage(config, layout)
     return stage, nn.meta.unbox(jax.jit(stage.init)(jax.random.key(0), prefix_ids, codes)["params"]), prefix_ids, codes
 
 
 @pytest.mark.parametrize("name,mulan,millions", [("semantic", False, 430.0), ("coarse", False, 438.4), ("fine", False, 427.9), ("fine", True, 453.0)])
 def test_published_sizes(name, mulan, millions):
-    layout = stage_layout(name, TokenSpec(), fine_sees_mulan=mulan)
+    layout = stage_layout(name, PAPER, coarse_levels=4, fine_sees_mulan=mulan)
     shape = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, layout.target.levels), jnp.int32)
     params = jax.eval_shape(lambda: Stage(StageConfig(), layout).init(jax.random.key(0), *shape))["params"]
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"]
-)
+@pytest.mark.parametrize("options", [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"])
 @pytest.mark.parametrize("name", STAGES)
 def test_decoding_is_the_full_pass(name, options):
     config = dataclasses.replace(TINY, **options)
@@ -65,7 +62,7 @@ def test_decoding_is_the_full_pass(name, options):
 
 def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():
     # 3 MuLan tokens, 2 semantic ones, 4 frames of 2 levels; the query writes level 1 of frame 1.
-    bias, _ = TimeBias(3, stage_layout("coarse", TOKENS)).init_with_output(jax.random.key(0), 4, jnp.array([8]), 13)
+    bias, _ = TimeBias(3, stage_layout("coarse")).init_with_output(jax.random.key(0), 4, jnp.array([8]), 13)
     slopes = np.array([0, 0, 0, -1, -1, -1, -1, 0, 0, -1, -1, -2, -2])
     own_level = np.array([0] * 5 + [0, 4] * 4)
     semantic = np.array([0] * 3 + [4] * 2 + [0] * 8)
@@ -73,19 +70,19 @@ def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():
 
 
 def test_the_start_of_the_time_bias_does_not_depend_on_the_length():
-    tables = [TimeBias(3, stage_layout("coarse", TOKENS)).init(jax.random.key(0), n, jnp.array([4]), 4)["params"] for n in (1, 4)]
+    tables = [TimeBias(3, stage_layout("coarse")).init(jax.random.key(0), n, jnp.array([4]), 4)["params"] for n in (1, 4)]
     np.testing.assert_array_equal(*[nn.meta.unbox(table)["table"] for table in tables])
 
 
 def test_time_bias_without_a_timed_prefix_is_slopes_alone():
     # 12 MuLan tokens and 4 semantic ones.
-    bias, _ = TimeBias(3, stage_layout("semantic", TokenSpec())).init_with_output(jax.random.key(0), 4, jnp.array([14]), 15)
+    bias, _ = TimeBias(3, stage_layout("semantic", PAPER)).init_with_output(jax.random.key(0), 4, jnp.array([14]), 15)
     slopes = np.array([0] * 12 + [-2, -1, 0])
     np.testing.assert_allclose(bias[0, :, 0], [slopes, slopes * 0.05**0.5, slopes / 20], atol=1e-6)
 
 
 def test_time_bias_tells_segments_levels_and_times_apart():
-    layout = stage_layout("coarse", TOKENS)
+    layout = stage_layout("coarse")
     params = {"table": jnp.arange(2 * 4 * 34.0).reshape(2, 4, 34)}
     segments, times, levels = layout.positions(40)
     queries, num_keys = np.array([23, 40, 102]), 100
@@ -98,7 +95,7 @@ def test_time_bias_tells_segments_levels_and_times_apart():
 
 
 def test_time_bias_of_one_level_has_a_row_per_segment():
-    params = TimeBias(2, stage_layout("semantic", TokenSpec())).init(jax.random.key(0), 4, jnp.array([12]), 16)["params"]
+    params = TimeBias(2, stage_layout("semantic", PAPER)).init(jax.random.key(0), 4, jnp.array([12]), 16)["params"]
     assert nn.meta.unbox(params)["table"].shape == (2, 2, 34)
 
 
@@ -165,7 +162,7 @@ def test_codes_that_sound_alike_start_alike():
 
 def test_a_codebook_of_another_model_is_named():
     stage, params, _, _ = build("coarse")
-    with pytest.raises(ValueError, match="semantic has a codebook of 6, its layout 7 codes"):
+    with pytest.raises(ValueError, match="semantic has codebooks of 6 codes, its layout has 7"):
         start_from_codebooks(params, stage.layout, {"semantic": np.zeros((1, 6, 3))}, rng=jax.random.key(1))
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.nn.attention import KVCache, SelfAttention, cached_attention, dot_product_attention, rotate
+from musiclm_jax.nn.attention import KVCache, SelfAttention, _qkv_init, cached_attention, dot_product_attention, rotate
 
 
 def random(seed, *shape):
@@ -121,3 +121,11 @@ def test_t5_folds_the_scale_into_the_query_draw():
     folded = SelfAttention(**shape, logit_scale=1.0).init(jax.random.key(1), x)["params"]["qkv_kernel"].unbox()
     np.testing.assert_allclose(folded[:, 0] * 4, scaled[:, 0], rtol=1e-6)
     np.testing.assert_array_equal(folded[:, 1:], scaled[:, 1:])
+
+
+@pytest.mark.parametrize("head_dim", [1, 5, 64])
+def test_queries_are_divided_and_nothing_else_changes(head_dim):
+    shape = (7, 3, 2, 5)
+    whole = lambda rng: jax.random.truncated_normal(rng, -2.0, 2.0, shape) * (7**-0.5 / 0.87962566103423978)  # noqa: E731
+    draw = jax.jit(lambda rng: (_qkv_init(head_dim)(rng, shape), whole(rng).at[:, 0].divide(head_dim**0.5)))
+    np.testing.assert_array_equal(*draw(jax.random.key(3)))

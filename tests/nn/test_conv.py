@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, ResidualUnit, chain, elu
+from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Conv2d, ResidualUnit, chain, elu
 
 KEY = jax.random.key(0)
 
@@ -92,3 +93,20 @@ def test_chain_threads_one_past_for_each_layer():
 def test_a_length_that_is_no_multiple_of_the_stride_is_refused():
     with pytest.raises(ValueError, match="multiple of stride=4"):
         CausalConv(5, 8, stride=4).init(KEY, signal(length=23))
+
+
+def test_weight_norm_parts_a_kernels_direction_from_its_length():
+    x, conv = jax.random.normal(KEY, (2, 3, 11, 4)), Conv2d(6, (2, 5), groups=2, weight_norm=True)
+    params = nn.meta.unbox(conv.init(KEY, x)["params"])
+    plain = Conv2d(6, (2, 5), groups=2)
+    apply = lambda **changes: conv.apply({"params": {**params, **changes}}, x)  # noqa: E731
+    fresh = plain.apply({"params": {name: params[name] for name in ("kernel", "bias")}}, x)
+    np.testing.assert_allclose(apply(), fresh, atol=1e-6)  # It starts as the plain convolution.
+    assert params["scale"].shape == (6,)
+    stretch = jnp.array([0.1, 2, 3, 5, 7, 11])
+    np.testing.assert_allclose(apply(kernel=stretch * params["kernel"]), apply(), atol=1e-5)
+    np.testing.assert_allclose(apply(scale=stretch * params["scale"]), stretch * apply(), atol=1e-5)
+    # Hence no gradient along the kernel itself, for any output.
+    gradient = jax.grad(lambda kernel: jnp.sum(jnp.sin(apply(kernel=kernel))))(params["kernel"])
+    np.testing.assert_allclose(jnp.sum(gradient * params["kernel"], axis=(0, 1, 2)), 0, atol=1e-4)
+    assert jnp.all(jnp.max(jnp.abs(gradient), axis=(0, 1, 2)) > 0.1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.quantize import RVQConfig, RVQState, perplexity, quantize_train, rvq_decode, rvq_encode, rvq_fit
 
 LEVELS, CODES, DIM = 3, 7, 5
@@ -51,7 +52,7 @@ def test_decode_adds_the_chosen_codes_of_any_number_of_levels():
     for q in range(1, LEVELS + 1):
         expected = sum(np.asarray(books())[i][np.asarray(codes)[..., i]] for i in range(q))
         np.testing.assert_allclose(rvq_decode(books(), codes[..., :q]), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="codes of 4 levels, but there are 3 codebooks"):
+    with pytest.raises(ValueError, match="codes have 4 levels, expected at most 3, the number of codebooks"):
         rvq_decode(books(), jnp.zeros((2, 4), jnp.int32))
 
 
@@ -148,6 +149,18 @@ def test_perplexity():
     np.testing.assert_allclose(perplexity(jnp.array([[5.0, 5, 5, 5], [9, 0, 0, 0], [4, 4, 0, 0], [0, 0, 0, 0]])), [4, 1, 2, 1], rtol=1e-6)
 
 
+def test_perplexity_of_probabilities_and_its_gradient():
+    counts = jnp.array([3.0, 1, 4, 1, 5])
+    probabilities = counts / counts.sum()
+    np.testing.assert_allclose(perplexity(counts), perplexity(probabilities), rtol=1e-6)
+    np.testing.assert_allclose(perplexity(1e-3 * probabilities), perplexity(probabilities), rtol=1e-6)  # Whatever they add up to.
+    # d exp(H) / d p = -exp(H) (log p + 1), of which the part along (1, ..., 1) goes into the sum.
+    p = np.asarray(probabilities, np.float64)
+    entropy = -np.sum(p * np.log(p))
+    np.testing.assert_allclose(jax.grad(perplexity)(probabilities), -np.exp(entropy) * (np.log(p) + entropy), rtol=1e-4)
+    assert jnp.all(jnp.isfinite(jax.grad(perplexity)(jnp.array([0.5, 0.0, 0.5])))) and jnp.all(jnp.isfinite(jax.grad(perplexity)(jnp.zeros(3))))
+
+
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="ema_decay=1.0"):
+    with pytest.raises(UserError, match="ema_decay=1.0"):
         RVQConfig(ema_decay=1.0)

@@ -1,5 +1,4 @@
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -7,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache
-from musiclm_jax.nn.transformer import CausalBias, Transformer, TransformerConfig, distance_buckets, unstack_layers
+from musiclm_jax.nn.relative import relative_buckets
+from musiclm_jax.nn.transformer import CausalBias, Transformer, TransformerConfig, unstack_layers
 
 TINY = TransformerConfig(dim=13, num_layers=3, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
 
@@ -20,33 +21,18 @@ def build(config=TINY, length=19, batch=2):
     return model, nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), x)["params"]), x
 
 
-def t5_bucket(distance, num_buckets, max_distance):
-    """Raffel et al.'s causal buckets, from the definition, one distance at a time."""
-    exact = num_buckets // 2
-    if distance < exact:
-        return distance
-    steps = math.floor(math.log(distance / exact) / math.log(max_distance / exact) * (num_buckets - exact) + 1e-9)
-    return min(num_buckets - 1, exact + steps)
-
-
-@pytest.mark.parametrize("num_buckets,max_distance", [(32, 128), (8, 11), (16, 300)])
-def test_buckets(num_buckets, max_distance):
-    buckets = distance_buckets(num_buckets, max_distance)
-    assert [t5_bucket(d, num_buckets, max_distance) for d in range(max_distance + 1)] == buckets.tolist()
-    assert buckets[-1] == num_buckets - 1 and (np.diff(buckets) >= 0).all()
-
-
 @pytest.mark.parametrize("num_queries,num_keys,position", [(1, 23, 0), (1, 23, 22), (7, 7, 0), (5, 23, 9), (1, 1, 0)])
 def test_bias_of_each_pair(num_queries, num_keys, position):
     bias = CausalBias(num_heads=3, num_buckets=8, max_distance=11)
     params = bias.init(jax.random.key(0), 1, 1)
     table = np.asarray(params["params"]["table"].unbox())
+    buckets = relative_buckets(-np.arange(num_keys), num_buckets=8, max_distance=11, bidirectional=False)
     out = np.asarray(bias.apply(params, num_queries, num_keys, jnp.int32(position)))
     assert out.shape == (1, 3, num_queries, num_keys)
     for t in range(num_queries):
         for s in range(num_keys):
             distance = position + t - s
-            expected = table[:, t5_bucket(distance, 8, 11)] if distance >= 0 else np.finfo(np.float32).min
+            expected = table[:, buckets[distance]] if distance >= 0 else np.finfo(np.float32).min
             np.testing.assert_array_equal(out[0, :, t, s], np.broadcast_to(expected, 3))
 
 
@@ -62,7 +48,7 @@ def test_prefill_and_steps_are_the_full_pass():
         if t in (7, 11):  # bucket boundaries; new slots hold garbage
             grown = [layer.grow({7: 11, 11: 19}[t]) for layer in cache]
             empty = jnp.arange(grown[0].length)[:, None] >= t
-            cache = tuple(jax.tree.map(lambda a: jnp.where(empty, 1e4, a), layer) for layer in grown)
+            cache = tuple(jax.tree.map(lambda a, empty=empty: jnp.where(empty, 1e4, a), layer) for layer in grown)
         out, cache = step({"params": params}, x[:, t : t + 1], cache=cache, position=jnp.int32(t))
         outs.append(out)
     np.testing.assert_allclose(jnp.concatenate(outs, axis=1), full, atol=1e-5)
@@ -118,5 +104,5 @@ def test_bfloat16_is_close_and_float32_inside():
     [("dim", 0), ("dropout", 1.0), ("num_buckets", 7), ("max_distance", 4), ("rotary", 2.0), ("rotary_values", 9.0), ("dtype", "float64")],
 )
 def test_nonsense_is_refused(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(UserError, match=field):
         TransformerConfig(**{**TINY.__dict__, field: value})

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_params import random_params
 
-from musiclm_jax.features import LogMelConfig, log_mel
+from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.models import melody
 
 torch = pytest.importorskip("torch")

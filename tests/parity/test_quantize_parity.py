@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.clustering import _lloyd, assign, kmeans
+from musiclm_jax.nn.clustering import _lloyd, assign, kmeans
 from musiclm_jax.nn.quantize import rvq_decode, rvq_encode
 
 cluster = pytest.importorskip("sklearn.cluster")

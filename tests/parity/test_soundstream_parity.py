@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
-from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, ResidualUnit
+from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Conv2d, ResidualUnit
 
 torch = pytest.importorskip("torch")
 
@@ -122,3 +122,33 @@ def test_decoder_is_the_same_in_torch(frames, config):
     ours = lambda params, x: model.apply({"params": params}, x, method="decode")[..., None]  # noqa: E731
     params = random_params(model, jnp.asarray(x), method="decode")
     same_with_gradients(ours, lambda x, params: decoder(x, params["decoder"], config), params, x)
+
+
+def test_weight_norm_of_the_discriminators():
+    """A grouped, strided convolution with torch's weight normalization: its values, and its gradients by direction, length, bias and input."""
+    ours = Conv2d(6, (3, 5), strides=(1, 2), padding="VALID", groups=2, weight_norm=True)
+    x, direction = np.random.default_rng(0).standard_normal((2, 2, 7, 11, 4)).astype(np.float32)
+    params = random_params(ours, jnp.asarray(x))
+    theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(4, 6, (3, 5), stride=(1, 2), groups=2).double())
+    length, kernel = theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1
+    with torch.no_grad():
+        length.copy_(torch.from_numpy(params["scale"]).reshape(6, 1, 1, 1))
+        kernel.copy_(torch.from_numpy(params["kernel"]).permute(3, 2, 0, 1))  # [h, w, D, F] -> [F, D, h, w]
+        theirs.bias.copy_(torch.from_numpy(params["bias"]))
+    inputs = torch.from_numpy(x).double().requires_grad_()
+    expected = theirs(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    direction = direction[:, : expected.shape[1], : expected.shape[2], :1] * np.arange(1, 7, dtype=np.float32)
+    (expected * torch.from_numpy(direction)).sum().backward()
+
+    def run(params, x):
+        y = ours.apply({"params": params}, x)
+        return jnp.sum(y * direction), y
+
+    (grads, slope), y = jax.grad(run, argnums=(0, 1), has_aux=True)(params, jnp.asarray(x))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(y, expected.detach())
+    close(slope, inputs.grad)
+    close(grads["scale"], length.grad.reshape(6))
+    close(grads["kernel"], kernel.grad.permute(2, 3, 1, 0))
+    close(grads["bias"], theirs.bias.grad)
+    assert kernel.grad.abs().amax() > 0.1

@@ -6,13 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax import sharding
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
+from musiclm_jax.errors import UserError
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
-from musiclm_jax.optim import OptimizerConfig
-from musiclm_jax.tasks.melody import MelodyTask
-from musiclm_jax.tasks.task import Task
+from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
+from musiclm_jax.training import sharding
+from musiclm_jax.training.optim import OptimizerConfig
+from musiclm_jax.training.task import Task
 
 TINY = MelodyConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),
@@ -25,7 +26,7 @@ TINY = MelodyConfig(
     embedding_dim=7,
     window_sec=2.6,
 )
-TASK = MelodyTask(model=TINY, optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=5))
+TASK = MelodyTask(TINY, MelodyRecipe(optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=5)))
 
 
 def batch(size=6):
@@ -99,7 +100,7 @@ def test_metrics_are_the_loops(state, eval_step, melodies):
     metrics = eval_step(state, {"wave": wave, "other_wave": other, "melody": jnp.asarray(melodies)}, jax.random.key(0))
     params = sharding.unbox(state.params)
     anchors = np.stack([np.asarray(melody.embed(TINY, params, each), np.float64) for each in (wave, other)])
-    for name, expected in metrics_by_loops(anchors, melodies, TASK.margin).items():
+    for name, expected in metrics_by_loops(anchors, melodies, TASK.recipe.margin).items():
         assert metrics[name] == pytest.approx(expected, abs=1e-5), name
     twins = sum(melodies.count(each) * 2 - 1 for each in melodies) * 2
     assert metrics["recall_chance"] == pytest.approx(twins / (10 * 9))
@@ -107,7 +108,7 @@ def test_metrics_are_the_loops(state, eval_step, melodies):
 
 def test_equal_embeddings_cost_the_margin(state, eval_step):
     same = {**batch(), "wave": jnp.ones((6, 260)), "other_wave": jnp.ones((6, 260))}
-    assert eval_step(state, same, jax.random.key(0))["loss"] == pytest.approx(TASK.margin, abs=1e-5)
+    assert eval_step(state, same, jax.random.key(0))["loss"] == pytest.approx(TASK.recipe.margin, abs=1e-5)
 
 
 def test_one_melody_alone_has_nothing_to_say(state, eval_step):
@@ -116,7 +117,7 @@ def test_one_melody_alone_has_nothing_to_say(state, eval_step):
 
 
 def test_dropout_draws_from_the_steps_key(state):
-    task = MelodyTask(model=dataclasses.replace(TINY, dropout=0.5))
+    task = MelodyTask(dataclasses.replace(TINY, dropout=0.5))
     loss = jax.jit(lambda rng: task._loss(state.params, batch(), rng)[0])
     losses = [float(loss(jax.random.key(i))) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
@@ -128,5 +129,5 @@ def test_variables_are_plain_arrays(state):
 
 
 def test_margin_must_be_positive():
-    with pytest.raises(ValueError, match="margin=0"):
-        MelodyTask(margin=0.0)
+    with pytest.raises(UserError, match="margin=0"):
+        MelodyRecipe(margin=0.0)

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax.features import LogMelConfig
+from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.models.mulan import MuLanConfig, SpecAugmentConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.text_tower import TextTowerConfig
-from musiclm_jax.optim import OptimizerConfig
-from musiclm_jax.tasks.mulan import MuLanTask, contrastive_loss, recall_at_1, same_text, word_loss
+from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask, contrastive_loss, recall_at_1, same_text, word_loss
+from musiclm_jax.training.optim import OptimizerConfig
 
 TINY = MuLanConfig(
     mel=LogMelConfig(sample_rate_hz=100, window_samples=40, hop_samples=20, num_fft=64, num_mels=11, max_hz=50.0),
@@ -25,7 +25,7 @@ TINY = MuLanConfig(
     num_codes=5,
 )
 FORMS = ("decoupled", "infonce", "sigmoid")
-TASK = MuLanTask(model=TINY, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=5))
+TASK = MuLanTask(TINY, MuLanRecipe(optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=5)))
 
 
 def batch(size=6, seed=0):
@@ -114,7 +114,7 @@ def test_every_parameter_gets_a_gradient(state, train_step):
 
 
 def test_sigmoid_adds_a_bias(state):
-    sigmoid = MuLanTask(model=dataclasses.replace(TINY, loss="sigmoid"))
+    sigmoid = MuLanTask(dataclasses.replace(TINY, loss="sigmoid"))
     shapes = jax.eval_shape(sigmoid.init_state, jax.random.key(0)).params
     assert set(shapes["mulan"]) - set(state.params["mulan"]) == {"bias"}
 
@@ -134,7 +134,7 @@ def test_overfits_a_batch(state, train_step):
 
 def test_augmentation_and_dropout_draw_from_the_steps_key(state):
     noisy = dict(spec_augment=SpecAugmentConfig(max_time_frames=20, max_mel_bins=4), text=dataclasses.replace(TINY.text, dropout=0.5))
-    task = MuLanTask(model=dataclasses.replace(TINY, **noisy))
+    task = MuLanTask(dataclasses.replace(TINY, **noisy))
 
     @jax.jit
     def loss(rng):
@@ -161,7 +161,7 @@ def test_word_loss_by_hand():
 
 
 def test_words_are_read_off_the_audio_embedding():
-    task = dataclasses.replace(TASK, word_weight=0.5)
+    task = dataclasses.replace(TASK, recipe=dataclasses.replace(TASK.recipe, word_weight=0.5))
     state = jax.jit(task.init_state)(jax.random.key(0, impl="rbg"))
     step = jax.jit(task.train_step)
     first = step(state, batch(), jax.random.key(0))[1]

@@ -1,17 +1,23 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_streams import STAGES, stage_layout
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.models.stage import StageConfig
-from musiclm_jax.optim import OptimizerConfig
-from musiclm_jax.specs import TokenSpec
-from musiclm_jax.tasks.stage import StageTask, _hidden_steps
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.tasks.stage import StageRecipe, StageTask, _hidden_steps
+from musiclm_jax.training.optim import OptimizerConfig
 
-TOKENS = TokenSpec(mulan_levels=3, mulan_codes=5, semantic_codes=7, acoustic_levels=5, acoustic_codes=11, coarse_levels=2)
 MODEL = StageConfig(dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.0)
+LAYOUTS = {name: stage_layout(name) for name in STAGES}
 FAST = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=10, weight_decay=0.0)
+
+
+def task(name="semantic", *, model=MODEL, layout=None, prefix_dropout=0.0, **recipe):
+    return StageTask(name, model, layout or LAYOUTS[name], StageRecipe(**recipe), prefix_dropout)
 
 
 def batch(size=2, steps=5):
@@ -25,35 +31,34 @@ def batch(size=2, steps=5):
 
 @pytest.fixture(scope="module")
 def semantic_state():
-    return jax.jit(StageTask(model=MODEL, tokens=TOKENS).init_state)(jax.random.key(0))
+    return jax.jit(task().init_state)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_overfits_one_batch(name):
-    task = StageTask(name=name, model=MODEL, tokens=TOKENS, optimizer=FAST)
-    state = jax.jit(task.init_state)(jax.random.key(0))
-    step = jax.jit(task.train_step)
+    fast = task(name, optimizer=FAST)
+    state = jax.jit(fast.init_state)(jax.random.key(0))
+    step = jax.jit(fast.train_step)
     first = None
     for i in range(150):
         state, metrics = step(state, batch(), jax.random.fold_in(jax.random.key(1), i))
         first = metrics if first is None else first
-    codes = task.layout.target.codes
+    codes = fast.layout.target.codes
     assert 0.7 * np.log(codes) < first["loss"] < 2 * np.log(codes)  # starts near uniform
     assert metrics["loss"] < 0.1 and metrics["accuracy"] > 0.98
-    evaluated = task.eval_step(state, batch(), jax.random.key(2))
-    assert evaluated["loss"] < 0.1 and evaluated["tokens"] == task.layout.target_codes(batch()).size
+    evaluated = fast.eval_step(state, batch(), jax.random.key(2))
+    assert evaluated["loss"] < 0.1 and evaluated["tokens"] == fast.layout.target_codes(batch()).size
     assert int(state.step) == 150
 
 
 def test_levels_average_to_the_loss():
-    task = StageTask(name="fine", model=MODEL, tokens=TOKENS)
-    metrics = jax.jit(task.eval_step)(jax.jit(task.init_state)(jax.random.key(0)), batch(), jax.random.key(0))
+    fine = task("fine")
+    metrics = jax.jit(fine.eval_step)(jax.jit(fine.init_state)(jax.random.key(0)), batch(), jax.random.key(0))
     np.testing.assert_allclose(np.mean([metrics[f"loss_level_{q}"] for q in range(3)]), metrics["loss"], rtol=1e-6)
 
 
 def test_a_step_is_a_pure_function_of_its_arguments(semantic_state):
-    task = StageTask(name="semantic", model=StageConfig(**{**MODEL.__dict__, "dropout": 0.2}), tokens=TOKENS, optimizer=FAST, prefix_dropout=0.5)
-    step = jax.jit(task.train_step)
+    step = jax.jit(task(model=dataclasses.replace(MODEL, dropout=0.2), optimizer=FAST, prefix_dropout=0.5).train_step)
     a, b, other = (step(semantic_state, batch(), jax.random.key(seed)) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert a[1]["loss"] != other[1]["loss"]
@@ -61,15 +66,13 @@ def test_a_step_is_a_pure_function_of_its_arguments(semantic_state):
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropped_text_reaches_the_mask_row(semantic_state, rate):
-    task = StageTask(model=MODEL, tokens=TOKENS, prefix_dropout=rate)
-    grads = jax.jit(jax.grad(lambda params: task._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
+    grads = jax.jit(jax.grad(lambda params: task(prefix_dropout=rate)._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (rate > 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_hidden_past_reaches_the_mask_row(semantic_state, share):
-    task = StageTask(model=MODEL, tokens=TOKENS, past_dropout=share)
-    grads = jax.jit(jax.grad(lambda params: task._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
+    grads = jax.jit(jax.grad(lambda params: task(past_dropout=share)._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (share > 0)
 
 
@@ -80,12 +83,36 @@ def test_hidden_steps_differ_from_sequence_to_sequence():
 
 
 def test_z_loss_is_in_the_gradient_and_not_in_the_metric(semantic_state):
-    tasks = [StageTask(model=MODEL, tokens=TOKENS, z_loss=z) for z in (0.0, 1.0)]
-    plain, heavy = (jax.jit(lambda params, task=task: task._loss(params, batch(), None))(semantic_state.params) for task in tasks)
+    plain, heavy = (jax.jit(lambda params, z=z: task(z_loss=z)._loss(params, batch(), None))(semantic_state.params) for z in (0.0, 1.0))
     assert plain[0] == plain[1]["loss"] == heavy[1]["loss"] < heavy[0]
 
 
 def test_variables_are_plain_arrays(semantic_state):
-    variables = StageTask(model=MODEL, tokens=TOKENS).variables(semantic_state)
+    variables = task().variables(semantic_state)
     assert all(isinstance(leaf, jnp.ndarray) for leaf in jax.tree.leaves(variables))
     assert variables["params"]["body"]["layers"]["attention"]["qkv_kernel"].shape == (2, 16, 3, 2, 8)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_stage_may_have_no_conditions(rate):
+    alone = task(layout=dataclasses.replace(LAYOUTS["semantic"], prefix=()), prefix_dropout=rate)
+    state = jax.jit(alone.init_state)(jax.random.key(0))
+    tokens = {"semantic": batch()["semantic"]}
+    alone.check_batch(tokens)
+    _, metrics = jax.jit(alone.train_step)(state, tokens, jax.random.key(1))
+    assert metrics["skipped"] == 0 and metrics["tokens"] == tokens["semantic"].size
+
+
+def test_codes_that_the_stage_does_not_know_and_streams_of_other_lengths_are_refused():
+    task("coarse").check_batch(batch())
+    with pytest.raises(UserError, match=r"semantic has codes from 0 to 7, the coarse stage expects 0 to 6"):
+        task("coarse").check_batch({**batch(), "semantic": np.arange(8, dtype=np.int32).reshape(1, 8)})
+    with pytest.raises(UserError, match="differ in length"):
+        task("coarse").check_batch({**batch(), "semantic": batch(steps=4)["semantic"]})
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(UserError, match="prefix_dropout=1"):
+        task(prefix_dropout=1.0)
+    with pytest.raises(UserError, match="past_dropout=1.5"):
+        StageRecipe(past_dropout=1.5)

@@ -1,0 +1,199 @@
+"""Reads audio files of any format to 24 kHz mono float32, and writes 16-bit WAV files atomically. No JAX here."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import soundfile
+import soxr
+
+from musiclm_jax import files
+from musiclm_jax.arrays import Float
+from musiclm_jax.errors import UserError
+
+SAMPLE_RATE_HZ = 24_000
+# ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
+_LOUDNESS_BLOCK_SEC = 0.4
+# -1 dBFS, the headroom that streaming services require, so that resampling in a player does not clip.
+_PEAK = 10 ** (-1 / 20)
+# Limits the gain, so that a nearly silent wave does not become loud noise.
+_MAX_GAIN = 10 ** (30 / 20)
+# Half a step of 16 bits. Waves below it are written as zeros.
+_SILENCE = 0.5 / 32768
+# A file whose samples are all below this level, -60 dBFS, counts as silent.
+_AUDIBLE = 10 ** (-60 / 20)
+# Amplitude of the mean of the channels, relative to the loudest channel, below which channels count as cancelling each other: -26 dB.
+_CANCELLED = 1 / 20
+# A lower rate is an error in the file's header, and resampling would turn the file into hours of audio.
+_LEAST_RATE_HZ = 1_000
+# Number of values, over all channels, that are decoded at once: 4 MB.
+_BLOCK_VALUES = 2**20
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """The methods of a binary file that `decode` uses."""
+
+    def write(self, data: bytes, /) -> Any: ...
+
+    def seek(self, offset: int, /) -> Any: ...
+
+    def truncate(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """The result of `decode`."""
+
+    # Number of samples that were written.
+    num_samples: int
+    # The largest magnitude. If it is above 1, divide the samples by it.
+    peak: float
+
+
+def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
+    """Reads an audio file, converted to mono at `sample_rate_hz`, float32 in [-1, 1].
+
+    A file with samples beyond full scale is scaled down, not clipped. For channels, arguments and errors see `decode`.
+    """
+    sink = io.BytesIO()
+    decoded = decode(path, sink, sample_rate_hz=sample_rate_hz, min_samples=min_samples)
+    return np.frombuffer(sink.getbuffer(), np.float32) / np.float32(max(decoded.peak, 1.0))
+
+
+def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Decoded:
+    """Decodes an audio file to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
+
+    It reads all formats, bit depths, rates and numbers of channels that libsndfile supports: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. If they
+    cancel each other, as in a recording with one channel inverted, the loudest channel replaces the average: namely if the average has less than a
+    twentieth of its amplitude (RMS, over the whole file).
+
+    Args:
+        path: the file.
+        sink: an empty file. It is written from its beginning, and a second time if channels cancel each other.
+        sample_rate_hz: rate of the result.
+        min_samples: the smallest allowed length of the result. The default, 960, is one semantic token, 40 ms.
+
+    Raises:
+        UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
+            "path: reason".
+    """
+    path = Path(path)
+    if not os.path.exists(path):  # Path.exists() would raise for a name that is too long.
+        raise UserError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: is not a file; name one audio file")
+    decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
+    if loudest is not None:
+        sink.seek(0)
+        sink.truncate()
+        decoded, swing, _ = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=loudest)
+    if decoded.num_samples < min_samples:
+        raise UserError(f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed")
+    if swing < _AUDIBLE:
+        level = f" (its loudest sample is at {20 * np.log10(swing):.0f} dB of full scale)" if swing else ""
+        raise UserError(f"{path}: is silent{level}; remove it or export it again")
+    return decoded
+
+
+def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
+    """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
+
+    Returns:
+        (the result; half the difference of the highest and the lowest sample, which is 0 for a constant; the number of the loudest channel if the channels
+        cancel each other, else None).
+    """
+    num_samples, peak, low, high = 0, 0.0, np.inf, -np.inf
+    power, mean_power, resampler = 0.0, 0.0, None
+
+    def write(wave: np.ndarray) -> None:
+        nonlocal num_samples, peak
+        num_samples += len(wave)
+        peak = max(peak, float(np.abs(wave).max(initial=0.0)))
+        sink.write(wave.tobytes())
+
+    for channels, file_rate_hz in _read_blocks(path):
+        wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
+        if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
+            raise UserError(f"{path}: has NaN or infinite samples; export it again")
+        low, high = min(low, float(wave.min())), max(high, float(wave.max()))
+        power = power + np.square(channels, dtype=np.float64).sum(axis=0)
+        mean_power += float(np.square(wave, dtype=np.float64).sum())
+        if file_rate_hz == sample_rate_hz:
+            write(wave)
+        else:
+            if resampler is None:
+                resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, num_channels=1)
+            write(resampler.resample_chunk(wave))
+    if resampler is not None:
+        write(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    cancel = channel is None and mean_power < _CANCELLED**2 * np.max(power)
+    return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
+
+
+def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
+    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate < _LEAST_RATE_HZ:
+                raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
+            num_frames = max(1, _BLOCK_VALUES // file.channels)
+            while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+                yield block, file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+        raise UserError(f"{path}: cannot be read as audio ({reason}); convert it to WAV, FLAC, OGG or MP3") from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises UserError if `write_wav(path, ...)` would fail. To be called before the wave is computed."""
+    path = Path(path)
+    if path.suffix.lower() != ".wav":
+        raise UserError(f"{path}: the output is a WAV file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
+    if not os.path.isdir(path.parent):
+        raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
+    files.check_writable(path)
+
+
+def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
+    """Writes a 16-bit mono WAV file atomically. A wave beyond [-1, 1] is scaled down, not clipped.
+
+    Raises:
+        UserError: the file cannot be written. No part of it is left on the disk.
+        ValueError: the wave has NaN or infinite samples.
+    """
+    path = Path(path)
+    check_writable(path)
+    wave = np.asarray(wave, np.float64)
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{path}: expected a wave of finite samples, got NaN or infinity: the model that made it has diverged")
+    peak = np.abs(wave).max(initial=1.0)
+    samples = np.round(wave / peak * 32767).astype(np.int16)
+    data = io.BytesIO()
+    soundfile.write(data, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+    files.write_bytes(path, data.getvalue())
+
+
+def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:
+    """Scales a wave to an integrated loudness (ITU-R BS.1770) of `target_lufs`, or to a lower one if its peak would exceed -1 dBFS. Returns float32.
+
+    Streaming services play at -14 LUFS. The gain is at most 30 dB. Silence is returned unchanged.
+    """
+    import pyloudnorm  # Imported here, because it imports SciPy, which is slow.
+
+    wave = np.asarray(wave, np.float64)
+    peak = np.abs(wave).max(initial=0.0)
+    if peak < _SILENCE:
+        return wave.astype(np.float32)
+    block = round(_LOUDNESS_BLOCK_SEC * sample_rate_hz)
+    lufs = pyloudnorm.Meter(sample_rate_hz).integrated_loudness(wave if len(wave) >= block else np.resize(wave, block))
+    gain = min(10 ** ((target_lufs - lufs) / 20), _MAX_GAIN, _PEAK / peak)  # Below the gate of -70 lufs is -inf, and the gain is _MAX_GAIN.
+    return (wave * gain).astype(np.float32)

@@ -1,0 +1,34 @@
+"""`musiclm corpus`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from musiclm_jax.cli.options import Place, seed_option
+
+
+@click.command(short_help="Renders a corpus of captioned clips.")
+@click.argument("directory", metavar="DIR", type=Place())
+@click.option("--clips", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
+@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="Variants of each clip: its melody with other instruments.")
+@seed_option
+@click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
+def corpus(directory, clips, variants, seed, workers) -> None:
+    """Renders a corpus of captioned clips into DIR: audio/*.flac and metadata.jsonl.
+
+    Variants have no captions; `musiclm train melody` learns from them.
+    """
+    from musiclm_jax.corpus import make_corpus
+    from musiclm_jax.progress import ProgressLine
+
+    line, total = ProgressLine(unit="clips"), clips * (variants + 1)
+    try:
+        options = {"num_clips": clips, "num_variants": variants, "seed": seed, "workers": workers}
+        unlisted = make_corpus(directory, **options, on_clip=lambda number: line("corpus", number + 1, total))
+    finally:
+        line.clear()
+    click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")
+    if unlisted:
+        click.echo(f"{len(unlisted)} clips of an earlier call are no longer listed, such as {unlisted[0]}; a later call for more clips lists them again")

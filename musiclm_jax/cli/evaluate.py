@@ -1,0 +1,112 @@
+"""`musiclm evaluate`."""
+
+from __future__ import annotations
+
+import functools
+
+import click
+
+from musiclm_jax.cli.options import Place, Seconds, model_option, seed_option, use_compilation_cache
+
+clips_argument = click.argument("directory", metavar="DIR", type=Place())
+clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Length measured, from each clip's start.")
+_say = functools.partial(click.echo, err=True)
+
+
+@click.group(short_help="Evaluates a model.")
+def evaluate() -> None:
+    """Evaluates a model."""
+
+
+@evaluate.command()
+@clips_argument
+@click.option("--captions", type=int, default=100, show_default=True, help="Held-out captions, one clip each.")
+@click.option("--seconds", type=Seconds(2, 300), default=10.0, show_default=True, help="Length of the clips.")
+@seed_option
+@click.option("--batch-size", type=click.IntRange(min=1), default=10, show_default=True, help="Clips generated in one batch.")
+@click.option("--out", type=Place(), help="Folder for adherence.json and the clips; without it none are written.")
+@model_option
+def adherence(directory, captions, seconds, seed, batch_size, out, model) -> None:
+    """Measures how often the music has the instrument, drums, mode and tempo that its caption names.
+
+    DIR is a corpus made by `musiclm corpus`; its held-out captions are the prompts.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
+    from musiclm_jax.generation.devices import use_all_cores
+    from musiclm_jax.musiclm import MusicLM
+
+    use_all_cores()
+    options = {"num_captions": captions, "seconds": seconds, "seed": seed, "batch_size": batch_size, "out_dir": out, "progress": _say}
+    click.echo(format_report(evaluate_adherence(MusicLM.from_pretrained(model), directory, **options)))
+
+
+@evaluate.command()
+@clips_argument
+@click.option("--clips", type=int, show_default="20, or all if there are fewer", help="Held-out clips.")
+@clip_seconds_option
+@model_option
+def codec(directory, clips, seconds, model) -> None:
+    """Measures how close clips are to the originals after the codec's encoder and decoder.
+
+    DIR is a folder of clips, as for `musiclm fit`; the held-out clips are encoded.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.codec import evaluate_codec, format_codec_report
+    from musiclm_jax.musiclm import MusicLM
+
+    musiclm = MusicLM.from_pretrained(model)
+    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=_say)))
+
+
+@evaluate.command()
+@clips_argument
+@click.option("--clips", type=int, show_default="all", help="Held-out clips.")
+@clip_seconds_option
+@click.option("--fit-clips", type=int, default=334, show_default=True, help="Training clips for the baseline, k-means of log-mel frames.")
+@model_option
+def semantic(directory, clips, seconds, fit_clips, model) -> None:
+    """Measures whether semantic tokens distinguish instruments, and whether a repeated note gets the same token.
+
+    DIR is a folder of clips, as for `musiclm fit`; the held-out clips are encoded. Measures that need ground truth are left out where there is none.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.semantic import evaluate_semantic, format_semantic_report
+    from musiclm_jax.musiclm import MusicLM
+
+    tokenizer = MusicLM.from_pretrained(model).semantic
+    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=_say)
+    click.echo(format_semantic_report(report))
+
+
+@evaluate.command()
+@clips_argument
+@click.option("--clips", type=int, show_default="all", help="Held-out clips, one caption each.")
+@clip_seconds_option
+@seed_option
+@model_option
+def mulan(directory, clips, seconds, seed, model) -> None:
+    """Measures whether MuLan retrieves the clip of a caption and the caption of a clip, and classifies instruments, drums, mode and tempo.
+
+    DIR is a folder of captioned clips, as for `musiclm fit`; the held-out clips are embedded. Measures that need ground truth are left out where there is
+    none.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.mulan import evaluate_mulan, format_mulan_report
+    from musiclm_jax.musiclm import MusicLM
+
+    embedder = MusicLM.from_pretrained(model).mulan
+    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=_say)))
+
+
+@evaluate.command()
+@click.argument("workdir", metavar="WORKDIR", type=Place())
+def melody(workdir) -> None:
+    """Measures whether the melody embedder retrieves a melody that another instrument plays.
+
+    WORKDIR is that of `musiclm train melody`; the melodies are those held out in training.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report
+
+    click.echo(format_melody_report(evaluate_melody(workdir, progress=_say)))

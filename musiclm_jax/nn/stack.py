@@ -1,0 +1,37 @@
+"""Stacks of equal layers as a scan over stacked parameters: compile time and sharding do not depend on the depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+
+# The allowed names of stacks in a model. Parameters below such a name have a leading axis L, and the optimizer recognizes them by the name.
+STACKS = ("layers", "blocks")
+
+
+def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool = False, **fields: Any) -> nn.Module:
+    """A stack of `num_layers` layers `layer(**fields)` as one module, called like one layer: (x, *shared) -> (x, the layers' second results, stacked).
+
+    For use inside a compact module. The stack adds one level, `name`, to the parameter tree.
+
+    Args:
+        layer: a module called as (x, *shared) -> (x, second result).
+        name: one of STACKS.
+        remat: recompute each layer in the backward pass, which takes about a third more time, and memory for the activations of one layer only.
+
+    Raises:
+        ValueError: `name` is not one of STACKS.
+    """
+    if name not in STACKS:
+        raise ValueError(f"a stack named {name!r}: expected one of {STACKS}, by which the optimizer recognizes stacked parameters")
+    scan = nn.scan(
+        # prevent_cse is not needed inside a scan: XLA cannot merge the recomputation with the first computation there.
+        nn.remat(layer, prevent_cse=False) if remat else layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scan(**fields, name=name)

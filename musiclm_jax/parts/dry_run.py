@@ -1,0 +1,120 @@
+"""Memory and arithmetic of a training step, from shapes alone: nothing is allocated or compiled, so that any machine can estimate any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.parts.fit import FitConfig
+from musiclm_jax.parts.trained import TrainedPart
+from musiclm_jax.training import sharding
+from musiclm_jax.training.cost import count_activations, count_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """Counts are totals over all devices unless they say per device."""
+
+    name: str
+    # {axis: size}.
+    mesh: Mapping[str, int]
+    # Parameters with a gradient; with codebooks and statistics, too; of the bundle.
+    trained: int
+    total: int
+    exported: int
+    batch_size: int
+    # Seconds of audio in a batch. An example of the melody embedder is a pair.
+    seconds: float
+    # (predicted tokens, all tokens) in a batch of a stage. None: not a stage.
+    tokens: tuple[int, int] | None
+    # Memory of a device: parameters, optimizer and statistics (always), gradients and activations (during a step). Activations, see
+    # `count_activations`, are split over the batch axes only; a further split over `tensor` is not counted.
+    bytes_per_device: Mapping[str, int]
+    # See `count_flops`.
+    flops: int
+
+    def __str__(self) -> str:
+        devices = math.prod(self.mesh.values())
+        tokens = "" if self.tokens is None else f", {self.tokens[0]:,} tokens to predict, {self.tokens[1]:,} in all"
+        memory = [f"{name} {_bytes(size)}" for name, size in self.bytes_per_device.items() if size]
+        counts = f"{_millions(self.trained)} trained, {_millions(self.total)} with codebooks and statistics, {_millions(self.exported)} in the bundle"
+        return "\n".join(
+            [
+                f"{self.name}: one step of training, from shapes alone",
+                f"  mesh        {', '.join(f'{axis}={size}' for axis, size in self.mesh.items())}: devices {devices}",
+                f"  parameters  {counts}",
+                f"  batch       {self.batch_size} x {self.seconds / self.batch_size:g} s = {self.seconds:,g} s of audio{tokens}",
+                f"  per device  {', '.join(memory)}: {_bytes(sum(self.bytes_per_device.values()))}",
+                "              activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds",
+                "              remat, bfloat16, a smaller batch or a larger data or fsdp axis reduce them",
+                f"  work        {self.flops:.3g} FLOP, {self.flops / devices:.3g} per device: matrix products and convolutions, forward and backward",
+            ]
+        )
+
+
+def dry_run(name: str, config: FitConfig) -> DryRun:
+    """One step of the training of a part, over the mesh of its `TrainConfig`.
+
+    Raises:
+        UserError: there is no such part, it is not a training, or its batch does not split over the mesh.
+    """
+    trained = {part.name: part for part in config.parts if isinstance(part, TrainedPart)}
+    if name not in trained:
+        what = "is not a training" if name in config.steps else "does not exist"
+        raise UserError(f"step {name!r} {what}: choose one of {', '.join(trained)}")
+    part = trained[name]
+    task, batch = part.task(config), part.batch_shapes(config)
+    mesh = sharding.abstract_mesh(part.loop.mesh)
+    sharding.check_batch(batch, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    boxed = jax.eval_shape(task.init_state, key)
+    state, shardings = sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)
+    parameters = _bytes_per_device(state.params, shardings.params)
+    rows = max(part.batch_size, 2)  # Without its axis of size 1 a batch of one is another program.
+    steps = {count: jax.make_jaxpr(task.train_step)(state, _with_rows(batch, count), key).jaxpr for count in {part.batch_size, rows, 2 * rows}}
+    activations = count_activations(steps[rows], steps[2 * rows]) * part.batch_size // rows
+    tokens = part.tokens_per_example(config)
+    return DryRun(
+        name=name,
+        mesh=mesh.shape,
+        trained=_size(state.params),
+        total=_size((state.params, state.stats)),
+        exported=_size(jax.eval_shape(task.variables, state)),
+        batch_size=part.batch_size,
+        seconds=part.batch_size * part.example_sec(config),
+        tokens=tokens and (part.batch_size * tokens[0], part.batch_size * tokens[1]),
+        bytes_per_device={
+            "parameters": parameters,
+            "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
+            "statistics": _bytes_per_device(state.stats, shardings.stats),
+            "gradients": parameters,  # Same shapes and shardings.
+            "activations": activations // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES),
+        },
+        flops=count_flops(steps[part.batch_size]),
+    )
+
+
+def _with_rows(batch: dict[str, jax.ShapeDtypeStruct], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype) for name, value in batch.items()}
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any, shardings: Any) -> int:
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in leaves)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count:,}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -1,0 +1,128 @@
+"""From a folder of captioned clips to a bundle: all the training of MusicLM, step by step, each done once.
+
+    prepare -> codec, its tokens -> w2v-BERT, k-means, its tokens -> MuLan, its quantizer -> rerankers -> semantic, coarse, fine -> export
+
+The parts and their order are those of `FitConfig.parts`, which gin_configs/system.gin lists; each has its file, `workdir.py` records what is done, and
+this file knows no part by name but the export. `fit` makes the bundle and whatever it needs; `run_step` makes one thing, such as the melody embedder,
+which bundles do not contain yet.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_text
+from musiclm_jax.parts import workdir as work_folder
+from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
+from musiclm_jax.parts.trained import TrainedPart
+from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, Planned
+from musiclm_jax.training.sharding import abstract_mesh, check_batch
+
+EXPORT = "export"
+
+
+def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> Path:
+    """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
+
+    The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
+    `workdir`/superseded. `data/folder.py` describes the folder of clips. Each step that runs records `config_text`, the config as a gin file, if given.
+
+    Raises:
+        UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
+    """
+    run = Run(config, Path(data), Path(workdir), config_text)
+    steps = config.steps_to(EXPORT)
+    _check_batches(config, steps)
+    for planned in work_folder.make_plan(run, steps):
+        if planned.sets_aside:
+            print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
+        elif planned.action == EXTEND:
+            print(planned, flush=True)
+    for number, step in enumerate(steps, start=1):
+        _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
+        if step.name == PREPARE:
+            _check_clips(run, steps)
+    return run.folder(EXPORT) / "bundle"
+
+
+def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str = EXPORT) -> list[Planned]:
+    """What `fit`, or `run_step` of `step`, would do, step by step. Writes nothing but a cache of hashes of the clips.
+
+    Raises:
+        UserError: as `fit`; that the clips cannot train a part is known once `prepare` is done.
+    """
+    run, steps = Run(config, Path(data), Path(workdir)), config.steps_to(step)
+    planned = work_folder.make_plan(run, steps)
+    if planned[0].step.name == PREPARE and planned[0].action == DONE:
+        _check_clips(run, steps)
+    return planned
+
+
+def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> dict[str, Any]:
+    """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done.
+
+    Raises:
+        UserError: as `fit`, or another step that this one needs is not done.
+    """
+    run = Run(config, Path(data), Path(workdir), config_text)
+    steps = config.steps_to(name)
+    _check_batches(config, steps[-1:])
+    before = work_folder.make_plan(run, steps)[:-1]
+    for planned in before:
+        if not planned.is_done and planned.step.name != PREPARE:
+            raise UserError(
+                f"{name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
+                f"{': ' + '; '.join(planned.reasons) if planned.reasons else ''}): run `musiclm train {planned.step.name}` with the same options"
+            )
+    for planned in before:
+        _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
+    if name != PREPARE:
+        next(part for part in config.parts if name in {each.name for each in part.steps(config)}).check(run)
+    return _do(run, steps[-1], title=name)
+
+
+def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:
+    """Runs a step, unless it is done. Returns its results."""
+    with work_folder.locked(run, step):
+        planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
+        folder = run.folder(step.name)
+        before = work_folder.begin(run, planned) if planned.action != DONE else 0.0
+        if planned.is_done:
+            if not quiet:
+                print(f"{title}: done", flush=True)
+            return work_folder.read_done(folder)["results"]
+        print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
+        if run.config_text:
+            write_text(folder / "config.gin", run.config_text)
+        work, clock = Work(folder, planned.record["key"]), time.perf_counter()
+        try:
+            results = step.run(run, work)
+        finally:
+            seconds = before + time.perf_counter() - clock
+            work_folder.keep_seconds(folder, seconds)
+        work_folder.write_done(run, planned, lengths=work.lengths, seconds=seconds, results=results)
+        print(f"{title}: finished in {seconds:.1f} s  {_summary(results)}", flush=True)
+        return results
+
+
+def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:
+    """Raises UserError where the clips cannot train a part of one of the steps."""
+    names = {step.name for step in steps}
+    for part in run.config.parts:
+        if any(step.name in names for step in part.steps(run.config)):
+            part.check(run)
+
+
+def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
+    """Raises UserError where a batch cannot be split over the mesh, before anything is computed."""
+    names = {step.name for step in steps}
+    for part in config.parts:
+        if isinstance(part, TrainedPart) and part.name in names:
+            check_batch(part.batch_shapes(config), abstract_mesh(part.loop.mesh))
+
+
+def _summary(results: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, (int, float)) and not name.endswith("_per_sec"))

@@ -1,0 +1,200 @@
+"""The interface between `fit` and the parts of MusicLM: the codec, w2v-BERT, MuLan, the rerankers, the stages, the melody embedder.
+
+A part is a frozen dataclass in a file of its own. It yields *steps*; each step runs once and writes to a folder of its own. `fit` knows parts only
+through this interface: to add one, write a file and list it in `FitConfig.parts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from musiclm_jax import bundle
+from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
+from musiclm_jax.configs import MusicLMConfig
+from musiclm_jax.data.clips import ClipStore, refresh_index
+from musiclm_jax.data.folder import ClipFolder, read_folder
+from musiclm_jax.data.token_store import ClipTokens
+from musiclm_jax.errors import UserError
+from musiclm_jax.files import atomic_path
+from musiclm_jax.records import to_dict
+from musiclm_jax.specs import Stream
+
+WEIGHTS = "variables.safetensors"
+PREPARE = "prepare"
+# The aspects of the data that a step may read. Each has a digest, so that changed captions do not affect a step that reads waves and splits.
+WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
+
+
+@dataclasses.dataclass
+class Work:
+    """A running step: its folder, and the key of its training, with which checkpoints are stored."""
+
+    folder: Path
+    key: str
+    # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
+    lengths: list[list[int]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A unit of work, done once, whose outputs are files in a folder of its own."""
+
+    # Names the folder in the work folder, too, and the step on the command line.
+    name: str
+    title: str
+    # Writes the outputs into the folder and returns metrics.
+    run: Callable[[Run, Work], dict[str, Any]]
+    # Files, relative to its folder.
+    outputs: tuple[str, ...]
+    # All settings that decide the outputs, as JSON, except the length of a training.
+    settings: Any = None
+    # Steps whose outputs it reads.
+    needs: tuple[str, ...] = (PREPARE,)
+    # Aspects of the data that it reads.
+    reads: tuple[str, ...] = ()
+    # Length of a training; raising it continues the training. None: not a training.
+    num_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """A stream of tokens that a part provides to the stages."""
+
+    stream: Stream
+    # Steps that compute its tokens.
+    needs: tuple[str, ...]
+    # Returns the tokens of the clips, once those steps are done.
+    tokens: Callable[[Run], ClipTokens]
+    # Returns the codebooks, [Q, C, K]. None: the stream has no codebooks.
+    codebooks: Callable[[Run], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The base of all parts."""
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def steps(self, fit: FitConfig) -> tuple[Step, ...]:
+        """Its steps, in order."""
+        raise NotImplementedError
+
+    def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
+        """The token streams that the part provides."""
+        return ()
+
+    def check(self, run: Run) -> None:
+        """Raises UserError where the decoded data cannot train this part. Called before any training starts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """All settings of `fit` and `run_step`."""
+
+    # In the order in which they run. Parts from outside the package may be among them.
+    parts: tuple[Part, ...]
+    # The models of the bundle.
+    model: MusicLMConfig = MusicLMConfig()
+    # Clips are tokenized in windows of encode_sec seconds, of which the first encode_context_sec overlap the window before, as context.
+    encode_sec: float | int = 30.0
+    encode_context_sec: float | int = 5.0
+    encode_batch_size: int = 4
+    # Random seed of clustering and quantizers.
+    seed: int = 0
+
+    def __post_init__(self):
+        check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
+        if not self.encode_context_sec < self.encode_sec:
+            raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
+        names = [part.name for part in self.parts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"two parts are named {min(twice)!r}: give each its own name")
+        done: set[str] = set()
+        for step in self.steps.values():
+            if missing := [need for need in step.needs if need not in done]:
+                raise UserError(f"{step.name} needs {missing[0]}, which no earlier part makes: list the part that makes it first")
+            done.add(step.name)
+
+    def part(self, name: str) -> Part:
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
+
+    @functools.cached_property
+    def steps(self) -> dict[str, Step]:
+        """All steps by name, in order."""
+        return {step.name: step for part in self.parts for step in part.steps(self)}
+
+    @functools.cached_property
+    def streams(self) -> dict[str, TokenStream]:
+        """All token streams by name."""
+        return {each.stream.name: each for part in self.parts for each in part.streams(self)}
+
+    def steps_to(self, name: str) -> tuple[Step, ...]:
+        """A step and all steps that it depends on, in order. Raises UserError where there is no such step."""
+        if name not in self.steps:
+            raise UserError(f"step {name!r}: choose one of {', '.join(self.steps)}")
+        wanted = {name}
+        for step in reversed(self.steps.values()):
+            if step.name in wanted:
+                wanted |= set(step.needs)
+        return tuple(step for step in self.steps.values() if step.name in wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of `fit`: the config, the folders, and the outputs of earlier steps."""
+
+    config: FitConfig
+    data: Path
+    workdir: Path
+    # The config as the user wrote it, such as a gin file. Recorded in the folder of each step that runs.
+    config_text: str = ""
+
+    def folder(self, step: str) -> Path:
+        return self.workdir / step
+
+    @functools.cached_property
+    def clip_folder(self) -> ClipFolder:
+        """The clips of the data folder, with their metadata."""
+        return read_folder(self.data, hashes=self.workdir / "hashes.json")
+
+    @functools.cached_property
+    def clips(self) -> ClipStore:
+        """All decoded clips, with the current captions and splits."""
+        refresh_index(self.clip_folder, self.folder(PREPARE))
+        return ClipStore.open(self.folder(PREPARE))
+
+    def weights(self, step: str) -> dict[str, Any]:
+        """The weights that a step saved, on the device."""
+        return jax.device_put(bundle.read_arrays(self.folder(step) / WEIGHTS)[0])
+
+
+def deciding(value: Any) -> Any:
+    """A tree of dataclasses as JSON, without `remat`: rematerialization does not change results."""
+
+    def without(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: without(item) for name, item in tree.items() if name != "remat"}
+        return [without(item) for item in tree] if isinstance(tree, list) else tree
+
+    return without(to_dict(value))
+
+
+def save_weights(folder: Path, variables: Mapping[str, Any]) -> None:
+    bundle.write_arrays(folder / WEIGHTS, jax.device_get(variables))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)

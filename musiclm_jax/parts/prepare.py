@@ -1,0 +1,37 @@
+"""Decoding the clips, once for all parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from musiclm_jax.data.clips import prepare
+from musiclm_jax.data.pairs import renderings
+from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparePart(Part):
+    """Decodes the clips. The other parts read its output."""
+
+    @property
+    def name(self) -> str:
+        return PREPARE
+
+    def steps(self, fit: FitConfig) -> tuple[Step, ...]:
+        settings = {"sample_rate_hz": fit.model.audio.sample_rate_hz}
+        return (Step(PREPARE, "decoding the clips", _prepare, ("samples.npy", "clips.json"), settings, needs=(), reads=(WAVES,)),)
+
+
+def _prepare(run: Run, work: Work) -> dict[str, Any]:
+    store = prepare(run.clip_folder, work.folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
+    for warning in run.clip_folder.warnings:
+        print(f"{PREPARE}: {warning}", flush=True)
+    skipped = len(run.clip_folder.entries) - len(store.clips)
+    if skipped:
+        print(f"{PREPARE}: {skipped} clips cannot be used and are left out: see {work.folder / 'skipped.log'}", flush=True)
+    hours = sum(clip.length for clip in store.clips) / store.sample_rate_hz / 3600
+    captioned = sum(bool(clip.captions) for clip in store.clips)
+    results = {"clips": len(store.clips), "captioned": captioned, "held_out": len(store.split("test")), "skipped": skipped, "hours": round(hours, 3)}
+    tunes = {f"{split}_melodies": len(renderings(store, split)) for split in ("train", "test")}
+    return results | (tunes if any(tunes.values()) else {})

@@ -1,0 +1,137 @@
+"""Placement of arrays on devices: the mesh, the rules from logical to mesh axes, and the shardings of states and batches.
+
+Parameters carry logical axis names (`nn.with_logical_partitioning`); this is the only file that knows the axes of the mesh. A model runs unchanged on
+one device or many: XLA inserts the collectives (GSPMD, arXiv 2105.04663).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from musiclm_jax.checks import COUNT, SIZE, check_numbers
+from musiclm_jax.errors import UserError
+
+# A mesh axis splits one dimension of a parameter: `tensor` the wide ones (Megatron's layout), `fsdp` the model width (ZeRO-3).
+LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("kv", None),
+    ("conv", None),
+    ("layers", None),
+)
+MESH_AXES = ("data", "fsdp", "tensor")
+# A batch is split over these axes; devices along `tensor` share the computation of the same examples.
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh. The product of its three sizes is the number of devices."""
+
+    # Devices over which the batch is split. -1: the number of devices divided by the other two sizes.
+    data: int = -1
+    # Devices over which the batch, the parameters and the optimizer's state are split.
+    fsdp: int = 1
+    # Devices over which attention heads, feed-forward layers and vocabulary are split.
+    tensor: int = 1
+
+    def __post_init__(self):
+        check_numbers(self, data=(-1, SIZE[1]), fsdp=COUNT, tensor=COUNT)
+        if self.fsdp < 1 or self.tensor < 1 or (self.data < 1 and self.data != -1):
+            raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: choose sizes of 1 or more; data may also be -1")
+
+
+def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen)
+    """The mesh over all devices of all processes. Raises UserError where its sizes do not multiply to the number of devices."""
+    sizes = _mesh_sizes(config)
+    if math.prod(sizes) != len(jax.devices()):
+        raise _does_not_tile(config)
+    # Auto: XLA propagates shardings. (make_mesh's default, Explicit, refuses sharding constraints inside the models.)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without devices, for a dry run. Only data=-1 depends on the number of devices here."""
+    return AbstractMesh(_mesh_sizes(config), MESH_AXES)
+
+
+def _mesh_sizes(config: MeshConfig) -> tuple[int, int, int]:
+    """The sizes of MESH_AXES."""
+    if config.data != -1:
+        return config.data, config.fsdp, config.tensor
+    data, left = divmod(len(jax.devices()), config.fsdp * config.tensor)
+    if left or not data:
+        raise _does_not_tile(config)
+    return data, config.fsdp, config.tensor
+
+
+def _does_not_tile(config: MeshConfig) -> UserError:
+    sizes = f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
+    return UserError(
+        f"{sizes} does not tile the {len(jax.devices())} devices here: choose sizes with that product (a dry run accepts any sizes, if data is not -1)"
+    )
+
+
+def unbox(tree: Any) -> Any:
+    """The tree without flax's boxes, which carry logical axis names."""
+    return meta.unbox(tree)
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The shardings of a train state, as a tree with the structure of `unbox(abstract_state)`.
+
+    Boxed leaves follow LOGICAL_RULES. A leaf without a box is sharded like a parameter of the same shape whose path ends its own path, as do the
+    optimizer's moments; all other leaves are replicated. A dimension that its mesh axis does not divide is not split.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    named: dict[tuple[Any, ...], tuple[tuple[int, ...], PartitionSpec]] = {}
+    for path, leaf in leaves:
+        if isinstance(leaf, meta.AxisMetadata) and _names(path)[:1] == ("params",):
+            named[_names(path)[1:]] = (leaf.unbox().shape, leaf.get_partition_spec())
+
+    def sharding(path, leaf) -> NamedSharding:
+        shape = meta.unbox(leaf).shape
+        if isinstance(leaf, meta.AxisMetadata):
+            spec = leaf.get_partition_spec()
+        else:
+            names = _names(path)
+            matches = (named.get(names[i:]) for i in range(len(names)))
+            spec = next((match[1] for match in matches if match and match[0] == shape), PartitionSpec())
+        return NamedSharding(mesh, _fit(nn.logical_to_mesh(spec, LOGICAL_RULES), shape, mesh))
+
+    return jax.tree.unflatten(structure, [sharding(path, leaf) for path, leaf in leaves])
+
+
+def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    if len(spec) > len(shape):  # A factored moment has fewer dimensions than the parameter whose box it inherited.
+        return PartitionSpec()
+    divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
+    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts a batch on the devices, with its leading axis split over BATCH_AXES. Raises UserError where it does not split evenly."""
+    check_batch(batch, mesh)
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
+def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh) -> None:
+    """Raises UserError where the leading axis of an array (or ShapeDtypeStruct) does not split evenly over the mesh."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for name, array in batch.items():
+        if array.shape[0] % ways:
+            raise UserError(f"a batch of {array.shape[0]} ({name}) does not split over {ways} devices: choose a multiple of {ways} as batch_size")

@@ -1,0 +1,123 @@
+"""The real thing, on a few tiny clips: a bundle, though the training was killed on the way."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tiny_parts import read_metadata, write_clips, write_metadata
+
+import musiclm_jax
+from musiclm_jax.cli.gin_config import load_config
+from musiclm_jax.files import sha256_file
+from musiclm_jax.musiclm import MusicLM
+from musiclm_jax.parts.fit import fit, plan
+
+PROGRAM = """
+    import sys
+    from musiclm_jax.parts.fit import fit
+    from musiclm_jax.cli.gin_config import load_config
+
+    data, workdir, *runs = sys.argv[1:]
+    for bindings in runs:
+        print("RUN", flush=True)
+        fit(data, config=load_config("test", bindings=bindings.split()), workdir=workdir)
+"""
+
+
+def start(folder: Path, *runs: str) -> subprocess.Popen:
+    """`fit` in a process of its own: it is killed, and compiles with few optimizations, which would take longer than they save."""
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env = {**os.environ, **cache, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(musiclm_jax.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder / "data"), str(folder / "work"), *runs]
+    with (folder / "out").open("a") as out:
+        return subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
+    write_clips(tmp_path / "data", number=5)
+    process = start(tmp_path, "")
+    deadline = time.monotonic() + 1800
+    while not (tmp_path / "work" / "w2v_bert" / "checkpoints" / "2").exists():
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "out").read_text()[-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start(tmp_path, "", "", "FINE_STEPS=6")
+    assert process.wait(timeout=1800) == 0, (tmp_path / "out").read_text()[-3000:]
+    _, killed, resumed, again, longer = (tmp_path / "out").read_text().split("RUN\n")
+    assert "[2/14] codec: finished" in killed and "w2v_bert: finished" not in killed
+    assert "[2/14] codec: done" in resumed and "w2v_bert: training (continue)" in resumed and "[14/14] export: finished" in resumed
+    assert again.count(": done\n") == 14
+    assert longer.count(": done\n") == 12  # All but the two that changed.
+    assert "from step 4 to step 6" in longer and "[14/14] export: finished" in longer
+
+    # The bundle works, and its card says how it came about.
+    config = load_config("test", bindings=["FINE_STEPS=6"])
+    bundle = fit(tmp_path / "data", config=config, workdir=tmp_path / "work")
+    model = MusicLM.from_pretrained(bundle)
+    assert model.config == config.model
+    card = (bundle / "README.md").read_text()
+    assert all(word in card for word in ("5 clips", "| fine |", "| 6 |", "eval_mel_distance", "eval_bigram", "recall_chance", "text_perplexity_1"))
+    assert not re.search(r"minutes|seconds of training|20\d\d-\d\d", card)  # The same training gives the same card.
+    load = lambda step, kind: np.load(tmp_path / "work" / step / f"{kind}.npy")  # noqa: E731
+    semantic, acoustic, texts = load("semantic_tokens", "semantic"), load("acoustic_tokens", "acoustic"), load("rvq", "texts")
+    assert acoustic.shape == (2 * len(semantic), 3)
+    # Tokens of the store are what the bundle itself gives for the clip.
+    wave = soundfile.read(tmp_path / "data" / "0.wav", dtype="float32")[0][None]
+    np.testing.assert_array_equal(acoustic[:100], model.acoustic.encode(wave)[0])
+    np.testing.assert_array_equal(semantic[:50], model.semantic.encode(wave)[0])
+    np.testing.assert_array_equal(texts[:2], model.mulan.text_tokens(["a low tone", "noise"]))
+    # The rerankers started from MuLan, and went on.
+    for reranker in (model.reranker, model.semantic_reranker):
+        moved = np.abs(reranker.embed_text(["a low tone"]) - model.mulan.embed_text(["a low tone"])).max()
+        assert 0 < moved < 0.5
+    # A token that occurs in no clip has the mean spectrum of all; the others have their own.
+    spectra, used = model.semantic_reranker.variables["spectra"], np.unique(semantic)
+    assert spectra.shape == (7, model.config.mulan.mel.num_mels) and len(np.unique(spectra[used], axis=0)) == len(used) > 1
+
+    # What a changed setting or caption would redo, by the plan alone.
+    lines = read_metadata(tmp_path / "data")
+    todo = lambda *bindings: {  # noqa: E731
+        each.step.name
+        for each in plan(tmp_path / "data", config=load_config("test", bindings=["FINE_STEPS=6", *bindings]), workdir=tmp_path / "work")
+        if each.action != "done"
+    }
+    stages = {"semantic", "coarse", "fine", "export"}
+    from_mulan = {"mulan", "rvq", "reranker", "semantic_reranker", *stages} - {"fine"}  # The fine stage sees coarse codes alone.
+    from_w2v_bert = {"w2v_bert", "kmeans", "semantic_tokens", "semantic_reranker", *stages} - {"fine"}
+    assert todo() == set()
+    for binding, redone in {
+        "W2vBertPart.batch_size=4": from_w2v_bert,
+        "W2vBertPart.kmeans_sec=3": from_w2v_bert - {"w2v_bert"},
+        "W2V_BERT_STEPS=2": from_w2v_bert,
+        "CodecPart.crop_sec=0.8": {"codec", "acoustic_tokens", "reranker", "coarse", "fine", "export"},
+        "FitConfig.encode_sec=1.0": {"acoustic_tokens", "semantic_tokens", *stages},
+        "MuLanPart.condition_hop_sec=0.25": {"rvq", "semantic", "coarse", "export"},
+        "TEXT_MIX=(('short', 1.0),)": from_mulan,
+        "TEXT_SHARE=0.1": stages - {"fine"},  # Which reads no MuLan tokens.
+        "RERANKER_STEPS=5": {"reranker", "semantic_reranker", "export"},
+        "coarse/StageSpec.hop_sec=0.2": {"export"},  # Used in generation only.
+        "coarse/StageSpec.window_sec=0.8": {"coarse", "export"},
+        "coarse/StageSpec.prefix_dropout=0.2": {"coarse", "export"},
+        "fine/SamplingConfig.temperature=0.7": {"export"},
+        "ExportPart.dtype='float16'": {"export"},
+        "TrainConfig.log_every=1": set(),
+        "TrainConfig.save_every=1": set(),
+        "semantic/StageConfig.remat=True": {"export"},  # The same numbers by another way.
+    }.items():
+        assert todo(binding) == redone, binding
+    lines[0]["captions"].append("one more")
+    write_metadata(tmp_path / "data", lines)
+    assert todo() == from_mulan

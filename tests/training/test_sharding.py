@@ -1,0 +1,105 @@
+"""Shardings: rules, mirrors of parameters in the optimizer, and four devices that train as one does."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+from tiny_task import TinyTask
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.training import sharding
+
+PROGRAM = """
+    import json, sys, jax, numpy as np
+    from tiny_task import source, tiny
+    from musiclm_jax.training.sharding import MeshConfig
+    from musiclm_jax.training.loop import TrainConfig, train
+
+    mesh = MeshConfig(**json.loads(sys.argv[1]))
+    task = tiny(int(sys.argv[3]), schedule="constant")
+    state = train(task, source, workdir=sys.argv[2], config=TrainConfig(log_every=1, mesh=mesh), identity="tiny").state
+    up = state.params["up"]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == up.shape]
+    print("RESULT", json.dumps({
+        "up": np.asarray(up).tolist(),
+        "spec": [str(up.sharding.spec), *(str(x.sharding.spec) for x in moments)],
+        "shard": up.addressable_shards[0].data.shape,
+    }))
+"""
+
+
+SAMPLING = """
+    import json, jax, numpy as np, test_sampler as t
+    from musiclm_jax.generation.devices import row_mesh
+    from musiclm_jax.generation.sampler import SamplingConfig, sample_codes
+
+    decoder, _, params, prefix_ids = t.build_stage()
+    prompt = np.random.default_rng(3).integers(11, size=(2, 2, 2), dtype=np.int32)
+    options = {"num_steps": 6, "keys": t.keys_of(6, seed=1), "sampling": SamplingConfig(guidance=2.0)}
+    codes = [sample_codes(decoder, params, prefix_ids[:2], prompt=prompt, **options)]
+    codes.append(sample_codes(decoder, params, prefix_ids[np.arange(6) % 3], **options))
+    print("RESULT", json.dumps({"codes": [x.tolist() for x in codes], "devices": [row_mesh(rows).size for rows in (1, 2, 5, 6, 8)]}))
+"""
+
+
+def run_program(program, *args, devices):
+    tests = Path(__file__).parents[1]
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests / "generation"), str(tests.parent), env.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), *args], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.split("RESULT ")[1])
+
+
+def run(devices, workdir, mesh, *, steps=3):
+    result = run_program(PROGRAM, json.dumps(mesh), str(workdir), str(steps), devices=devices)
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return losses, result
+
+
+def test_four_devices_train_as_one_and_take_over_its_checkpoint(tmp_path):
+    losses, result = run(1, tmp_path / "one", {})
+    sharded, result4 = run(4, tmp_path / "four", {"fsdp": 2, "tensor": 2})
+    assert sharded == pytest.approx(losses, rel=1e-5)
+    assert sum(result4["up"], []) == pytest.approx(sum(result["up"], []), rel=1e-4, abs=1e-6)
+    # The parameter and both of its Adam moments lie in four pieces of [8 / 2, 12 / 2].
+    assert result4["spec"] == [str(PartitionSpec("fsdp", "tensor"))] * 3 and result4["shard"] == [4, 6]
+    # A run goes on with another number of devices.
+    on_four, _ = run(4, tmp_path / "one", {"data": 2, "fsdp": 2}, steps=5)
+    on_one, _ = run(1, tmp_path / "reference", {}, steps=5)
+    assert on_four == pytest.approx(on_one, rel=1e-5)
+
+
+def test_devices_sample_what_one_does():
+    one, four = run_program(SAMPLING, devices=1), run_program(SAMPLING, devices=4)
+    assert four["codes"] == one["codes"]
+    assert one["devices"] == [1] * 5 and four["devices"] == [1, 2, 1, 3, 4]
+
+
+def test_one_device_needs_nothing():
+    mesh = sharding.make_mesh()
+    assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1}
+    shapes = jax.eval_shape(TinyTask().init_state, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(sharding.unbox(shapes))
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    shapes = jax.eval_shape(TinyTask().init_state, jax.random.key(0))
+    specs = jax.tree.map(lambda x: x.spec, sharding.state_shardings(shapes, mesh))
+    assert specs.params == {"up": PartitionSpec("fsdp", "tensor"), "down": PartitionSpec("tensor", "fsdp"), "bias": PartitionSpec(None)}
+    assert specs.stats == {"mean": PartitionSpec()} and specs.step == PartitionSpec()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="does not tile the 1 devices"):
+        sharding.make_mesh(sharding.MeshConfig(fsdp=3))
+    with pytest.raises(UserError, match="tensor=0"):
+        sharding.MeshConfig(tensor=0)
