@@ -79,6 +79,23 @@ def dot_product_attention(
     return _weighted(dropout(_attention_weights(_products(query, key), bias, mask, scale)), value)
 
 
+def fused_causal_attention(
+    query: Float[Array, "B H T K"], key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], *, bias: Float[Array, "1 H T T"], scale: float
+) -> Float[Array, "B H T K"]:
+    """`dot_product_attention` under a causal mask by cuDNN's fused kernel (FlashAttention, arXiv 2205.14135), which never stores the weights [T, T].
+
+    For bfloat16 on NVIDIA GPUs; the gradient reaches the bias. bias: any value where the key lies ahead of the query.
+    """
+    length, dtype = query.shape[2], query.dtype
+    pad = -length % 8  # The kernel needs an even length. What is added lies ahead of all queries that are kept.
+    padded = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))).swapaxes(1, 2)  # noqa: E731
+    bias = jnp.pad(jnp.where(jnp.tril(jnp.ones((length, length), bool)), bias, 0), ((0, 0), (0, 0), (0, pad), (0, pad)))
+    out = jax.nn.dot_product_attention(
+        padded(query), padded(key), padded(value), bias=bias.astype(dtype), scale=scale, is_causal=True, implementation="cudnn"
+    )
+    return out[:, :length].swapaxes(1, 2)
+
+
 def cached_attention(
     query: Float[Array, "B H T K"],
     key: Float[Array, "B H T K"],
@@ -182,6 +199,8 @@ class SelfAttention(nn.Module):
     out_init_scale: float = 1.0
     # Of the attention weights when `train`, one draw for all queries of a head, as in T5.
     dropout: float = 0.0
+    # "xla", or "cudnn": `fused_causal_attention` where there is no cache; without mask and dropout.
+    kernel: str = "xla"
     # Longest period of the rotary positions, in positions. 0: none.
     rotary: float = 0.0
     # Values turn too, in pairs of widths with a period up to this, and the output turns back: what a head reads then says how far away it was.
@@ -218,7 +237,9 @@ class SelfAttention(nn.Module):
         if self.rotary_values:
             value = rotate(value, position, self.rotary, limit=self.rotary_values)
         dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
-        if cache is None or is_first(position):
+        if self.kernel == "cudnn" and cache is None:
+            out = fused_causal_attention(query, key, value, bias=bias, scale=scale)
+        elif cache is None or is_first(position):
             bias, mask = (x if x is None else x[..., : key.shape[2]] for x in (bias, mask))
             out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)
             cache = cache and cache.write(key, value, position)

@@ -50,6 +50,11 @@ class TransformerConfig:
     # Rotary periods, in tokens, up to which the values turn too: a head that adds up what it finds is told when that was, as a phase, and several
     # events at equal distances add up to a beat. The paper's: 0, none.
     rotary_values: float = 0.0
+    # How attention is computed in training: "xla", or "cudnn", a fused kernel for bfloat16 on NVIDIA GPUs that does not store the weights of attention,
+    # and so cannot drop any (`attention_dropout`).
+    attention_kernel: str = "xla"
+    # Of attention weights. None: as `dropout`.
+    attention_dropout: float | None = None
     # Recompute each layer in the backward pass: memory for about a third more time.
     remat: bool = False
     # Of activations and cache: "float32" or "bfloat16". Parameters, softmax, norms and logits stay float32.
@@ -139,7 +144,8 @@ class Block(nn.Module):
             cfg.head_dim,
             use_bias=False,
             logit_scale=1.0,
-            dropout=cfg.dropout,
+            dropout=cfg.dropout if cfg.attention_dropout is None else cfg.attention_dropout,
+            kernel=cfg.attention_kernel,
             rotary=cfg.rotary,
             rotary_values=cfg.rotary_values,
             dtype=dtype,
