@@ -1,6 +1,7 @@
-"""How far could perfect stages go? Adherence of real held-out clips after the codec: `python benchmarks/adherence_limits.py CORPUS [BUNDLE]`.
+"""The adherence that perfect stages would reach: `python benchmarks/adherence_limits.py CORPUS [BUNDLE]`.
 
-With all levels of codes, and with those of the coarse stage alone. What the codec loses no stage can bring back.
+Measures the adherence of real held-out clips after the codec, with the levels of the coarse stage alone and with all levels. What the codec loses, no
+stage can restore. Prints the report of `musiclm evaluate adherence` for each.
 """
 
 import sys
@@ -17,7 +18,7 @@ NUM_CAPTIONS, SECONDS, SEED = 100, 10.0, 0
 
 
 class PerfectStages:
-    """A generator that "finds" the codes of the very clip that a caption describes."""
+    """A stand-in for MusicLM, whose `generate` returns the decoded codes of the clip that the caption belongs to."""
 
     def __init__(self, model: MusicLM, data: Path, num_levels: int):
         prompts = choose_prompts(with_ground_truth(read_clips(data)), num_captions=NUM_CAPTIONS, rng=np.random.default_rng([SEED, 0]))

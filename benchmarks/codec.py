@@ -1,17 +1,16 @@
-"""How fast is our SoundStream beside EnCodec? `taskset -c 1 python benchmarks/codec.py [SECONDS] [REPEATS] [TRAIN_BATCH]`.
+"""The speed of our SoundStream compared with EnCodec: `taskset -c 1 python benchmarks/codec.py [SECONDS] [REPEATS] [TRAIN_BATCH]`.
 
-Both have random weights (the time does not depend on them), 24 kHz, 6 kbps, float32 and one thread: ours at `--size base`, EnCodec as
-transformers builds it from `EncodecConfig()`, in PyTorch, run eagerly, its weight norm folded into the kernels where nothing is trained.
+Both have random weights (the time does not depend on them), 24 kHz, 6 kbps, float32 and one thread. Ours has the size `base`. EnCodec is that of
+transformers with `EncodecConfig()`, in eager PyTorch; its weight norm is folded into the kernels for encoding and decoding.
 
-encode  wave -> codes, quantizer included: 1 x SECONDS.
-decode  codes -> wave.
-train   forward and backward of wave -> encoder -> quantizer, straight through -> decoder -> mean |difference|: TRAIN_BATCH x 1 s. No optimizer,
-        no codebook statistics. Under it, on its own, the whole adversarial step of `SoundStreamTask`, which has no counterpart.
+encode  wave -> codes, with the quantizer: 1 x SECONDS.
+decode  codes -> wave: 1 x SECONDS.
+train   forward and backward pass of wave -> encoder -> quantizer, straight-through -> decoder -> mean |difference|: TRAIN_BATCH x 1 s, without optimizer
+        and codebook statistics. The last row is the whole adversarial step of `SoundStreamTask`, for which EnCodec's code has no counterpart.
 
-FLOPs are counted by one rule, two for each multiplication: of convolutions, LSTMs and distances to codes, zeros between the samples of a
-transposed convolution not counted; a gradient costs two forward passes. Activations, sums of biases and copies count nothing.
-Times are CPU seconds of the process, so that others' work on the core does not count as ours. They are taken in turns, and the ratio is the median of
-those of each turn.
+FLOPs of both are counted by the same rule, two per multiplication, of convolutions, LSTMs and distances to codes. Zeros between the samples of a transposed
+convolution are not counted, nor are activations, biases and copies. A backward pass counts as two forward passes.
+Times are CPU seconds of the process, so that other processes on the core do not count. The two codecs alternate; the ratio is the median over these turns.
 """
 
 import os
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before JAX is imported.
+# Set before JAX is imported, which reads it.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 import flax.linen as nn
@@ -38,12 +37,12 @@ from musiclm_jax.tasks.soundstream import SoundStreamTask
 from musiclm_jax.training.cost import count_flops
 
 SAMPLE_RATE_HZ, BANDWIDTH_KBPS = 24_000, 6.0
-# A call, and the floating-point operations that it takes.
+# (a function to time, its floating-point operations).
 Run = tuple[Callable[[], object], float]
 
 
 def ours(wave: np.ndarray, crops: np.ndarray) -> dict[str, Run]:
-    """SoundStream on wave [1, N], and its training on crops [B, n]."""
+    """Encoding and decoding of wave [1, N] with our SoundStream, and its training on crops [B, n]."""
     config = SoundStreamConfig()
     model = SoundStream(config)
     params = random_weights(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config.frame_samples))))["params"]
@@ -71,10 +70,10 @@ def ours(wave: np.ndarray, crops: np.ndarray) -> dict[str, Run]:
 
 
 def our_whole_step(crops: np.ndarray) -> Run:
-    """A training step of generator and discriminators with all losses, codebooks and optimizers. Its FLOPs are by `count_flops`."""
+    """A training step of generator and discriminators, with all losses, codebooks and optimizers."""
     task = SoundStreamTask(SoundStreamConfig(), sample_rate_hz=SAMPLE_RATE_HZ)
     shapes = nn.meta.unbox(jax.eval_shape(task.init_state, jax.random.key(0)))
-    # Ones: after the first step, and its k-means.
+    # A state of ones is one after the first step, which runs k-means.
     state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes).replace(params=random_weights(shapes.params))
     args = state, {"wave": jnp.asarray(crops)}, jax.random.key(1)
     step = jax.jit(task.train_step)
@@ -82,13 +81,13 @@ def our_whole_step(crops: np.ndarray) -> Run:
 
 
 def random_weights(shapes: Any) -> Any:
-    """Kernels [..., D, F] and biases [F] of those shapes, about 1 per output: compiling the initializers takes longer than all else here."""
+    """Random kernels [..., D, F] and biases [F], scaled to outputs of about 1. The models' own initializers take too long to compile."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * max(1, np.prod(x.shape[:-1])) ** -0.5, x.dtype), nn.meta.unbox(shapes))
 
 
 def encodec(wave: np.ndarray, crops: np.ndarray) -> dict[str, Run]:
-    """The same of EnCodec."""
+    """Encoding and decoding of wave [1, N] with EnCodec, and its training on crops [B, n]."""
     torch.manual_seed(0)
     trained, frozen = (transformers.EncodecModel(transformers.EncodecConfig()) for _ in range(2))
     for model in (trained, frozen):
@@ -126,7 +125,7 @@ def encodec(wave: np.ndarray, crops: np.ndarray) -> dict[str, Run]:
 
 
 def layer_flops(model: torch.nn.Module, call: Callable[[], object]) -> float:
-    """Of the forward pass of the convolutions and LSTMs that `call` runs."""
+    """The FLOPs of the convolutions and LSTMs of `model` in the forward pass that `call` runs."""
     total = 0
 
     def count(module, inputs, output):
@@ -148,7 +147,7 @@ def layer_flops(model: torch.nn.Module, call: Callable[[], object]) -> float:
 
 
 def distance_flops(model: transformers.EncodecModel, samples: int) -> float:
-    """Of the products of every frame with every code."""
+    """The FLOPs of the products of every frame with every code, for `samples` samples."""
     config, frames = model.config, samples / model.config.hop_length
     return 2 * frames * model.quantizer.get_num_quantizers_for_bandwidth(BANDWIDTH_KBPS) * config.codebook_size * config.codebook_dim
 
@@ -160,7 +159,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def columns(length: float, spent: float, flops: float) -> str:
-    """Of `length` seconds of audio in `spent` seconds: how many times faster than it sounds, GFLOP per second of audio, GFLOP/s."""
+    """Columns for `length` seconds of audio in `spent` seconds: times faster than real time, GFLOP per second of audio, GFLOP/s."""
     return f"{length / spent:.2f}x | {flops / length / 1e9:.2f} | {flops / spent / 1e9:.0f}"
 
 
@@ -179,7 +178,7 @@ def main(seconds: float = 10.0, repeats: int = 11, train_batch: int = 4) -> None
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, audio in {"encode": (1, seconds), "decode": (1, seconds), "train": (train_batch, 1.0)}.items():
         (call, flops), (their_call, their_flops) = us[name], them[name]
-        call(), their_call()  # Compiles, and warms the caches.
+        call(), their_call()  # The first calls compile and fill the caches.
         turns = [(cpu_seconds(call), cpu_seconds(their_call)) for _ in range(repeats)]
         time_ours, time_theirs = (statistics.median(times) for times in zip(*turns, strict=True))
         faster, length = statistics.median(theirs / one for one, theirs in turns), audio[0] * audio[1]

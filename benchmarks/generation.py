@@ -1,11 +1,12 @@
-"""How long does a clip take, and what do devices and shared caches save? `python benchmarks/generation.py [SECONDS] [TURNS]`, with the packaged model.
+"""The time of generation with the packaged model, and what devices and shared caches save: `python benchmarks/generation.py [SECONDS] [TURNS]`.
 
-generate  one clip, as `musiclm generate` makes it: each CPU core is a device, over which rows are split, beside one device, whose products alone XLA splits
-          over cores.
-drafts    the last round of semantic drafts. What several drafts continue is kept and read once for all of them (`KVCache.branch`), beside a copy for each.
-prompts   one clip for each of four prompts, beside one clip: the ratio is how many clips four prompts cost.
+generate  one clip, as `musiclm generate` generates it, with each CPU core as a device over which rows are split; compared with one device, where XLA splits
+          each matrix product over cores.
+drafts    the last round of semantic drafts, where the drafts that continue the same tokens share one cache of them (`KVCache.branch`); compared with a copy
+          of the cache for each draft.
+prompts   one clip; compared with one clip for each of four prompts. The ratio is the cost of four prompts in clips.
 
-Times are wall-clock seconds of runs in turns, without compilation and loading; the ratio is the median of those of each turn.
+Times are wall-clock seconds without loading and compilation. The runs alternate; the ratio is the median over these turns.
 """
 
 import statistics
@@ -53,7 +54,7 @@ def main(seconds: float = 10.0, turns: int = 5) -> None:
 
 
 def compare(name: str, other: str, run: Callable[[], object], run_other: Callable[[], object], turns: int) -> None:
-    for each in (run, run_other):  # compiles
+    for each in (run, run_other):  # The first call compiles.
         each()
     times = [(clock(run), clock(run_other)) for _ in range(turns)]
     ours, others = (statistics.median(each) for each in zip(*times, strict=True))

@@ -1,9 +1,9 @@
-"""Do the stages need to know the time? `python benchmarks/time_bias.py CORPUS [BUNDLE] [STAGE] [STEPS] [SEEDS]`.
+"""The effect of a bias by time on the loss of a stage: `python benchmarks/time_bias.py CORPUS [BUNDLE] [STAGE] [STEPS] [SEEDS]`.
 
-T5's relative positions count tokens, and distances beyond 128 share one bucket. In the coarse stage's window of 10 s, frame f and the semantic token
-f // 2 of the same moment are always further apart than that, and so are, in the fine stage's 3 s, the coarse and the fine codes of a frame. Trains stages
-of a small size on windows of the bundle's tokens, without `StageConfig.time_bias` and with it, from the same seeds and on the same batches, and prints
-nats per token of held-out windows, in all and by level. docs/sizes.md has what came out.
+T5's relative positions count tokens, and distances beyond 128 share one bucket. In the coarse stage's window of 10 s, frame f and the semantic token f // 2
+of the same time are always further apart than that; so are, in the fine stage's window of 3 s, the coarse and the fine codes of a frame. This trains small
+stages on windows of the bundle's tokens, without and with `StageConfig.time_bias`, from the same seeds and on the same batches. It prints nats per token
+of held-out windows, in all and for each level. docs/sizes.md has the results.
 """
 
 import sys
@@ -18,13 +18,13 @@ from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
 from musiclm_jax.training.optim import OptimizerConfig
 
-SIZE = dict(dim=128, num_layers=3, num_heads=2, mlp_dim=512, dropout=0.0)  # The rest is the paper's.
+SIZE = dict(dim=128, num_layers=3, num_heads=2, mlp_dim=512, dropout=0.0)  # All other fields are the paper's.
 RECIPE = StageRecipe(optimizer=OptimizerConfig(learning_rate=1.5e-3, schedule="constant", warmup_steps=50))
 CROP_SEC, STARTS_SEC, BATCH, EVALUATIONS = {"coarse": 10, "fine": 3}, (0, 5, 10, 15, 20), 2, 4
 
 
 def tokenize(model: MusicLM, data: Path, split: str, seconds: int) -> dict[str, np.ndarray]:
-    """The streams of all windows of a split, in one order, with the tokens of the audio for MuLan's."""
+    """The token streams of all windows of a split, clip by clip. The MuLan tokens are those of the audio."""
     rate, windows = model.config.audio.sample_rate_hz, []
     for clip in read_clips(data).entries:
         if clip.split == split:
@@ -35,7 +35,7 @@ def tokenize(model: MusicLM, data: Path, split: str, seconds: int) -> dict[str, 
 
 
 def measure(task: StageTask, train: dict, held_out: dict, *, steps: int, seed: int):
-    """Yields (step, loss of held-out windows, the same by level)."""
+    """Trains a stage. Yields (step, [loss of held-out windows, loss of each level]) every steps / EVALUATIONS steps."""
     train_step, eval_step = jax.jit(task.train_step, donate_argnums=0), jax.jit(task.eval_step)
     state = jax.tree.map(jax.numpy.array, task.init_state(jax.random.key(seed)))
     for step in range(1, steps + 1):

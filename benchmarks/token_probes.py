@@ -1,8 +1,8 @@
-"""What do the tokens know of a caption? `python benchmarks/token_probes.py CORPUS [BUNDLE]`.
+"""How much of a caption its tokens contain: `python benchmarks/token_probes.py CORPUS [BUNDLE]`.
 
-Linear probes, fitted on training clips and asked about held-out ones, for lead instrument, drums, mode and tempo: on the MuLan tokens of a
-caption, and on 10 s of semantic tokens, those of real clips and those that the semantic stage writes for their captions. Beside each figure stands
-chance: the same answers against the captions of other clips. What a stage is not told, or does not write, nothing behind it can bring back.
+Fits linear probes on training clips and evaluates them on held-out clips, for lead instrument, drums, mode and tempo. Their inputs are the MuLan tokens of a
+caption, 10 s of semantic tokens of real clips, and 10 s of semantic tokens that the semantic stage generates for their captions. Each accuracy is printed
+with its chance level, the accuracy of the same predictions for the captions of other clips. What the tokens do not contain, no later stage can restore.
 """
 
 import sys
@@ -23,7 +23,7 @@ ATTRIBUTES = ("instrument", "drums", "mode", "tempo")
 
 
 def semantic_features(tokens: np.ndarray, num_codes: int) -> np.ndarray:
-    """How often each token occurs, how often tokens change, and at which lags changes recur, up to 3 s."""
+    """Features of a sequence of semantic tokens: frequency of each token, rate of changes, and autocorrelation of changes up to 3 s."""
     changes = (tokens[1:] != tokens[:-1]).astype(float)
     centred = changes - changes.mean()
     recurrence = np.correlate(centred, centred, "full")[len(centred) - 1 :][:80]
@@ -35,7 +35,7 @@ def one_hot(tokens: np.ndarray, num_codes: int) -> np.ndarray:
 
 
 def probe(features: np.ndarray, clips: list, names: list, penalty: float):
-    """One classifier per attribute, on the rows whose caption names it."""
+    """Fits one classifier for each attribute, on the rows whose caption names it. penalty: the inverse regularization strength."""
     fitted = {}
     for attribute in ATTRIBUTES:
         rows = [i for i, named in enumerate(names) if attribute in named]
@@ -64,7 +64,7 @@ def main(data: Path, bundle: str = "demo") -> None:
     by_name = {clip.file_name: clip for clip in every}
     prompts = choose_prompts(every, num_captions=NUM_CAPTIONS, rng=np.random.default_rng([0, 0]))
     held_out, named = [by_name[prompt.file_name] for prompt in prompts], [prompt.named for prompt in prompts]
-    print(f"{'right (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
+    print(f"{'accuracy (chance)':34}" + "".join(f"{attribute:>15}" for attribute in ATTRIBUTES))
 
     pairs = [(clip, caption) for clip in train for caption in clip.captions]
     mulan = lambda captions: one_hot(model.mulan.text_tokens(captions), config.mulan.num_codes)  # noqa: E731

@@ -1,7 +1,8 @@
-"""Is a fit that was killed at random moments the fit that nobody touched? `python checks/kill_fit.py [KILLS] [SEED]`.
+"""Checks that a fit which is killed at random times gives the same result as an undisturbed one: `python checks/kill_fit.py [KILLS] [SEED]`.
 
-Fits `--size test` on twelve clips twice: once undisturbed, once killed KILLS times (20) at random moments, by SIGKILL and SIGTERM in turns, and called again
-each time. Then every file of the two bundles must be the same bytes, and the two work folders must hold the same files: nothing stray is left.
+Runs a fit of `--size test` on twelve clips twice: once undisturbed, and once killed KILLS times (default 20) at random times, by SIGKILL and SIGTERM in
+turns, and restarted each time. Then all files of the two bundles must have the same bytes, and the two work folders must contain the same files. The exit
+status is 1 if they differ, or if the fit ends before the last kill.
 """
 
 import os
@@ -18,7 +19,7 @@ import soundfile
 
 from musiclm_jax.records import sha256_file
 
-# Files whose content says when, not what.
+# Files that contain times, and so differ between runs.
 TIMED = ("metrics.jsonl", "done.json", "step.json", "hashes.json", "checkpoint.json")
 
 
@@ -38,7 +39,7 @@ def start(folder: Path, work: str, log: Path) -> subprocess.Popen:
 
 
 def where(work: Path) -> str:
-    """The step that was at work: the last folder that was begun."""
+    """The name of the step that was running."""
     begun = [path for path in work.glob("*/step.json") if not (path.parent / "done.json").exists()]
     return begun[0].parent.name if begun else "between steps"
 
@@ -50,14 +51,14 @@ def listing(folder: Path) -> set[str]:
 def main(kills: int = 20, seed: int = 0) -> None:
     rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="kill_fit-"))
     write_clips(folder / "clips")
-    for work in ("warm", "whole"):  # The first one fills the cache of compiled programs.
+    for work in ("warm", "whole"):  # The first fit fills the cache of compiled programs.
         began = time.monotonic()
         assert start(folder, work, folder / f"{work}.log").wait() == 0, (folder / f"{work}.log").read_text()[-2000:]
         print(f"{work}: undisturbed in {time.monotonic() - began:.0f} s", flush=True)
     done = 0
     while True:
         process = start(folder, "killed", folder / "killed.log")
-        # Starting takes some seconds; a kill before that is one too, now and then.
+        # Starting takes some seconds; one kill in ten comes during the start.
         delay = rng.uniform(0, 4) if rng.random() < 0.1 else rng.uniform(4, 14)
         try:
             status = process.wait(timeout=delay if done < kills else 3600)
@@ -71,7 +72,7 @@ def main(kills: int = 20, seed: int = 0) -> None:
             done += 1
             print(f"kill {done}: {number.name} after {delay:.1f} s, at {where(folder / 'killed')}", flush=True)
     if done < kills:
-        print(f"it was through after {done} kills; choose another seed for more")
+        print(f"the fit ended after {done} kills; choose another seed for more")
     whole, killed = folder / "whole", folder / "killed"
     different = [name for name in sorted(listing(whole) & listing(killed)) if Path(name).name not in TIMED and "/checkpoints/" not in f"/{name}"]
     different = [name for name in different if sha256_file(whole / name) != sha256_file(killed / name)]
@@ -79,7 +80,7 @@ def main(kills: int = 20, seed: int = 0) -> None:
     print(f"bundles: {len(bundles[0])} files, {'the same bytes' if bundles[0] == bundles[1] else 'DIFFERENT'}")
     print(f"other files that differ: {different or 'none'}")
     stray, lost = sorted(listing(killed) - listing(whole)), sorted(listing(whole) - listing(killed))
-    print(f"only in the killed one: {stray}; only in the other: {lost}")
+    print(f"files only in the killed fit: {stray}; only in the undisturbed one: {lost}")
     sys.exit(not (bundles[0] == bundles[1] and not different and listing(whole) == listing(killed) and done >= kills))
 
 

@@ -1,8 +1,8 @@
-"""Does a fit redo exactly what its plan said, and lose nothing? `python checks/redo.py [COMBINATIONS] [SEED]`.
+"""Checks that a fit redoes exactly the steps of its plan, and deletes no result: `python checks/redo.py [COMBINATIONS] [SEED]`.
 
-Fits `--size test` on six clips, then COMBINATIONS (20) times: a copy of its data and of its work folder, one to three random changes of settings and of
-data, the plan, the fit. What ran must be what the plan printed; whatever was there before must still be there, in place or in `superseded`; and the plan
-of what follows must be empty.
+Runs a fit of `--size test` on six clips. Then it copies data and work folder COMBINATIONS times (default 20), makes one to three random changes of settings
+and of data in each copy, and runs plan and fit. The steps that run must be those of the plan; all former results must still exist, in place or in
+`superseded`; and a plan after the fit must be empty.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def lines_of(data: Path) -> list[dict]:
 
 
 def edit(change: Callable[[list[dict]], object]) -> Callable[[Path], None]:
-    """A change of the lines of metadata.jsonl."""
+    """Makes a change of the data folder from a change of the lines of metadata.jsonl."""
 
     def apply(data: Path) -> None:
         lines = lines_of(data)
@@ -99,7 +99,7 @@ def write_clips(data: Path) -> None:
 
 
 def outputs(work: Path) -> dict[str, list[str]]:
-    """{hash: files} of everything that a finished step made."""
+    """The outputs of all finished steps, as {hash: files}."""
     found: dict[str, list[str]] = {}
     for done in work.rglob("done.json"):
         for name in json.loads(done.read_text())["outputs"]:
@@ -136,7 +136,7 @@ def main(combinations: int = 20, seed: int = 0) -> None:
             fit(changed_data, config=config, workdir=changed_work)
         ran = re.findall(r"^\[\d+/\d+\] (\w+): finished", out.getvalue(), re.MULTILINE)
         after = outputs(changed_work)
-        # What a longer training made takes the place of what the shorter one did.
+        # A training that is extended replaces its own outputs.
         lost = sorted(file for sha in before.keys() - after.keys() for file in before[sha] if file.split("/")[0] not in longer)
         left = [each.step.name for each in plan(changed_data, config=config, workdir=changed_work) if not each.is_done]
         right = ran == todo and not lost and not left

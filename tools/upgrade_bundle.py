@@ -1,6 +1,6 @@
-"""Rewrites a bundle of format 1, from before the first release, as one of today's format: `python tools/upgrade_bundle.py OLD NEW`.
+"""Converts a bundle of format 1, from before the first release, to the current format: `python tools/upgrade_bundle.py OLD NEW`.
 
-The weights are the same bits; only their files and config.json have other names. OLD is left as it is.
+The weights are copied bit by bit; the names of files and the fields of config.json change. OLD is not changed.
 """
 
 import hashlib
@@ -17,26 +17,27 @@ from musiclm_jax.musiclm import MusicLM
 
 
 def upgrade(old: Path, new: Path) -> None:
+    """Writes the bundle `old`, of format 1, in the current format to `new`. Exits with a message where `old` has another format or is damaged."""
     document = json.loads((old / "config.json").read_text(encoding="utf-8"))
     if document["format"] != 1:
-        sys.exit(f"{old}: bundle format {document['format']}, expected 1")
+        sys.exit(f"{old}: bundle format {document['format']}, expected 1: name a bundle from before the first release")
     config = MusicLMConfig.from_dict(upgraded_config(document["model"]))
     models = {}
     for name, file in document["files"].items():
         blob = (old / name).read_bytes()
         if hashlib.sha256(blob).hexdigest() != file["sha256"]:
-            sys.exit(f"{old / name}: its contents do not match the sha256 in config.json")
+            sys.exit(f"{old / name}: its contents do not match the sha256 in config.json: restore the file from a copy")
         models[name.removesuffix(".safetensors").replace("soundstream", "codec")] = bundle.unflatten(safetensors.numpy.load(blob))
     with safetensors.safe_open(old / "mulan.safetensors", framework="numpy") as file:
         text = TextTokenizer.from_json(file.metadata()["vocabulary"])
-    # The rerankers were parts of MuLan's file.
+    # In format 1 the rerankers are in MuLan's file.
     models |= {name: models["mulan"].pop(name) for name in RERANKERS if name in models["mulan"]}
     dtype = models["codec"]["quantizer"]["codebooks"].dtype.name
     MusicLM(config, models, text).save_pretrained(new, dtype=dtype, card=(old / "README.md").read_text(encoding="utf-8"))
 
 
 def upgraded_config(model: dict) -> dict:
-    """The config of format 1 in the fields of today's."""
+    """Converts the config of format 1 to the fields of MusicLMConfig."""
     codec, mulan = dict(model["soundstream"]), dict(model["mulan"])
     codec["kind"] = "soundstream" if "strides" in codec else "spectral"
     tower = mulan["audio"]
@@ -58,7 +59,7 @@ def upgraded_config(model: dict) -> dict:
             "window_sec": windows[f"{name}_window_sec"],
             "hop_sec": windows.get(f"{name}_hop_sec", windows[f"{name}_window_sec"]),
             "max_windows": windows["max_fine_batch"],
-            # Format 1 did not say it; a stage that is guided by default was trained for it.
+            # Format 1 does not record prefix_dropout. A stage with guidance by default was trained for it.
             "prefix_dropout": 0.1 if model[f"{name}_sampling"]["guidance"] != 1 else 0.0,
             "sampling": model[f"{name}_sampling"],
         }

@@ -10,9 +10,9 @@ from musiclm_jax.cli.options import Place, use_compilation_cache
 @click.command(short_help="Copies the bundle of a finished fit.")
 @click.argument("source", metavar="WORKDIR", type=Place())
 @click.argument("out", metavar="FOLDER", type=Place())
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="float16 halves the size.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Stored dtype; float16 halves the size.")
 def export(source, out, dtype) -> None:
-    """Copies the bundle of a finished `fit` in WORKDIR to FOLDER, to keep or to pass on. WORKDIR may also be a bundle."""
+    """Copies the bundle that a finished `fit` left in WORKDIR to FOLDER, with the chosen dtype. WORKDIR may also be a bundle."""
     from musiclm_jax import bundle
     from musiclm_jax.musiclm import MusicLM
 
@@ -27,7 +27,7 @@ def export(source, out, dtype) -> None:
 @click.command(short_help="Describes a bundle and checks it.")
 @click.argument("model", type=Place(), default="demo")
 def info(model) -> None:
-    """Describes a bundle, and checks that all of it is there and whole. MODEL: its folder, or 'demo'."""
+    """Describes a bundle, and checks that its files are complete and undamaged. MODEL: its folder, or 'demo'."""
     use_compilation_cache()
     from musiclm_jax.pretrained import describe
 

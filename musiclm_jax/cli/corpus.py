@@ -12,7 +12,7 @@ from musiclm_jax.cli.options import Place, seed_option
 @click.command(short_help="Renders a corpus of captioned clips.")
 @click.argument("directory", metavar="DIR", type=Place())
 @click.option("--clips", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
-@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="The same melody by other instruments, so often for each clip.")
+@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="Variants of each clip: its melody with other instruments.")
 @seed_option
 @click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
 def corpus(directory, clips, variants, seed, workers) -> None:
@@ -31,4 +31,4 @@ def corpus(directory, clips, variants, seed, workers) -> None:
         line.clear()
     click.echo(f"{directory}: {total} clips, {total / 120:.1f} hours")
     if unlisted:
-        click.echo(f"{len(unlisted)} clips of an earlier call are listed no more, such as {unlisted[0]}; they stay for a later call that asks for more")
+        click.echo(f"{len(unlisted)} clips of an earlier call are no longer listed, such as {unlisted[0]}; a later call for more clips lists them again")

@@ -9,13 +9,13 @@ import click
 from musiclm_jax.cli.options import Place, Seconds, model_option, seed_option, use_compilation_cache
 
 clips_argument = click.argument("directory", metavar="DIR", type=Place())
-clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Of each clip, from its start.")
+clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Length measured, from each clip's start.")
 _say = functools.partial(click.echo, err=True)
 
 
-@click.group(short_help="Measures a model.")
+@click.group(short_help="Evaluates a model.")
 def evaluate() -> None:
-    """Measures a model."""
+    """Evaluates a model."""
 
 
 @evaluate.command()
@@ -23,11 +23,11 @@ def evaluate() -> None:
 @click.option("--captions", type=int, default=100, show_default=True, help="Held-out captions, one clip each.")
 @click.option("--seconds", type=Seconds(2, 300), default=10.0, show_default=True, help="Length of the clips.")
 @seed_option
-@click.option("--batch-size", type=click.IntRange(min=1), default=10, show_default=True, help="Clips made together.")
-@click.option("--out", type=Place(), help="Folder for adherence.json and the clips; without it nothing is kept.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=10, show_default=True, help="Clips generated in one batch.")
+@click.option("--out", type=Place(), help="Folder for adherence.json and the clips; without it none are written.")
 @model_option
 def adherence(directory, captions, seconds, seed, batch_size, out, model) -> None:
-    """Does the music have the instrument, drums, mode and tempo that the caption names?
+    """Measures how often the music has the instrument, drums, mode and tempo that its caption names.
 
     DIR is a corpus made by `musiclm corpus`; its held-out captions are the prompts.
     """
@@ -47,9 +47,9 @@ def adherence(directory, captions, seconds, seed, batch_size, out, model) -> Non
 @clip_seconds_option
 @model_option
 def codec(directory, clips, seconds, model) -> None:
-    """How close to the original is a clip after the codec's encoder and decoder?
+    """Measures how close clips are to the originals after the codec's encoder and decoder.
 
-    DIR is a folder of clips, as for `musiclm fit`; the held-out ones are coded.
+    DIR is a folder of clips, as for `musiclm fit`; the held-out clips are encoded.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.codec import evaluate_codec, format_codec_report
@@ -63,12 +63,12 @@ def codec(directory, clips, seconds, model) -> None:
 @clips_argument
 @click.option("--clips", type=int, show_default="all", help="Held-out clips.")
 @clip_seconds_option
-@click.option("--fit-clips", type=int, default=334, show_default=True, help="Training clips for the reference, k-means of log-mel frames.")
+@click.option("--fit-clips", type=int, default=334, show_default=True, help="Training clips for the baseline, k-means of log-mel frames.")
 @model_option
 def semantic(directory, clips, seconds, fit_clips, model) -> None:
-    """Do semantic tokens tell instruments apart, and does a note get the same token again?
+    """Measures whether semantic tokens distinguish instruments, and whether a repeated note gets the same token.
 
-    DIR is a folder of clips, as for `musiclm fit`; the held-out ones are coded. What needs ground truth is left out where there is none.
+    DIR is a folder of clips, as for `musiclm fit`; the held-out clips are encoded. Measures that need ground truth are left out where there is none.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.semantic import evaluate_semantic, format_semantic_report
@@ -86,9 +86,10 @@ def semantic(directory, clips, seconds, fit_clips, model) -> None:
 @seed_option
 @model_option
 def mulan(directory, clips, seconds, seed, model) -> None:
-    """Does MuLan find the clip of a caption, and the caption of a clip? And does it know instruments, drums, mode and tempo?
+    """Measures whether MuLan retrieves the clip of a caption and the caption of a clip, and classifies instruments, drums, mode and tempo.
 
-    DIR is a folder of captioned clips, as for `musiclm fit`; the held-out ones are embedded. What needs ground truth is left out where there is none.
+    DIR is a folder of captioned clips, as for `musiclm fit`; the held-out clips are embedded. Measures that need ground truth are left out where there is
+    none.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.mulan import evaluate_mulan, format_mulan_report
@@ -101,9 +102,9 @@ def mulan(directory, clips, seconds, seed, model) -> None:
 @evaluate.command()
 @click.argument("workdir", metavar="WORKDIR", type=Place())
 def melody(workdir) -> None:
-    """Does the melody embedder find a tune again that another instrument plays?
+    """Measures whether the melody embedder retrieves a melody that another instrument plays.
 
-    WORKDIR is that of `musiclm train melody`; the tunes are those that it held out.
+    WORKDIR is that of `musiclm train melody`; the melodies are those held out in training.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report

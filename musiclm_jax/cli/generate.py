@@ -9,22 +9,22 @@ import click
 from musiclm_jax.cli.options import PerStage, Place, Seconds, model_option, overrides, seed_option, short, use_compilation_cache
 
 
-@click.command(short_help="Makes music from text.")
+@click.command(short_help="Generates music from text.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
 @click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
 @seed_option
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
-@click.option("--candidates", type=int, show_default="the model's", help="Clips made for each, of which the nearest to the prompt is kept.")
-@click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the nearest are kept.")
-@click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. All stages, or coarse=0.9.")
-@click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Choose among the k likeliest tokens; 0: all. Or fine=64.")
+@click.option("--candidates", type=int, show_default="the model's", help="Clips generated for each sample; the one closest to the prompt is kept.")
+@click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the closest to the prompt are kept.")
+@click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. For all stages, or for one: coarse=0.9.")
+@click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Sample from the k likeliest tokens; 0: from all. For one stage: fine=64.")
 @model_option
 def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, model) -> None:
-    """Writes music that fits each PROMPT to a 24 kHz WAV file.
+    """Generates music for each PROMPT and writes it to a 24 kHz WAV file.
 
     The same seed, prompt, model and length give the same clip. With --candidates 1 --drafts 1 a short clip is also the beginning of a longer one, up to
-    its loudness; choosing among candidates or drafts depends on the length.
+    its loudness; the choice among candidates or drafts depends on the length.
 
     \b
     musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
@@ -47,7 +47,7 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
     began = time.perf_counter()
     defaults = {stage.name: stage.sampling for stage in pretrained.read_config(pretrained.open_pretrained(model)).stages}
     sampling = overrides(list(defaults), temperature=temperatures, top_k=top_ks)
-    resolve_sampling(defaults, sampling)  # Nonsense is named before weights are read.
+    resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
     musiclm = MusicLM.from_pretrained(model)
     warn(musiclm, prompts)
     line = ProgressLine()
@@ -64,9 +64,9 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
 
 
 def warn(musiclm, prompts) -> None:
-    """Says what of the prompts the model does not read or does not know."""
+    """Prints a warning for each prompt that the text tower truncates, or that has words outside its vocabulary."""
     for prompt, kept in musiclm.mulan.truncated(prompts):
-        click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads; it reads {short(kept)}", err=True)
+        click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads and is truncated to {short(kept)}", err=True)
     for prompt in prompts:
         unknown, known = musiclm.mulan.unknown_words(prompt)
         if unknown or not known:
@@ -75,5 +75,5 @@ def warn(musiclm, prompts) -> None:
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """[path] for one, else path with -1, -2, ... before the suffix."""
+    """The paths of `count` clips: [path] for one clip, otherwise path with -1, -2, ... before the suffix."""
     return [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]

@@ -1,6 +1,6 @@
-"""Configs from gin files. The only place that knows gin: the library itself sees plain dataclasses.
+"""Loads configs from gin files. This is the only module that uses gin: the library itself sees plain dataclasses.
 
-    config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
+config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def gin_folder() -> Path:
-    """The .gin files: inside the installed package, beside the package in the repository."""
+    """The folder of the .gin files: inside the installed package, or beside the package in the repository."""
     installed = _PACKAGE / "gin_configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "gin_configs"
 
@@ -40,14 +40,16 @@ def sizes() -> list[str]:
 
 
 def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
-    """The config of `size`, changed by the gin files, then by the bindings "NAME=VALUE"; the later one wins.
+    """Loads the config of a size, changed by gin files and by bindings.
 
-    size: None is "demo", or where one of the files is a recipe, such as runs/semantic_base.gin, the size that it names, "base".
-
-    A value that is not a gin value is taken as a string, so that quotes are not needed.
+    Args:
+        size: a name of `sizes`. None: the size in the name of the last recipe among the files, such as "base" for runs/semantic_base.gin, else "demo".
+        gin_files: paths, or names in `gin_folder`; a later file overrides an earlier one.
+        bindings: "NAME=VALUE"; they override the files, and a later one an earlier one. A value that is not a gin value is a string, so that strings need
+            no quotes.
 
     Raises:
-        UserError: an unknown size, file or name (with the names that are near), a value that does not fit, or a binding that nothing reads.
+        UserError: an unknown size, file or name (the message lists similar names), an invalid value, or a binding that nothing reads.
     """
     paths = [_find(name) for name in gin_files]
     for binding in bindings:
@@ -60,7 +62,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
     gin.clear_config()
-    # Our folder first: gin would look for `include 'models/base.gin'` in a module named models before.
+    # Our folder comes first: gin would otherwise look for `include 'models/base.gin'` in a Python module named models.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
         with _without_log():
@@ -70,7 +72,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     except UserError as error:
         message, *account = str(error).splitlines()
         raise UserError(f"{message}{_place(account)}") from error
-    except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... with the place appended.
+    except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... and appends the place to the message.
         raise UserError(_explain(error, bindings)) from error
     unused = _unused()
     if unused:
@@ -81,13 +83,13 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
 
 
 def operative_config() -> str:
-    """The values that the last `load_config` used, as a gin file."""
+    """The values that the last call of `load_config` used, as the text of a gin file."""
     return gin.operative_config_str()
 
 
 @contextlib.contextmanager
 def _without_log() -> Iterator[None]:
-    """gin logs an error for each place where an included file is not, before it finds it."""
+    """Disables logging: gin logs an error for each folder in which it does not find an included file."""
     logging.disable(logging.ERROR)
     try:
         yield
@@ -97,24 +99,24 @@ def _without_log() -> Iterator[None]:
 
 def _find(name: str) -> Path:
     for path in (Path(name), gin_folder() / name):
-        if os.path.isfile(path):  # Not path.is_file(), which raises where the name is too long.
+        if os.path.isfile(path):  # path.is_file() raises if the name is too long.
             return path
     shipped = sorted(str(path.relative_to(gin_folder())) for path in gin_folder().rglob("*.gin"))
     raise UserError(f"{name}: no such gin file; name a path, or one of {', '.join(shipped)}")
 
 
 def _check_text(path: Path) -> None:
-    """Raises UserError where a file cannot be gin, which gin would say without naming it."""
+    """Raises UserError, with the path, where a file is unreadable, not text, or has an open bracket or quotation. gin's error lacks the path."""
     try:
         _check_closed(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no gin file, for it is not text in UTF-8 (byte {error.start}): save it as UTF-8, or name another") from error
+        raise UserError(f"{path} is not a gin file, since it is not UTF-8 text (byte {error.start}): save it as UTF-8, or name another file") from error
 
 
 def _check_closed(text: str, where: str) -> None:
-    """Raises UserError where a bracket or a quotation is open at the end, which gin would say without naming the file or value."""
+    """Raises UserError where a bracket or a quotation is open at the end. where: the file or binding, for the message."""
     try:
         collections.deque(tokenize.generate_tokens(io.StringIO(text).readline), maxlen=0)
     except (tokenize.TokenError, SyntaxError) as error:
@@ -122,20 +124,21 @@ def _check_closed(text: str, where: str) -> None:
 
 
 def _check_required() -> None:
-    """Raises UserError where a macro is %gin.REQUIRED: gin would hand on a value that says nothing."""
+    """Raises UserError where a macro is still %gin.REQUIRED. gin would pass on that object as a value."""
     for (scope, selector), values in gin.config._CONFIG.items():
         if selector == "gin.macro" and any(str(value) == "%gin.REQUIRED" for value in values.values()):
             raise UserError(f"{scope} is required: give it with --gin.{scope}=VALUE, or in a file with --gin_file")
 
 
 def _size_of_recipe(paths: Sequence[Path]) -> str | None:
-    """The size that the last recipe among the files has in its name, PART_SIZE.gin."""
+    """The size in the name, PART_SIZE.gin, of the last recipe among the files; None if no file is a recipe."""
     recipes = {path.name for path in (gin_folder() / "runs").glob("*.gin")}
     named = (path.stem.rpartition("_")[2] for path in reversed(paths) if path.name in recipes)
     return next((size for size in named if size in sizes()), None)
 
 
 def _quoted(binding: str) -> str:
+    """The binding as a line of a gin file, in which a value that is not a gin value is a quoted string."""
     name, equals, value = binding.partition("=")
     if not equals or not name.strip():
         raise UserError(f"--gin.{binding}: expected NAME=VALUE, such as --gin.SEMANTIC_STEPS=500")
@@ -149,35 +152,58 @@ def _quoted(binding: str) -> str:
     return f"{name.strip()} = {value}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------- Mistakes
+# ---------------------------------------------------------------------------------------------------------------------- Errors
 
-# Names of before the first release, and what has taken their place.
+_MACROS = "the macros CODEC_STEPS, W2V_BERT_STEPS, MULAN_STEPS, RERANKER_STEPS, SEMANTIC_STEPS, COARSE_STEPS, FINE_STEPS, MELODY_STEPS"
+# Names from before the first release -> their replacements. The first match counts.
 _RENAMED = {
-    r"SOUNDSTREAM_(\w+)": r"CODEC_\1",
-    r"soundstream/": "codec/",
+    r"^SOUNDSTREAM_(\w+)": r"CODEC_\1",
+    r"\b(?:Spectral)?CodecTask\.model\b": "MusicLMConfig.codec",
+    r"\b(?:Spectral)?CodecTask\.sample_rate_hz\b": "AudioSpec.sample_rate_hz",
+    r"\bSpectralCodecTask\.heard_start_step\b": "SpectralCodecRecipe.wave_loss_start_step",
+    r"\bCodecTask\.(?!name\b)(\w+)": r"SoundStreamRecipe.\1",
     r"\bCodecTask\b": "SoundStreamRecipe",
-    r"\b(\w+)Task\.(\w+)": r"\1Recipe.\2",
-    r"\b(\w+)Task\b": r"\1Recipe",
-    r"\bTraining\.(batch_size|crop_sec|loop)": r"a field of the part: W2vBertPart.\1, MuLanPart.\1, ..., and semantic/StagePart.\1 for a stage",
+    r"\bW2vBertTask\.model\b": "MusicLMConfig.w2v_bert",
+    r"\bMuLanTask\.model\b": "MusicLMConfig.mulan",
+    r"\bMelodyTask\.model\b": "MelodyPart.model",
+    r"\bStageTask\.name\b": "StagePart.stage",
+    r"\bStageTask\.(model|prefix_dropout)\b": r"StageSpec.\1",
+    r"\bStageTask\.codebook_init\b": "StagePart.codebook_init",
+    r"\bStageTask\.fine_sees_mulan\b": "fine/StageSpec.prefix",
+    r"\bStageTask\.tokens\b": "StageSpec.prefix and StageSpec.target, for each of MusicLMConfig.stages",
+    r"\b(SpectralCodec|W2vBert|MuLan|Stage|Melody)Task\.(?!name\b)(\w+)": r"\1Recipe.\2",
+    r"\b(SpectralCodec|W2vBert|MuLan|Stage|Melody)Task\b": r"\1Recipe",
+    r"\bTokenSpec\.mulan_(levels|codes)\b": r"MuLanConfig.num_\1",
+    r"\bTokenSpec\.semantic_codes\b": "W2vBertConfig.num_clusters",
+    r"\bTokenSpec\.acoustic_(levels|codes)\b": r"SoundStreamConfig.num_\1, or SpectralCodecConfig.num_\1",
+    r"\bTokenSpec\.coarse_levels\b": "the macro COARSE_LEVELS",
+    r"\bTokenSpec\b": "MusicLMConfig.stages",
+    r"\bTraining\.task\b": "the recipe of the part: CodecPart.recipe, W2vBertPart.recipe, MuLanPart.recipe, StagePart.recipe, ...",
+    r"\bTraining\.crop_sec\b": "a field of the part: CodecPart.crop_sec, W2vBertPart.crop_sec, MuLanPart.crop_sec, ..., and for a stage StageSpec.window_sec",
+    r"\bTraining\.(batch_size|loop)\b": r"a field of the part: CodecPart.\1, W2vBertPart.\1, MuLanPart.\1, StagePart.\1, ...",
     r"\bTraining\b": "a part, such as W2vBertPart or StagePart",
-    r"\bTrainConfig\.num_steps": "num_steps of the recipe, or the macros CODEC_STEPS, W2V_BERT_STEPS, MULAN_STEPS, SEMANTIC_STEPS, ...",
-    r"\bOptimizerConfig\.total_steps": "num_steps of the recipe, where the schedule ends",
-    r"\bWindowConfig\.(semantic|coarse|fine)_(window|hop)_sec": r"\1/StageSpec.\2_sec",
-    r"\bWindowConfig\.max_fine_batch": "fine/StageSpec.max_windows",
+    r"\bTrainConfig\.num_steps\b": f"num_steps of the recipe, such as StageRecipe.num_steps; see {_MACROS}",
+    r"\bOptimizerConfig\.total_steps\b": f"num_steps of the recipe, such as StageRecipe.num_steps, where the schedule ends; see {_MACROS}",
+    r"\bWindowConfig\.(semantic|coarse|fine)_(window|hop)_sec\b": r"\1/StageSpec.\2_sec",
+    r"\bWindowConfig\.max_fine_batch\b": "fine/StageSpec.max_windows",
     r"\bWindowConfig\b": "StageSpec",
-    r"\bMusicLMConfig\.soundstream": "MusicLMConfig.codec",
-    r"\bMusicLMConfig\.coarse_levels": "the macro COARSE_LEVELS",
-    r"\bMusicLMConfig\.use_fine": "MusicLMConfig.skipped_stages, such as ('fine',)",
-    r"\bMusicLMConfig\.fine_sees_mulan": "fine/StageSpec.prefix",
-    r"\bMusicLMConfig\.(num_candidates|num_drafts|draft_sec)": r"SelectionConfig.\1",
-    r"\bMusicLMConfig\.(\w+)_sampling": r"\1/SamplingConfig",
-    r"\bFitConfig\.text_share": "the macro TEXT_SHARE",
-    r"\bFitConfig\.text_mix": "the macro TEXT_MIX",
-    r"\bFitConfig\.kmeans_sec": "W2vBertPart.kmeans_sec",
-    r"\bFitConfig\.mulan_hop_sec": "MuLanPart.condition_hop_sec",
-    r"\bFitConfig\.bundle_dtype": "ExportPart.dtype",
-    r"\bFitConfig\.(codec|soundstream|w2v_bert|mulan|reranker|semantic_reranker|semantic|coarse|fine|melody)\b": "FitConfig.parts",
+    r"\bMusicLMConfig\.soundstream\b": "MusicLMConfig.codec",
+    r"\bMusicLMConfig\.coarse_levels\b": "the macro COARSE_LEVELS",
+    r"\bMusicLMConfig\.(semantic|coarse|fine)\b": r"\1/StageSpec.model, for each of MusicLMConfig.stages",
+    r"\bMusicLMConfig\.windows\b": "StageSpec.window_sec and StageSpec.hop_sec, for each of MusicLMConfig.stages",
+    r"\bMusicLMConfig\.use_fine\b": "MusicLMConfig.skipped_stages, such as ('fine',)",
+    r"\bMusicLMConfig\.fine_sees_mulan\b": "fine/StageSpec.prefix",
+    r"\bMusicLMConfig\.(num_candidates|num_drafts|draft_sec)\b": r"SelectionConfig.\1",
+    r"\bMusicLMConfig\.(semantic|coarse|fine)_sampling\b": r"\1/StageSpec.sampling",
+    r"\bFitConfig\.text_share\b": "the macro TEXT_SHARE",
+    r"\bFitConfig\.text_mix\b": "the macro TEXT_MIX",
+    r"\bFitConfig\.kmeans_sec\b": "W2vBertPart.kmeans_sec",
+    r"\bFitConfig\.mulan_hop_sec\b": "MuLanPart.condition_hop_sec",
+    r"\bFitConfig\.bundle_dtype\b": "ExportPart.dtype",
+    r"\bFitConfig\.(soundstream|w2v_bert|mulan|reranker|semantic_reranker|semantic|coarse|fine|melody)\b": "FitConfig.parts",
+    r"^soundstream/(?:\w+\.)?(\w+\.\w+)$": r"codec/\1",
 }
+# Modules from before the first release -> their replacements.
 _MOVED = {
     "steps": "parts.fit",
     "fit": "parts.fit",
@@ -191,7 +217,7 @@ _MOVED = {
 
 
 def _renamed(name: str) -> str | None:
-    """What has taken the place of a name of before the first release; None: it is no such name."""
+    """The replacement of a name from before the first release; None: not such a name."""
     for old, new in _RENAMED.items():
         if match := re.search(old, name):
             return match.expand(new)
@@ -199,7 +225,7 @@ def _renamed(name: str) -> str | None:
 
 
 def _explain(error: Exception, bindings: Sequence[str]) -> str:
-    """One line for gin's many kinds of errors, with the names that the user may have meant."""
+    """Turns any of gin's errors into a message of one line, with the names that the user may have meant."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
     if module and (name := module[1] or module[2]) in _MOVED:
@@ -211,20 +237,20 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
         if new := _renamed(f"{cls}.{name}"):
             return f"{cls}.{name} is {new} now{place}"
         return f"{cls} has no field {name!r}{place}: {_near(name, _fields(field[1]))}"
-    unknown = re.search(r"No configurable matching '(.+?)'", lines[0])
+    unknown = re.search(r"No configurable matching '(?:.+\.)?(.+?)'|Couldn't resolve selector .* has no attribute (\w+)", lines[0])
     if unknown:
-        name = unknown[1].rpartition(".")[2]
+        name = unknown[1] or re.search(rf"\b{unknown[2]}(\.\w+)?", lines[-1])[0]  # The last line is the statement.
         if new := _renamed(name):
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
-    if binding := re.search(r"\(line (\d+)\)|bindings string line (\d+)", str(error)):  # Of the bindings; a file would be named.
+    if binding := re.search(r"\(line (\d+)\)|bindings string line (\d+)", str(error)):  # A line of the bindings: for a file, gin gives its name.
         number = int(binding[1] or binding[2])
         place = place or f" (--gin.{bindings[min(number, len(bindings)) - 1]})" if bindings else place
     return f"{lines[0] if not lines[0].startswith('In ') else type(error).__name__}{place}: see the files in {gin_folder()} for how values are written"
 
 
 def _place(lines: Sequence[str]) -> str:
-    """Where it happened, by gin's account of it, as the end of a line: " (in semantic/StageConfig)"."""
+    """The place of an error as the end of a message, such as " (in semantic/StageConfig)". lines: those of gin's message."""
     place = next((line.strip().removeprefix("In ") for line in lines if line.strip().startswith("In ")), "")
     call = re.search(r"call to configurable '(.+?)'.*?(?:in scope '(.+)')?$", place)
     if call:
@@ -233,8 +259,10 @@ def _place(lines: Sequence[str]) -> str:
 
 
 def _unused() -> list[str]:
-    """What is bound and no call has got, since nothing reads it or a narrower scope has another value for each that does: gin itself keeps silent
-    about these. gin has no public view of its bindings."""
+    """Names that are bound but were passed to no call: nothing reads them, or a narrower scope overrides them everywhere.
+
+    gin itself reports no such names, and has no public view of its bindings.
+    """
     bound = gin.config._CONFIG
     used = set()
     for (where, selector), fields in gin.config._OPERATIVE_CONFIG.items():
@@ -251,17 +279,17 @@ def _unused() -> list[str]:
 
 
 def _fields(name: str) -> list[str]:
-    """Parameters of what gin knows as `name`, a class or function."""
+    """The parameters of the class or function that gin has registered as `name`."""
     return sorted(inspect.signature(gin.config._REGISTRY.get_match(name).wrapped).parameters)
 
 
 def _classes() -> list[str]:
-    """Short names of everything that the parsed files can bind."""
+    """The short names of all classes that the parsed files can bind."""
     return sorted({selector.rpartition(".")[2] for selector, _ in gin.config._REGISTRY.items() if selector.startswith("musiclm_jax.")})
 
 
 def _known_names() -> list[str]:
-    """Everything that a binding may name, with the scopes in use."""
+    """All names that a binding may have, with the scopes in use."""
     names = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
     for scope, selector in gin.config._OPERATIVE_CONFIG:
         if selector != "gin.macro":

@@ -1,6 +1,6 @@
-"""The `musiclm` command. Thin: each command checks its input, calls one function of the library and prints what it did.
+"""The `musiclm` command. Each subcommand checks its input, calls one function of the library and prints the result.
 
-Everything heavy is imported inside the commands, so that `musiclm --help` is instant. A user's mistake is one line on stderr and status 2.
+Heavy modules are imported inside the commands, so that `musiclm --help` is fast. An error of the user is printed as one line on stderr, with exit status 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from musiclm_jax.cli.generate import generate
 from musiclm_jax.cli.training import fit, train
 from musiclm_jax.errors import UserError
 
-# Letters of a message. One that repeats what a user typed may have any number.
+# Largest length of an error message, in characters. Longer ones, such as those that repeat a long input, are shortened in the middle.
 _LONGEST = 2000
 
 
@@ -35,8 +35,11 @@ for command in (generate, fit, train, export, info, corpus, evaluate):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 a user's mistake, 130 Ctrl-C."""
-    with contextlib.suppress(AttributeError):  # A name that the terminal cannot write, such as one that is not UTF-8, is spelled instead.
+    """Runs the command line and exits with status 0 (done), 2 (an error of the user or the machine) or 130 (Ctrl-C).
+
+    argv: the arguments; None: those of the process.
+    """
+    with contextlib.suppress(AttributeError):  # Characters that the terminal cannot write are printed as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(args=argv, prog_name="musiclm", standalone_mode=False))
@@ -51,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)  # As shells report a program ended by Ctrl-C.
-    except BrokenPipeError:  # `musiclm ... | head`: the reader left. The devnull keeps Python from failing once more at exit.
+        sys.exit(130)  # The status with which shells report Ctrl-C.
+    except BrokenPipeError:  # `musiclm ... | head` closed the pipe. With devnull, Python's flush at exit does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -63,17 +66,17 @@ def main(argv: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "musiclm_jax":
             raise
-        _fail(f"the package {error.name} is missing; install all of musiclm-jax's with: pip install 'musiclm-jax[train,eval]'")
+        _fail(f"the package {error.name} is missing; install the optional packages of musiclm-jax with: pip install 'musiclm-jax[train,eval]'")
     except MemoryError:
         _fail("not enough memory; make fewer or shorter clips at once, or lower batch_size")
     except RuntimeError as error:
-        if message := _of_the_machine(str(error)):
+        if message := _explain_runtime_error(str(error)):
             _fail(message)
         raise
 
 
-def _of_the_machine(error: str) -> str | None:
-    """What a RuntimeError of JAX says of the machine, in our words; None: it says nothing of that kind."""
+def _explain_runtime_error(error: str) -> str | None:
+    """The message for a RuntimeError of JAX about memory or devices; None: another kind of error."""
     if "RESOURCE_EXHAUSTED" in error or "Out of memory" in error:
         return "not enough memory; make fewer or shorter clips at once, or lower batch_size"
     if "Unable to initialize backend" in error or "Unknown backend" in error:

@@ -1,4 +1,4 @@
-"""What the commands share: kinds of values, options, and how the machine is set up."""
+"""What the commands share: parameter types, options, and the compilation cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 
 class PerStage(click.ParamType):
-    """VALUE for all stages, or STAGE=VALUE for one."""
+    """A number for all stages, VALUE, or for one, STAGE=VALUE. Converts to (stage or None, number)."""
 
     name = "[STAGE=]VALUE"
 
@@ -22,34 +22,34 @@ class PerStage(click.ParamType):
         try:
             return (stage if equals else None), self.number(number)
         except ValueError:
-            self.fail(f"{value!r} is not a number, nor a stage's number such as coarse=1.", param, ctx)
+            self.fail(f"{value!r}: expected a number, or a stage and a number, such as coarse=1.", param, ctx)
 
 
 class Place(click.ParamType):
-    """A path. Not the empty one, which pathlib takes for the current folder: a script's variable that is not set."""
+    """A path. The empty path is an error: pathlib takes it for the current folder, but it is usually an unset variable of a script."""
 
     name = "path"
 
     def convert(self, value, param, ctx) -> Path:
         if isinstance(value, str) and not value.strip():
-            self.fail(f"{value!r} is no path; '.' is the current folder.", param, ctx)
+            self.fail(f"{value!r} is not a path; use '.' for the current folder.", param, ctx)
         return Path(value)
 
 
 class Seconds(click.FloatRange):
-    """A range that nan is outside of."""
+    """A range of numbers that excludes nan."""
 
     name = "number"
 
     def convert(self, value, param, ctx) -> float:
         number = super().convert(value, param, ctx)
         if number != number:
-            self.fail("nan is not a length.", param, ctx)
+            self.fail("nan is not a length; choose a number of seconds.", param, ctx)
         return number
 
 
 def overrides(stages: list[str], **options: tuple[tuple[str | None, float | int], ...]) -> dict[str, dict]:
-    """Options as {stage: {option: number}}; of choices for the same stage, the last."""
+    """Merges the values of PerStage options to {stage: {option: number}}. A later value for the same stage wins."""
     merged: dict[str, dict] = {}
     for name, choices in options.items():
         for chosen, number in choices:
@@ -58,22 +58,22 @@ def overrides(stages: list[str], **options: tuple[tuple[str | None, float | int]
     return merged
 
 
-model_option = click.option("--model", type=Place(), default="demo", show_default=True, help="A bundle's folder, or 'demo', the one that is packaged.")
+model_option = click.option("--model", type=Place(), default="demo", show_default=True, help="The folder of a bundle, or 'demo', the packaged bundle.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 
 
 def short(text: str, limit: int = 60) -> str:
-    """A text in quotes, cut where it is long."""
+    """A text in quotes, shortened to `limit` characters."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def use_compilation_cache(*, preallocate: bool = False) -> None:
-    """Keeps compiled programs between runs, where the user's cache folder can be written. MUSICLM_CACHE_DIR moves it; "" turns it off.
+    """Keeps compiled programs between runs, if the user's cache folder is writable. MUSICLM_CACHE_DIR sets another folder; "" turns the cache off.
 
-    preallocate: let JAX take three quarters of a GPU's memory at once, which suits training and nothing beside it.
+    preallocate: whether JAX allocates three quarters of a GPU's memory at once. This is best for training alone on a GPU.
     """
     if not preallocate:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Read when JAX first asks for a device.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX reads it when it first uses a device.
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

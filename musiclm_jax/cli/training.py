@@ -7,34 +7,34 @@ import click
 from musiclm_jax.cli.options import Place, use_compilation_cache
 from musiclm_jax.errors import UserError
 
-# Lets --gin.NAME=VALUE through to the arguments.
+# Passes --gin.NAME=VALUE on as an argument.
 _GIN = {"ignore_unknown_options": True}
-# Steps that had another name before the first release.
+# Names of steps from before the first release -> their names now.
 _FORMER_STEPS = {"soundstream": "codec"}
 
 
 def training_options(*, workdir_required: bool):
-    """The options of `fit` and `train`: what is trained, and where."""
+    """A decorator that adds the options which `fit` and `train` share."""
 
     def decorate(command):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file on top of the size's; repeatable, the later one wins.")
+        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file with changes to the size; repeatable, a later one wins.")
         workdir = click.option("--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
-        size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its own]")
-        plan = click.option("--plan", "only_plan", is_flag=True, help="Print what would be done and why, and stop.")
+        size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
+        plan = click.option("--plan", "only_plan", is_flag=True, help="Print which steps would run and why, and stop.")
         return size(workdir(gin_file(plan(command))))
 
     return decorate
 
 
-@click.command(context_settings=_GIN, short_help="Trains everything on your captioned clips.")
+@click.command(context_settings=_GIN, short_help="Trains all models on your captioned clips.")
 @click.argument("data", metavar="DATA", type=Place())
 @training_options(workdir_required=True)
 def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
-    """Trains everything on the captioned clips in the folder DATA, and makes a bundle.
+    """Trains all models on the captioned clips in the folder DATA, and writes a bundle.
 
-    Stop it whenever you like: the same command continues. With other settings it says what it will redo; what was there is moved to
-    WORKDIR/superseded, and nothing is deleted. A single value is changed with --gin.NAME=VALUE, such as --gin.SEMANTIC_STEPS=500.
+    It can be stopped at any time; the same command continues. With other settings it prints which steps it will redo, and moves their former results to
+    WORKDIR/superseded; nothing is deleted. --gin.NAME=VALUE changes a single value, such as --gin.SEMANTIC_STEPS=500.
     """
     use_compilation_cache(preallocate=not only_plan)
     config, text = _load_config(size, gin_files, bindings)
@@ -50,11 +50,11 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
 @click.argument("step")
 @click.argument("data", metavar="[DATA]", required=False)
 @training_options(workdir_required=False)
-@click.option("--dry_run", is_flag=True, help="Print sizes, memory and arithmetic of a step, and train nothing. Needs no DATA and no --workdir.")
+@click.option("--dry_run", is_flag=True, help="Print sizes, memory and FLOPs of a training step, without training. Needs no DATA and no --workdir.")
 def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) -> None:
-    """Runs one STEP of `fit`; those before it must be done. `musiclm fit --plan` lists the steps.
+    """Runs one STEP of `fit`; the steps before it must be done. `musiclm fit --plan` lists the steps.
 
-    One more is melody, the melody embedder, which bundles do not hold yet; it learns from clips with a "melody".
+    A further step is melody, which trains the melody embedder on clips with a "melody". Bundles do not contain it yet.
 
     \b
     musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4
@@ -74,7 +74,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
     if data is not None:
         data = Place()(data, ctx=click.get_current_context())
     if data is None or workdir is None:
-        raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run does without.", ctx=click.get_current_context())
+        raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run needs neither.", ctx=click.get_current_context())
     config, text = _load_config(size, gin_files, bindings)
     from musiclm_jax.parts import fit as fit_lib
 
@@ -85,7 +85,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
 
 
 def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[str, ...]):
-    """The FitConfig, and the values that made it as a gin file."""
+    """The FitConfig, and the values that it was made of, as the text of a gin file."""
     for binding in bindings:
         if not binding.startswith("--gin."):
             raise click.UsageError(f"No such option or argument: {binding}", ctx=click.get_current_context())

@@ -1,14 +1,14 @@
-"""What a clip of the corpus is: its attributes, its split, and how both are drawn.
+"""The attributes and the split of a clip, and how both are drawn.
 
-Clip `index` belongs to the test split when `index % 10 == 9`. Lead instrument (1/8 each), mode (1/2) and drums (0.55) are
-drawn one by one, so chance levels are clean. Two families of combinations are reserved: every test clip shows one of them
-and no training clip does.
+Clip `index` belongs to the test split if `index % 10 == 9`. Lead instrument (probability 1/8 each), mode (1/2) and drums (0.55) are drawn independently,
+so that the chance levels of classifiers are known. Two kinds of combinations are reserved for the test split: every test clip has one of them, and no
+training clip does.
 
-* `RESERVED_STYLES`: one style per lead instrument.
-* `RESERVED_CELLS`: one combination of tempo band, drums and dynamics per lead instrument.
+* `RESERVED_STYLES`: one style for each lead instrument.
+* `RESERVED_CELLS`: one combination of tempo band, drums and dynamics for each lead instrument.
 
-The mode is in neither. Where training's other attributes tell it, even in a few of their combinations, a model learns to read
-it off them, and what is meant to be tested, whether it hears a minor key, is what the reserved clips then punish.
+No reserved combination includes the mode. If other attributes predicted the mode in the training split, even in a few combinations, a model would learn
+it from them instead of from the key, and would fail on the test clips for that reason.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ import numpy as np
 
 Split = Literal["train", "test"]
 
-# One fresh random stream per concern: better captions never change the music, nor a new style the captions' dice.
-# Their numbers are part of every clip: add new ones at the end.
+# Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
+# A stream's position is part of its seed, so new streams are added at the end.
 STREAMS = ("attributes", "music", "captions", "hiss", "variant")
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
@@ -46,11 +46,11 @@ _BAND_BPM = {
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    # Slowest and fastest tempo in beats per minute, both possible.
+    # Slowest and fastest tempo in beats per minute, both inclusive.
     tempo_bpm: tuple[int, int]
-    # Chance of 3/4; the rest is 4/4.
+    # Probability of 3/4 time; all other clips are in 4/4.
     triple_rate: float
-    # Accompaniment figure that the style prefers: see compose.FIGURES.
+    # Accompaniment figures, keys of compose.FIGURES, of which one is drawn.
     figures: tuple[str, ...]
 
 
@@ -91,7 +91,7 @@ RESERVED_CELLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """Ground truth of one clip, as it stands in the metadata."""
+    """The ground truth of one clip, as written to the metadata."""
 
     instrument: str
     tempo_bpm: int
@@ -112,12 +112,12 @@ class Attributes:
 
     @property
     def solo(self) -> bool:
-        """One instrument and nothing else."""
+        """Whether the lead instrument alone plays."""
         return not self.drums and not self.bass and self.accompaniment == self.instrument
 
 
 def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.random.Generator:
-    """Random numbers of one concern of one clip, or of a variant of it: a function of its arguments alone."""
+    """The generator of one of STREAMS, for one clip or a variant of it. It depends on the arguments alone."""
     name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
 
@@ -133,12 +133,12 @@ def tempo_band(tempo_bpm: int) -> str:
 
 
 def is_reserved(*, instrument: str, style: str, tempo: str, drums: bool, dynamics: str) -> bool:
-    """Whether this combination is for the test split only."""
+    """Whether this combination is reserved for the test split."""
     return style == RESERVED_STYLES[instrument] or (tempo, drums, dynamics) == RESERVED_CELLS[instrument]
 
 
 def draw_attributes(*, split: Split, rng: np.random.Generator) -> Attributes:
-    """Attributes of one clip: never reserved in the training split, always reserved in the test split."""
+    """Draws the attributes of one clip: a combination that is never reserved in the training split and always reserved in the test split."""
     instrument = str(rng.choice(INSTRUMENTS))
     cell = RESERVED_CELLS[instrument]
     by_style = split == "test" and rng.random() < 0.5
@@ -174,7 +174,7 @@ def draw_attributes(*, split: Split, rng: np.random.Generator) -> Attributes:
 
 
 def _draw_style(instrument: str, band: str | None, rng: np.random.Generator) -> str:
-    """A style that is not reserved for the instrument and, with a band, has tempi in it."""
+    """Draws a style that is not reserved for the instrument and, if `band` is given, has tempi within that tempo band."""
     names = [name for name in STYLES if name != RESERVED_STYLES[instrument]]
     if band is not None:
         low, high = _BAND_BPM[band]

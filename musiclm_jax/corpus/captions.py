@@ -1,9 +1,8 @@
-"""Captions: a small grammar with synonyms, in the kinds that MuLan (arXiv 2208.12415) was trained on.
+"""Captions from a small grammar with synonyms, of the kinds on which MuLan (arXiv 2208.12415) was trained.
 
-Each clip has six, in this order: a tag list, a title, two descriptions of one sentence, two of two sentences. The
-tag list and the first description of either length name lead instrument, drums, mode and tempo; the others leave
-something out. The test split has templates of its own, made of words that training captions use as well: a text
-model trained from scratch can know the words, but has never seen the sentences.
+Each clip has six captions, in this order: a list of tags, a title, two descriptions of one sentence and two of two sentences. The list of tags and the
+first description of each length name lead instrument, drums, mode and tempo; the other captions name some of them. The test split has its own templates,
+built from words of the training captions: a text model trained from scratch can know their words, but has not seen their sentences.
 """
 
 import re
@@ -12,7 +11,7 @@ import numpy as np
 
 from musiclm_jax.corpus.attributes import Attributes, Split
 
-# (before a noun, standing alone).
+# instrument -> its names, as (form before a noun, form on its own with article). The first is the plain name, the others are synonyms.
 INSTRUMENT_NAMES = {
     "piano": (("piano", "a piano"), ("grand piano", "a grand piano"), ("acoustic piano", "an acoustic piano")),
     "guitar": (("guitar", "a guitar"), ("acoustic guitar", "an acoustic guitar"), ("plucked guitar", "a plucked guitar")),
@@ -27,7 +26,7 @@ INSTRUMENT_NAMES = {
     "bell": (("bell", "bells"), ("glockenspiel", "a glockenspiel"), ("chime", "chimes")),
     "synth lead": (("synth lead", "a synth lead"), ("synth", "a synth"), ("synthesizer", "a synthesizer")),
 }
-# How often the plain name is taken rather than a synonym.
+# Probability of the plain name; otherwise one of all names is drawn.
 _PLAIN_NAME_RATE = 0.6
 
 TEMPO_WORDS = {
@@ -67,8 +66,8 @@ DRUM_CLAUSES = {
 DRUM_TAGS = {True: ("drums", "drum beat", "drum kit"), False: ("no drums", "without drums", "no percussion")}
 METER_WORDS = {"3/4": ("3/4", "three-four time"), "4/4": ("4/4", "four-four time")}
 
-# Slots: {inst} stands before a noun, {an_inst} alone, {bare_inst} alone without an article. "a" becomes "an" where
-# needed. `full` templates name instrument, drums, mode and tempo.
+# split -> kind -> templates. Slots: {inst} is the instrument before a noun, {an_inst} on its own, {bare_inst} on its own without article. "a" becomes "an"
+# where needed. "full" templates name instrument, drums, mode and tempo.
 TEMPLATES = {
     "train": {
         "tags": (
@@ -157,12 +156,12 @@ TEMPLATES = {
         ),
     },
 }
-# One caption of each, in this order.
+# Each clip has one caption of each kind, in this order.
 KINDS = ("tags", "title", "one full", "one", "two full", "two")
 
 
 def write_captions(attributes: Attributes, *, split: Split, rng: np.random.Generator) -> list[str]:
-    """Six captions of one clip, one per entry of KINDS."""
+    """Draws the six captions of one clip, one of each of KINDS."""
     captions = []
     for kind in KINDS:
         templates = TEMPLATES[split][kind]
@@ -172,7 +171,7 @@ def write_captions(attributes: Attributes, *, split: Split, rng: np.random.Gener
 
 
 class _Slots(dict):
-    """Fills the slots of one template: words are drawn as they are asked for, and no mood twice."""
+    """The words for the slots of one template, drawn when they are looked up. No mood occurs twice."""
 
     def __init__(self, attributes: Attributes, rng: np.random.Generator):
         names = INSTRUMENT_NAMES[attributes.instrument]
@@ -209,7 +208,7 @@ class _Slots(dict):
 
 
 def _polish(text: str, kind: str) -> str:
-    """Articles, capitals and full stops."""
+    """Corrects articles, and adds capitals and full stops."""
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)
     if kind == "tags":
         return text

@@ -1,8 +1,7 @@
-"""A small composer: attributes in, notes on an eighth-note grid out.
+"""A small composer, which turns the attributes of a clip into notes on an eighth-note grid.
 
-A clip is A B A B ... until it is full. A section is a phrase played twice: its bars share their rhythms and their
-melodic moves, and the melody bends to the chords (tonic first, tonic last). Minor is natural minor, with the
-seventh raised over the dominant chord only.
+A clip alternates two sections, A B A B ..., up to its end. A section is a phrase played twice with the same rhythms and melodic steps, except for the last
+bar; the melody is moved to tones of the chords. Sections end on the tonic. Minor is natural minor, with the seventh raised over the dominant chord only.
 """
 
 import dataclasses
@@ -14,14 +13,14 @@ from musiclm_jax.corpus.attributes import STYLES, Attributes
 CLIP_SEC = 30
 # Silence before the first beat, so that no early note starts before the clip.
 LEAD_IN_SEC = 0.02
-# Players are early or late by at most this much.
+# Notes start at most this much early or late.
 MAX_SHIFT_SEC = 0.008
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 DOMINANT = 4
 LEADING_TONE = 6
 
-# Chord roots as scale degrees (0 = tonic), one per bar. An opening ends open, a closing ends at home.
+# Chord roots as scale degrees (0 = tonic), one per bar. An opening ends on the dominant, a closing on the tonic.
 _OPENINGS = {
     "major": ((0, 3, 0, 4), (0, 5, 3, 4), (0, 0, 3, 4), (0, 4, 0, 4)),
     "minor": ((0, 3, 0, 4), (0, 5, 3, 4), (0, 0, 3, 4), (0, 6, 5, 4)),
@@ -42,7 +41,7 @@ _RHYTHMS = {
 }
 _ENDINGS = {4: ((4, 4), (2, 2, 4), (6, 2), (8,)), 3: ((6,), (2, 4), (4, 2))}
 
-# Middle of the melody's range by lead instrument (MIDI pitch): each where it speaks best.
+# Middle of the melody's range as MIDI pitch, by lead instrument.
 _REGISTERS = {
     "piano": 70,
     "guitar": 64,
@@ -53,12 +52,12 @@ _REGISTERS = {
     "bell": 76,
     "synth lead": 72,
 }
-# The lowest note of the chords: a high lead instrument has high chords too.
+# Lowest note of the chords as MIDI pitch, by the instrument that plays them; _CHORD_FLOOR for all others.
 _CHORD_FLOOR = 50
 _CHORD_FLOORS = {"flute": 59, "bell": 60, "guitar": 47}
 _BASS_FLOOR = 36
 
-# Accompaniment figures by beats per bar: (eighth in the bar, length, which notes of the chord, root first).
+# Accompaniment figures by beats per bar: (eighth in the bar, length in eighths, indices of the notes of the chord, root first).
 _ALL = (0, 1, 2)
 FIGURES = {
     "sustained": {4: ((0, 8, _ALL),), 3: ((0, 6, _ALL),)},
@@ -75,7 +74,7 @@ FIGURES = {
     },
 }
 
-# Drum grooves: piece -> eighths of the bar, by beats per bar. The kick marks the bar and every groove marks the beats.
+# Drum grooves by style: drum -> beats per bar -> eighths of the bar on which it is played.
 _EVERY_BEAT = {4: (0, 2, 4, 6), 3: (0, 2, 4)}
 _EVERY_EIGHTH = {4: tuple(range(8)), 3: tuple(range(6))}
 _GROOVES = {
@@ -89,39 +88,39 @@ _GROOVES = {
     "rock": {"kick": {4: (0, 4)}, "snare": {4: (2, 6)}, "hat": _EVERY_EIGHTH},
 }
 
-# How loud each part is beside the lead (1.0).
+# Linear gain of each part relative to the lead.
 LEVELS = {"lead": 1.0, "chord": 0.2, "pad": 0.16, "bass": 0.5, "kick": 0.9, "snare": 0.55, "hat": 0.2}
 _JITTER = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    # A name in synthesis.VOICES or synthesis.DRUMS.
+    # A name in voices.VOICES or voices.DRUMS.
     voice: str
-    # Part: a name in LEVELS.
+    # A name in LEVELS.
     part: str
     # MIDI pitch; 0 for drums.
     pitch: int
-    # Place and length on the grid, in eighths.
+    # Start, from the start of the clip, and length on the grid, in eighths.
     step: int
     length: int
-    # How early (-) or late (+) it is played, at most MAX_SHIFT_SEC.
+    # Deviation of the start from the grid, early (-) or late (+), at most MAX_SHIFT_SEC.
     shift_sec: float
     # Linear gain.
     gain: float
 
 
 def onset_sec(note: Note, *, tempo_bpm: int) -> float:
-    """When the note starts, in seconds from the start of the clip."""
+    """The start of the note, in seconds from the start of the clip."""
     return LEAD_IN_SEC + note.step * 30 / tempo_bpm + note.shift_sec
 
 
 def compose(attributes: Attributes, *, rng: np.random.Generator) -> list[Note]:
-    """All notes of one clip, bar by bar, always in the same order."""
+    """Composes one clip. The notes are ordered by bar, and within a bar by part."""
     steps_per_bar = 2 * attributes.beats_per_bar
     num_steps = int((CLIP_SEC - LEAD_IN_SEC - MAX_SHIFT_SEC) * attributes.tempo_bpm / 30)
     num_bars = -(-num_steps // steps_per_bar)
-    # Both sections must be heard: phrases of two bars in slow music, of four in fast music.
+    # Both sections must occur within the clip: phrases have two bars in slow music, four in fast music.
     section_bars = 4 if num_bars < 14 else 8
     figure = str(rng.choice(STYLES[attributes.style].figures))
     sections = [_section(attributes, section_bars, start_degree, rng) for start_degree in (2, 4)]
@@ -143,7 +142,7 @@ def compose(attributes: Attributes, *, rng: np.random.Generator) -> list[Note]:
 
 
 def _play(voice: str, part: str, pitch: int, bar_step: int, step: int, length: int, rng: np.random.Generator) -> Note:
-    """A note as a player gives it: accents on the beats, a little early or late, never twice alike."""
+    """Makes a note with an accent by its position in the bar, and random deviations of its start and gain."""
     accent = 1.0 if step == 0 else 0.9 if step % 2 == 0 else 0.8
     return Note(
         voice=voice,
@@ -156,10 +155,8 @@ def _play(voice: str, part: str, pitch: int, bar_step: int, step: int, length: i
     )
 
 
-def _section(
-    attributes: Attributes, num_bars: int, start_degree: int, rng: np.random.Generator
-) -> tuple[tuple[int, ...], list[list[tuple[int, int, int]]]]:
-    """Chord roots [num_bars] and melody [num_bars] of (pitch, step in bar, length) for one section."""
+def _section(attributes: Attributes, num_bars: int, start_degree: int, rng: np.random.Generator) -> tuple[tuple[int, ...], list[list[tuple[int, int, int]]]]:
+    """Composes one section: its chord roots [num_bars], and for each bar the melody as a list of (pitch, step in bar, length)."""
     closing = _pick(_CLOSINGS[attributes.mode], rng)
     roots = closing if num_bars == 4 else _pick(_OPENINGS[attributes.mode], rng) + closing
 
@@ -189,7 +186,7 @@ def _pick(options: tuple, rng: np.random.Generator):
 
 
 def _bend(degree: int, root: int, tones: tuple[int, ...]) -> int:
-    """The nearest degree in the melody's range that is one of these tones above the chord's root (0 = root)."""
+    """The nearest scale degree in the melody's range that is one of `tones`, as degrees above the chord's root."""
     low, high = -2, 7
     degree = 2 * low - degree if degree < low else 2 * high - degree if degree > high else degree
     allowed = [near for near in range(low, high + 1) if (near - root) % 7 in tones]
@@ -197,13 +194,13 @@ def _bend(degree: int, root: int, tones: tuple[int, ...]) -> int:
 
 
 def _semitones(attributes: Attributes, degree: int, root: int) -> int:
-    """Semitones of a scale degree above the tonic, while the chord on `root` sounds."""
+    """Semitones from the tonic up to a scale degree, over the chord on `root`."""
     raised = attributes.mode == "minor" and root == DOMINANT and degree % 7 == LEADING_TONE
     return 12 * (degree // 7) + SCALES[attributes.mode][degree % 7] + int(raised)
 
 
 def _lead_pitch(attributes: Attributes, degree: int, root: int) -> int:
-    # The range spans -2..7 degrees around the tonic, so the tonic sits below the middle.
+    # The melody ranges from 2 degrees below the tonic to 7 above it, so the tonic is below the middle.
     lowest_tonic = _REGISTERS[attributes.instrument] - 10
     tonic = lowest_tonic + (attributes.tonic - lowest_tonic) % 12
     return tonic + _semitones(attributes, degree, root)
@@ -213,7 +210,7 @@ def _chord_bar(attributes: Attributes, root: int, figure: str) -> list[tuple[str
     voice = attributes.accompaniment
     floor = _CHORD_FLOORS.get(voice, _CHORD_FLOOR)
     classes = [attributes.tonic + _semitones(attributes, root + third, root) for third in (0, 2, 4)]
-    # Folded into one octave, so that chords follow one another closely; the root stays the first.
+    # All notes are within one octave, so that successive chords are close to each other. The root is the first note.
     pitches = [floor + (pitch_class - floor) % 12 for pitch_class in classes]
     part, figure = ("pad", "sustained") if voice == "pad" else ("chord", figure)
     hits = FIGURES[figure][attributes.beats_per_bar]

@@ -1,7 +1,7 @@
-"""Renders notes to 24 kHz audio: wavetable layers with envelopes, struck skins and noise, and a small room.
+"""Renders notes to 24 kHz audio, with wavetables, envelopes, noise, and the reverberation of a small room.
 
-Every distinct note of a clip is rendered once and reused. What is cached is a pure function of its key, so a clip
-does not depend on what was rendered before it.
+Each distinct note of a clip is rendered once and reused. All cached values are pure functions of their keys, so a clip does not depend on what was
+rendered before it.
 """
 
 import functools
@@ -16,19 +16,19 @@ from musiclm_jax.corpus.voices import DRUMS, VOICES, Layer
 
 SAMPLE_RATE_HZ = 24000
 CLIP_SAMPLES = CLIP_SEC * SAMPLE_RATE_HZ
-# Standard deviation of the white noise that every recording has: -66 dB, about a good cassette. Without it the upper bands of a quiet
-# clip are digital silence, and log-spectral losses and metrics would mostly measure how silent a codec can be there.
+# Standard deviation of the white noise of each clip: -66 dB, about that of a good cassette. Without it the upper bands of a quiet clip are digital
+# silence, and log-spectral losses and metrics would mostly measure the silence of a codec there.
 HISS = np.float32(5e-4)
 
-# Loudness of the clip (RMS of full scale, dB) and slope of the harmonics (power of n): loud playing is brighter.
+# By dynamics: RMS of the clip in dB of full scale, and the exponent with which harmonic n is scaled, since loud playing is brighter.
 _DYNAMICS_DB = {"soft": -27.0, "medium": -21.5, "loud": -16.0}
 _DYNAMICS_SLOPE = {"soft": -0.35, "medium": 0.0, "loud": 0.25}
 _PEAK = 0.95
 
 _TABLE_SIZE = 8192
-# Nothing of the voices lies above this: the last octave fades out.
+# Harmonics fade out over the octave below this frequency; there are none above it.
 _BAND_HZ = 7000.0
-# Notes are levelled by their RMS over this time from the onset.
+# Time from the onset over which the RMS of each note is normalized.
 _LEVEL_SEC = 0.25
 _FADE_OUT_SEC = 0.02
 
@@ -38,7 +38,7 @@ _ROOM_LEVEL = 0.18
 
 
 def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
-    """The clip, float32 [CLIP_SAMPLES] in [-1, 1]. `rng` draws the noise of the recording only."""
+    """Renders a clip, float32 [CLIP_SAMPLES] in [-1, 1]. `rng` draws the white noise alone."""
     sounds: dict[tuple[str, int, int], np.ndarray] = {}
     dry = np.zeros(CLIP_SAMPLES, np.float32)
     slope = _DYNAMICS_SLOPE[attributes.dynamics]
@@ -58,13 +58,13 @@ def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generato
 
 
 def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float = 0.0) -> Float[np.ndarray, " N"]:
-    """One note at unit level, float32, release included.
+    """Renders one note, float32, with an RMS of 1 over its first quarter second.
 
     Args:
-      voice_name: a name in VOICES.
-      pitch: MIDI pitch.
-      length_sec: written length, of which the voice holds its `gate`; then the release follows.
-      slope: harmonic n is scaled by n**slope.
+        voice_name: a name in VOICES.
+        pitch: MIDI pitch.
+        length_sec: notated length. The note sounds for `gate` times this length, followed by its release.
+        slope: harmonic n is scaled by n**slope.
     """
     voice = VOICES[voice_name]
     pitch_hz = 440.0 * 2.0 ** ((pitch - 69) / 12)
@@ -74,7 +74,7 @@ def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float 
     phase = pitch_hz * time  # In cycles.
     rate, depth = voice.vibrato
     if depth:
-        # The player lets the note settle before the vibrato sets in.
+        # The vibrato begins 0.15 s after the onset.
         swell = np.clip((time - 0.15) / 0.2, 0.0, 1.0)
         phase += swell * (pitch_hz * depth / (2 * np.pi * rate)) * np.sin(2 * np.pi * rate * time)
 
@@ -101,7 +101,7 @@ def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float 
 
 @functools.cache
 def render_drum(name: str) -> Float[np.ndarray, " N"]:
-    """One stroke, float32, peak near 1."""
+    """Renders one stroke of a drum, a name in DRUMS; float32, with a peak of about 3."""
     drum = DRUMS[name]
     num = round(drum.length_sec * SAMPLE_RATE_HZ)
     time = np.arange(num) / SAMPLE_RATE_HZ
@@ -116,11 +116,11 @@ def render_drum(name: str) -> Float[np.ndarray, " N"]:
 
 
 def _wavetable(layer: Layer, pitch_hz: float, slope: float) -> Float[np.ndarray, " N"]:
-    """One cycle of the layer, with the harmonics above the band left out."""
+    """One cycle of the layer, [_TABLE_SIZE], without harmonics above _BAND_HZ."""
     order = np.arange(1, len(layer.harmonics) + 1)
     fade = np.clip(2.0 - order * layer.ratio * pitch_hz / (_BAND_HZ / 2), 0.0, 1.0)
     spectrum = np.zeros(_TABLE_SIZE // 2 + 1, np.complex128)
-    # Fixed scattered phases keep the crest factor low.
+    # These phases keep the crest factor low.
     spectrum[order] = np.asarray(layer.harmonics) * fade * order**slope * np.exp(1j * order**2)
     return (np.fft.irfft(spectrum) * (_TABLE_SIZE / 2)).astype(np.float32)
 
@@ -130,7 +130,7 @@ def _decay(num: int, decay_sec: float) -> Float[np.ndarray, " N"]:
 
 
 def _shape(wave: Float[np.ndarray, " N"], attack_sec: float, release_sec: float) -> None:
-    """Fades the wave in and out, in place."""
+    """Fades the wave in and out. Changes it in place."""
     attack = min(len(wave), max(1, round(attack_sec * SAMPLE_RATE_HZ)))
     release = min(len(wave), max(1, round(release_sec * SAMPLE_RATE_HZ)))
     wave[:attack] *= np.linspace(0, 1, attack, endpoint=False, dtype=np.float32)
@@ -139,12 +139,12 @@ def _shape(wave: Float[np.ndarray, " N"], attack_sec: float, release_sec: float)
 
 @functools.cache
 def _noise(low_hz: float, high_hz: float) -> Float[np.ndarray, " N"]:
-    """Twelve seconds of noise in a band, RMS 1: the same in every process."""
+    """Twelve seconds of band-limited noise with an RMS of 1. It is the same in every process."""
     num = 12 * SAMPLE_RATE_HZ
     rng = np.random.Generator(np.random.PCG64(20230126))
     spectrum = scipy.fft.rfft(rng.standard_normal(num))
     freq_hz = scipy.fft.rfftfreq(num, 1 / SAMPLE_RATE_HZ)
-    # Butterworth slopes of third order on either side.
+    # Third-order Butterworth slopes on both sides.
     spectrum[1:] /= np.sqrt((1 + (low_hz / freq_hz[1:]) ** 6) * (1 + (freq_hz[1:] / high_hz) ** 6))
     spectrum[0] = 0
     noise = scipy.fft.irfft(spectrum, num)
@@ -153,7 +153,7 @@ def _noise(low_hz: float, high_hz: float) -> Float[np.ndarray, " N"]:
 
 @functools.cache
 def _room() -> tuple[int, np.ndarray]:
-    """FFT size, and spectrum of the room: the direct sound and a short, dull, decaying tail."""
+    """The FFT size, and the spectrum of the room's impulse response: the direct sound and a short, dull, decaying tail."""
     num = round(_ROOM_SEC * SAMPLE_RATE_HZ)
     tail = _noise(150.0, 4000.0)[:num] * _decay(num, _ROOM_DECAY_SEC)
     _shape(tail, 0.012, 0.05)
@@ -169,7 +169,7 @@ def _reverberate(dry: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def _master(wave: Float[np.ndarray, " N"], *, target_db: float) -> Float[np.ndarray, " N"]:
-    """Sets the loudness, or as much of it as the peaks allow, and fades the last moment out."""
+    """Scales the wave to an RMS of target_db, or less so that the peak is at most _PEAK, and fades out its end."""
     wave = wave - wave.mean()
     fade = round(_FADE_OUT_SEC * SAMPLE_RATE_HZ)
     wave[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)

@@ -1,8 +1,7 @@
-"""The melody of a clip, played again: another lead instrument and another band, the same notes in the same key and tempo.
+"""Variants of a clip: the same melody in the same key and tempo, with another lead instrument and another accompaniment.
 
-Two renderings of one melody are what the melody embedder learns from, as MusicLM's learned from covers and humming
-(arXiv 2301.11325, appendix C). Variants have no captions and keep no combination of attributes back for the test
-split; their melodies are those of their clips, so the splits do not mix.
+The melody embedder learns from two renderings of one melody, as MusicLM's learned from covers and humming (arXiv 2301.11325, appendix C). Variants have no
+captions, and no combination of attributes is reserved for the test split. A variant is in the split of its clip, so no melody is in both splits.
 """
 
 import dataclasses
@@ -10,17 +9,20 @@ import dataclasses
 from musiclm_jax.corpus.attributes import DRUMS_RATE, DYNAMICS, INSTRUMENTS, Attributes, clip_rng, clip_split, draw_attributes
 from musiclm_jax.corpus.compose import Note, compose
 
-# Some variants are the lead alone, as a hummed melody would be: chords and drums must not be what tells melodies apart.
+# Share of variants that are the lead alone, like a hummed melody, so that an embedder cannot rely on chords and drums.
 _ALONE_RATE = 0.25
 
 
 def arrange(*, seed: int, index: int, variant: int) -> tuple[Attributes, list[Note]]:
-    """Attributes and notes of a variant. The lead's pitches, steps and lengths are those of the clip.
+    """The attributes and notes of a variant. The lead's pitches, steps and lengths are those of the clip.
 
-    Variants 1 to 7 have the seven other lead instruments; from there on these come round again, with other bands.
+    Variants 1 to 7 have the seven other lead instruments, variants 8 to 14 have them again with other accompaniments, and so on.
+
+    Raises:
+        ValueError: a variant below 1.
     """
     if variant < 1:
-        raise ValueError(f"variant={variant}: variants count from 1")
+        raise ValueError(f"variant={variant}: choose 1 or more; the clip itself is not a variant")
     clip = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
     others = [instrument for instrument in INSTRUMENTS if instrument != clip.instrument]
     lead = others[(index + variant) % len(others)]
@@ -35,7 +37,8 @@ def arrange(*, seed: int, index: int, variant: int) -> tuple[Attributes, list[No
         accompaniment="pad" if pad and not alone else lead,
         dynamics=str(rng.choice(DYNAMICS)),
     )
-    # Composed for the clip's own instrument, whose register decides the octave, from the clip's own stream: the melody is drawn before any note is played.
+    # Composed for the clip's instrument, whose register decides the octave, from the clip's random stream, which draws the melody before anything else that
+    # depends on the accompaniment.
     notes = compose(band, rng=clip_rng(seed, index, "music"))
     notes = [dataclasses.replace(note, voice=lead) if note.part == "lead" else note for note in notes if note.part == "lead" or not alone]
     return dataclasses.replace(band, instrument=lead), notes

@@ -1,4 +1,4 @@
-"""The instruments as tables of numbers: what `synthesis.py` renders."""
+"""Parameters of the instruments and drums that `synthesis.py` renders."""
 
 import dataclasses
 import math
@@ -10,27 +10,27 @@ class Layer:
 
     # Amplitudes of harmonics 1, 2, 3 ... of `ratio` times the pitch.
     harmonics: tuple[float, ...]
-    # Seconds to fall by 1/e at 440 Hz (longer below, shorter above); inf sustains.
+    # Time constant of the decay at 440 Hz, in seconds; longer for lower and shorter for higher pitches. inf: no decay.
     decay_sec: float = math.inf
-    # Multiplies the pitch: detuned strings, sub-octaves, inharmonic partials.
+    # Factor of the pitch, for detuned strings, sub-octaves and inharmonic partials.
     ratio: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
     layers: tuple[Layer, ...]
-    # Fade in, and fade out once the note is let go.
+    # Lengths of the fade-in, and of the fade-out after the note's end.
     attack_sec: float
     release_sec: float
-    # Share of the written length that is held: blown and bowed notes are tongued apart.
+    # Share of the notated length that sounds. Below 1, successive notes are separated, as with wind and bowed instruments.
     gate: float = 1.0
     # Rate in Hz and depth as a fraction of the pitch; depth 0 is none.
     vibrato: tuple[float, float] = (0.0, 0.0)
     # Rate in Hz and depth as a fraction of the amplitude; depth 0 is none.
     tremolo: tuple[float, float] = (0.0, 0.0)
-    # Steady breath or bow noise beside the tone, as a fraction of it.
+    # Level of steady breath or bow noise, relative to the harmonics.
     breath: float = 0.0
-    # Noise of the hammer or finger at the onset.
+    # Level of the noise of hammer or finger at the onset.
     knock: float = 0.0
 
 
@@ -78,7 +78,7 @@ VOICES = {
         knock=0.5,
     ),
     "strings": Voice(
-        # Two desks, and the bite of the bow.
+        # Two detuned groups of players, and the attack of the bow.
         layers=(Layer(_saw(16, 0.9)), Layer(_saw(16, 0.9), ratio=1.003), Layer(_saw(12, 0.3), decay_sec=0.06)),
         attack_sec=0.045,
         release_sec=0.1,
@@ -88,7 +88,7 @@ VOICES = {
         knock=0.8,
     ),
     "organ": Voice(
-        # Drawbars: sixteen foot at half the pitch, then 8', 5 1/3', 4', 2 2/3', 2' and 1' as its harmonics.
+        # The drawbars 16', 8', 5 1/3', 4', 2 2/3', 2' and 1' are harmonics of half the pitch.
         layers=(Layer((0.7, 1.0, 0.45, 0.7, 0.0, 0.45, 0.0, 0.5, *[0.0] * 7, 0.25), ratio=0.5),),
         attack_sec=0.008,
         release_sec=0.04,
@@ -107,7 +107,7 @@ VOICES = {
         tremolo=(5.2, 0.35),
     ),
     "bell": Voice(
-        # The partials of a free bar; only the fundamental lasts, so the key stays clear.
+        # The partials of a bar with free ends. The others decay much faster than the fundamental, so that the key is clear.
         layers=(
             Layer((1.0,), decay_sec=1.0),
             Layer((0.7,), decay_sec=0.3, ratio=2.756),
@@ -139,13 +139,13 @@ VOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Drum:
-    # Seconds until silence.
+    # Length of the sound.
     length_sec: float
-    # Pitch of the skin at the stroke and at rest in Hz, its level and its decay.
+    # Tone of the drumhead: its frequency at the stroke and after it, in Hz, its level and its time constant of decay.
     skin_hz: tuple[float, float] = (0.0, 0.0)
     skin_level: float = 0.0
     skin_decay_sec: float = 0.1
-    # Rattle and metal: band of the noise in Hz, its level and its decay.
+    # Noise of snares or metal: its band in Hz, its level and its time constant of decay.
     noise_hz: tuple[float, float] = (1000.0, 5000.0)
     noise_level: float = 0.0
     noise_decay_sec: float = 0.05

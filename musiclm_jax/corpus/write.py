@@ -1,14 +1,14 @@
-"""Clips, and the folder of clips: FLAC files beside one JSON-lines file, the layout of any user's own folder.
+"""Rendering of clips, and writing of a corpus: a folder of FLAC files with a JSON-lines file, the layout that `musiclm fit` reads.
 
     DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s
-    DIR/audio/000000-1.flac the same melody played by others: variant 1 of clip 0
+    DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments
     DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
-    DIR/corpus.json         which corpus this is: {"seed": 0, "version": 1}
+    DIR/corpus.json         the corpus that the folder contains: {"seed": 0, "version": 1}
 
-Variants have no captions. Without variants there is no "melody" either.
+Variants have no captions. "melody" is written only if there are variants.
 
-Files that are there already stay. A call for fewer clips than before lists fewer; the others remain beside them, unlisted and so nobody's data, and are
-listed again by a call for more.
+Existing audio files are kept. A call for fewer clips than before lists fewer clips in the metadata; the files of the others stay in the folder, unlisted
+and unused, and a later call for more clips lists them again.
 """
 
 import dataclasses
@@ -32,15 +32,17 @@ from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError
 from musiclm_jax.records import atomic_path, write_text
 
-# Another number means other music for the same seed: a folder has one version.
+# The version changes when the music for a seed changes. A folder contains one version.
 CORPUS_VERSION = 1
-# 8,000 hours. Of more, the list alone is large.
+# 8,333 hours of 30 s clips.
 MAX_CLIPS = 1_000_000
 _FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*))?\.flac")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
+    """A rendered clip."""
+
     # float32 [720000] in [-1, 1]: 30 s at 24 kHz.
     wave: Float[np.ndarray, " N"]
     split: Split
@@ -50,15 +52,15 @@ class Clip:
 
 
 def render_clip(*, seed: int, index: int) -> Clip:
-    """Clip `index` of the corpus `seed`, both at least 0: the same music whatever else is rendered.
+    """Renders clip `index` of the corpus `seed`, both at least 0. The result depends on these two numbers alone.
 
-    Across machines the notes and captions are equal; samples may differ by rounding (other NumPy, SciPy or processor).
+    Notes and captions are equal on all machines. Samples may differ by rounding, with other versions of NumPy or SciPy or another processor.
     """
     return render_variant(seed=seed, index=index, variant=0)
 
 
 def render_variant(*, seed: int, index: int, variant: int) -> Clip:
-    """Variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
+    """Renders variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
     attributes, captions = _describe(seed, index, variant)
     notes = arrange(seed=seed, index=index, variant=variant)[1] if variant else clip_notes(seed=seed, index=index)[1]
     wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
@@ -66,7 +68,7 @@ def render_variant(*, seed: int, index: int, variant: int) -> Clip:
 
 
 def clip_notes(*, seed: int, index: int) -> tuple[Attributes, list[Note]]:
-    """Attributes and notes of clip `index` of the corpus `seed`, both at least 0: the music before it is rendered."""
+    """Composes clip `index` of the corpus `seed`, both at least 0: its attributes and notes."""
     attributes = draw_attributes(split=clip_split(index), rng=clip_rng(seed, index, "attributes"))
     return attributes, compose(attributes, rng=clip_rng(seed, index, "music"))
 
@@ -82,30 +84,29 @@ def make_corpus(
 ) -> list[str]:
     """Writes clips 0 .. num_clips - 1, variants 1 .. num_variants of each, and their metadata into `directory`.
 
-    Every file is written whole or not at all, the metadata last. A second call continues where the first one was
-    stopped, or adds clips or variants; what is there afterwards does not depend on `workers` or on interruptions. With several
-    workers, a script needs the usual `if __name__ == "__main__":`, since processes are spawned.
+    Every file is written completely or not at all, the metadata last. A second call continues after an interruption, or adds clips or variants. The
+    result does not depend on `workers` or on interruptions. With several workers a script needs `if __name__ == "__main__":`, since processes are spawned.
 
     Args:
-      directory: made if it is missing.
-      num_clips: at least 1.
-      seed: at least 0.
-      num_variants: of each clip, at least 0; the melody embedder learns from them.
-      workers: processes, at least 1.
-      on_clip: called with 0, 1, ... in turn, once so many files and one more are there.
+        directory: made if it is missing.
+        num_clips: at least 1.
+        seed: at least 0.
+        num_variants: variants of each clip, at least 0. The melody embedder learns from them.
+        workers: processes, at least 1.
+        on_clip: called with 0, 1, 2, ..., each time one more file is done.
 
     Returns:
-      Names of clips of earlier calls that this one does not list: they stay where they are.
+        The audio files of earlier calls that the metadata do not list now, such as "audio/000007.flac". They are kept.
 
     Raises:
-      UserError: bad numbers, a directory that cannot be written, one that has another corpus or a person's own files in the places of this one, or
-        metadata that were edited since, which would be lost.
+        UserError: a number is out of range; the directory cannot be written; it contains another corpus, or files of the user in the places of this one;
+            or its metadata were edited, and would be overwritten.
     """
     for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
         if value < least:
-            raise UserError(f"{name}={value}: a corpus needs {name} of at least {least}")
+            raise UserError(f"{name}={value}: choose {least} or more")
     if num_clips * (num_variants + 1) > MAX_CLIPS:
-        raise UserError(f"num_clips={num_clips} with num_variants={num_variants} are more than {MAX_CLIPS:,} clips: ask for fewer")
+        raise UserError(f"num_clips={num_clips} with num_variants={num_variants} are more than {MAX_CLIPS:,} clips: choose smaller numbers")
     directory = pathlib.Path(directory)
     renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
     try:
@@ -117,7 +118,7 @@ def make_corpus(
         else:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
                 _count(pool.imap(write_clip, renderings, chunksize=4), on_clip)
-        _check_unedited(directory / "metadata.jsonl", seed)  # Once more: rendering takes long.
+        _check_unedited(directory / "metadata.jsonl", seed)  # Again, since rendering takes long.
         melody = lambda index: {"melody": f"{index:06d}"} if num_variants else {}  # noqa: E731
         lines = [json.dumps(_metadata(seed, index, variant) | melody(index)) + "\n" for index, variant in renderings]
         write_text(directory / "metadata.jsonl", "".join(lines))
@@ -156,7 +157,7 @@ def _metadata(seed: int, index: int, variant: int) -> dict:
 
 
 def _claim(directory: pathlib.Path, seed: int) -> None:
-    """Records which corpus the folder has, or objects if it has another one, or files that are nobody's or a person's."""
+    """Writes corpus.json. Raises UserError where the folder contains another corpus or files of the user."""
     path, mine = directory / "corpus.json", {"seed": seed, "version": CORPUS_VERSION}
     if path.exists():
         try:
@@ -164,24 +165,24 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
         except ValueError:
             theirs = None
         if theirs != mine:
-            raise UserError(f"{path} says {theirs}, but this corpus is {mine}: choose another directory or remove that one")
+            raise UserError(f"{path} is of the corpus {theirs}, expected {mine}: choose another directory, or remove that one")
         _check_unedited(directory / "metadata.jsonl", seed)
     elif os.path.lexists(directory / "metadata.jsonl"):
-        raise UserError(f"{directory} has a metadata.jsonl that is not this corpus: choose another directory")
+        raise UserError(f"{directory} has a metadata.jsonl that is not of a corpus: choose another directory")
     elif os.path.lexists(directory / "audio") and any((directory / "audio").iterdir()):
-        raise UserError(f"{directory / 'audio'} has files that are not of this corpus: choose another directory")
+        raise UserError(f"{directory / 'audio'} has files that are not of a corpus: choose another directory")
     else:
         directory.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(mine) + "\n")
 
 
 def _check_unedited(path: pathlib.Path, seed: int) -> None:
-    """Raises UserError where a line of the metadata is not as some call for this corpus wrote it: it would be lost."""
+    """Raises UserError where a line of the metadata differs from what this corpus writes: the user's change would be lost."""
     if not path.exists():
         return
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line and not _is_ours(line, seed):
-            raise UserError(f"{path} line {number} is not as it was written: keep that file under another name, or choose another directory")
+            raise UserError(f"{path} line {number} was edited: keep that file under another name, or choose another directory")
 
 
 def _is_ours(line: bytes, seed: int) -> bool:
@@ -203,11 +204,9 @@ def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) 
 
 
 def _is_clip(path: pathlib.Path) -> bool:
-    """Whether a whole clip is there. Its header suffices, since files appear whole."""
+    """Whether the file is a complete clip. Checking the header is enough, since files are written completely or not at all."""
     try:
         info = soundfile.info(path)
     except (OSError, soundfile.LibsndfileError):
         return False
     return (info.frames, info.samplerate, info.channels) == (synthesis.CLIP_SAMPLES, synthesis.SAMPLE_RATE_HZ, 1)
-
-

@@ -1,4 +1,4 @@
-"""What the trainings of both codecs share: codebooks learned by moving averages, between an encoder and a decoder learned by gradient."""
+"""What the training tasks of both codecs share: the settings of the quantizer, quantizer dropout, and metrics of the codes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from musiclm_jax.training.task import Metrics, Recipe
 
 @dataclasses.dataclass(frozen=True)
 class CodecRecipe(Recipe):
-    # How the codebooks learn.
+    # How the codebooks are updated: moving averages, restarts of unused codes.
     quantizer: RVQConfig = RVQConfig()
-    # Before this step the decoder gets the latents as they are, while the codebooks already follow them. A decoder that starts on the codes
-    # of an untrained encoder learns to do without them.
+    # Before this step the decoder gets unquantized latents, while the codebooks already follow them. A decoder that starts with the codes of an untrained
+    # encoder learns to ignore them.
     quantizer_start_step: int = 0
     # Share of the examples that use a random number of levels, uniform on 1 .. Q; the others use all of them.
     quantizer_dropout: float = 0.5
+    # Weight of the mean squared distance between latents and their codes.
     commitment_weight: float = 0.25
 
     def __post_init__(self):
@@ -30,14 +31,16 @@ class CodecRecipe(Recipe):
 
 
 def draw_levels(rng: Key, batch: int, *, num_levels: int, dropout: float, others: Int[Array, ""] | int | None = None) -> Int[Array, "B"]:
-    """Quantizer dropout (SoundStream, section III-C): how many levels each example uses. A share `dropout` of them draws from 1 .. Q, uniformly;
-    the rest use `others`, or Q where that is None."""
+    """Draws how many levels each example uses, int32 (quantizer dropout; SoundStream, arXiv 2107.03312, section III-C).
+
+    A share `dropout` of the examples draws uniformly from 1 .. Q = num_levels. The rest use `others`; None: Q.
+    """
     rng_levels, rng_partial = jax.random.split(rng)
     levels = jax.random.randint(rng_levels, (batch,), 1, num_levels + 1)
     return jnp.where(jax.random.bernoulli(rng_partial, dropout, (batch,)), levels, num_levels if others is None else others)
 
 
 def level_perplexities(codes: Int[Array, "B T Q"], num_codes: int) -> Metrics:
-    """The perplexity of each level's codes in a batch: perplexity_1 to perplexity_<Q>."""
+    """The perplexity of each level's codes in a batch, from 1 to C: {"perplexity_1": ..., "perplexity_Q": ...}."""
     counts = jnp.sum(jax.nn.one_hot(codes, num_codes), axis=(0, 1))
     return {f"perplexity_{level}": value for level, value in enumerate(perplexity(counts), start=1)}

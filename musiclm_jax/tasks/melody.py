@@ -1,4 +1,4 @@
-"""Training of the melody embedder by triplets (MusicLM, arXiv 2301.11325, appendix C)."""
+"""Training of the melody embedder with a triplet loss (MusicLM, arXiv 2301.11325, section 6 and appendix C)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, 
 
 @dataclasses.dataclass(frozen=True)
 class MelodyRecipe(Recipe):
-    # Of squared distances, which lie in [0, 4] between unit vectors. The paper gives none; this is FaceNet's.
+    # Margin of the triplet loss, in squared distances, which are at most 4 between unit vectors. MusicLM states none; this is FaceNet's.
     margin: float = 0.2
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, margin=POSITIVE)  # Without one, equal embeddings cost nothing.
+        check_numbers(self, margin=POSITIVE)  # With a margin of 0, equal embeddings have loss 0.
 
 
 @dataclasses.dataclass(frozen=True)
 class MelodyTask(Task):
-    """Batch: "wave" and "other_wave" float32 [B, N], the same seconds of a melody in two renderings, each one window of the model; "melody" int32 [B],
-    equal where two rows may be the same melody, such as two windows of one clip: they are no negatives of each other.
+    """Trains the melody embedder on pairs of renderings of the same melody.
 
-    All 2B windows are anchors. The positive of each is its other rendering; its negatives are both renderings of the other melodies, so that
-    an embedding which tells instruments rather than tunes fares badly.
+    Batch: "wave" and "other_wave" float32 [B, N], the same seconds of a melody in two renderings, each one window of the model; "melody" int32 [B], equal
+    where two rows may have the same melody, such as two windows of one clip. Such rows are not negatives of each other.
 
-    Metrics: loss (the margin, where all embeddings are alike); recall, the share of anchors whose nearest of the other 2B - 1 windows is one of
-    the same melody, and recall_chance; and the mean cosines of pairs and of negatives.
+    All 2B windows are anchors. The positive of an anchor is its other rendering; its negatives are both renderings of the other melodies, so that an
+    embedding of the instrument instead of the melody has a high loss.
+
+    Metrics: loss (equal to the margin where all embeddings are equal); recall, the share of anchors whose nearest of the other 2B - 1 windows has the same
+    melody, and recall_chance; pair_cosine and negative_cosine, mean cosines of pairs and of negatives.
     """
 
     name: ClassVar[str] = "melody"
@@ -50,11 +52,11 @@ class MelodyTask(Task):
         return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        del rng  # Nothing is drawn.
+        del rng  # Evaluation is deterministic.
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """{"params"}; `melody.fit_quantizer` makes the "quantizer" when training is done."""
+        """{"params"}. `melody.fit_quantizer` fits the "quantizer" after training."""
         return {"params": nn.unbox(state.params)}
 
     def _loss(self, params: Any, batch: Batch, dropout_rng: Key | None) -> tuple[jax.Array, Metrics]:
@@ -66,7 +68,7 @@ class MelodyTask(Task):
         candidates = jnp.roll(anchors, size, axis=0)
         cosines = jnp.einsum("bd,cd->bc", anchors, candidates, precision=jax.lax.Precision.HIGHEST)
         same = jnp.tile(batch["melody"][:, None] == batch["melody"], (2, 2))
-        # Of unit vectors: |a - b|^2 = 2 - 2 a.b
+        # |a - b|^2 = 2 - 2 a.b for unit vectors.
         loss = semi_hard_triplet_loss(2 - 2 * cosines, same, margin=self.recipe.margin)
 
         itself = jnp.roll(jnp.eye(2 * size, dtype=bool), size, axis=1)

@@ -19,13 +19,16 @@ from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, 
 def contrastive_loss(
     cosines: Float[Array, "B B"], same: Bool[Array, "B B"], *, temperature: Float[Array, ""], bias: Float[Array, ""], form: str
 ) -> Float[Array, ""]:
-    """Mean loss of the B pairs on the diagonal of `cosines` (audio by text), float32. With s = cosines / temperature:
+    """Mean contrastive loss, float32, of the B pairs on the diagonal of `cosines` (audio by text). With s = cosines / temperature, by `form`:
 
-    decoupled   -s_ii + log sum over j of [exp s_ij + exp s_ji], j being i's negatives alone
-    infonce     half of -s_ii + log sum over j of exp s_ij, and half of the same over columns, j being i and its negatives
-    sigmoid     -log sigmoid(s_ii + bias) - sum over i's negatives j of log sigmoid(-s_ij - bias)
+    decoupled   -s_ii + log sum over j of [exp s_ij + exp s_ji], where j are i's negatives alone (MuLan, section 3)
+    infonce     mean of -s_ii + log sum over j of exp s_ij and the same over columns, where j are i and its negatives (arXiv 1807.03748)
+    sigmoid     -log sigmoid(s_ii + bias) - sum over i's negatives j of log sigmoid(-s_ij - bias) (arXiv 2303.15343)
 
-    Where `same` is True, the two texts are one text: such pairs are no negatives. It must be True on the diagonal.
+    same: True where two rows have the same text; such pairs are not negatives. It must be True on the diagonal.
+
+    Raises:
+        ValueError: another form.
     """
     logits = cosines.astype(jnp.float32) / temperature + bias
     positive = jnp.diagonal(logits)
@@ -36,7 +39,7 @@ def contrastive_loss(
     if form == "decoupled":
         # Both directions in one denominator, by logsumexp: exp overflows at small temperatures.
         both = jnp.concatenate([negatives, negatives.T], axis=1)
-        # A text that is the whole batch's has no negatives and nothing to say: 0, where the formula says -inf.
+        # A row whose text is that of the whole batch has no negatives. Its loss is 0; the formula gives -inf.
         alone = jnp.all(same, axis=1)
         return jnp.mean(jnp.where(alone, 0.0, jax.nn.logsumexp(jnp.where(alone[:, None], 0.0, both), axis=1) - positive))
     if form == "infonce":
@@ -46,21 +49,22 @@ def contrastive_loss(
 
 
 def same_text(ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Bool[Array, "B B"]:
-    """True where two rows are the same tokens: a batch may contain two clips whose captions are word for word the same."""
+    """True where two rows have the same tokens; two clips of a batch may have equal captions."""
     ids = jnp.where(mask, ids, -1)
     return jnp.all(ids[:, None] == ids[None], axis=-1)
 
 
 def recall_at_1(cosines: Float[Array, "B B"], same: Bool[Array, "B B"]) -> Float[Array, ""]:
-    """Share of rows whose best column belongs to the row. Twins of the right column count as right."""
+    """Share of rows, float32, whose highest cosine is in a matching column, one where `same` is True."""
     best = jnp.argmax(cosines, axis=1)
     return jnp.mean(jnp.take_along_axis(same, best[:, None], axis=1).astype(jnp.float32))
 
 
 def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """Nats that it costs to tell, for each token of a text, in whose text of the batch it stands; summed over the text, mean over texts.
+    """Cross-entropy, in nats, of predicting for each token of a text which row of the batch the text is; summed over tokens, mean over texts.
 
-    logits: of each clip and token of the vocabulary. A token that stands in every text costs log B, and nothing is learned from it.
+    logits: for each row and each token of the vocabulary; the softmax is over rows. For a token that occurs in every text the optimum is equal logits and
+    log B nats, so that nothing is learned from it.
     """
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=0), ids, axis=1)
     return jnp.mean(jnp.sum(nats * mask, axis=1))
@@ -68,9 +72,9 @@ def word_loss(logits: Float[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Ar
 
 @dataclasses.dataclass(frozen=True)
 class MuLanRecipe(Recipe):
-    # Weight of a second loss, `word_loss` of one linear layer on either embedding. A contrast between two towers that both start from nothing is
-    # slow to find what few captions say and few features tell, such as the mode: neither tower moves before the other has it. Words are there
-    # from the start, and one layer for both puts them where both have them. The paper has none: 0.
+    # Weight of a second loss, `word_loss`, on a linear layer that both embeddings share. The contrastive loss between two untrained towers is slow to find
+    # an attribute that few captions name and few features show, such as the mode, since neither tower learns it before the other does. Words are a target
+    # from the start, and the shared layer makes both towers encode them alike. 0: off, as in the paper.
     word_weight: float = 0.0
 
     def __post_init__(self):
@@ -80,16 +84,18 @@ class MuLanRecipe(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class MuLanTask(Task):
-    """Batch: "wave" float32 [B, N], or in its place "mels" [B, T, M]; "text_ids" int32 [B, T], "text_mask" bool [B, T]; row i of each belongs together.
+    """Trains MuLan, or a reranker, on pairs of audio and text.
 
-    Metrics: loss, and loss_chance, the loss of a model to which all pairs look alike (log B for "infonce", log 2(B - 1) for "decoupled");
-    audio_to_text and text_to_audio, recall@1 within the batch, and recall_chance (1/B without twins); temperature; and the mean cosines
-    of pairs and of negatives.
+    Batch: "wave" float32 [B, N] or instead "mels" float32 [B, T, M]; "text_ids" int32 [B, T], "text_mask" bool [B, T]. Row i of each is one pair.
+
+    Metrics: loss; loss_chance, the loss where all cosines are 0 (log B for "infonce", log 2(B - 1) for "decoupled"); audio_to_text and text_to_audio,
+    recall@1 within the batch, and recall_chance (1 / B if all texts differ); temperature; pair_cosine and negative_cosine, mean cosines of pairs and of
+    negatives; with word_weight also word_loss.
     """
 
     model: mulan.MuLanConfig
     recipe: MuLanRecipe = MuLanRecipe()
-    # "mulan", or a reranker's: a MuLan that is trained on.
+    # "mulan", or the name of a reranker, which is a MuLan that is trained further.
     name: str = "mulan"
 
     def init_state(self, rng: Key) -> TrainState:
@@ -105,11 +111,11 @@ class MuLanTask(Task):
         return gradient_step(state, lambda params: self._loss(params, batch, rngs), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        del rng  # Nothing is drawn.
+        del rng  # Evaluation is deterministic.
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """{"params"}; `mulan.fit_quantizer` adds "quantizer" when training is done."""
+        """{"params"}. `mulan.fit_quantizer` fits the "quantizer" after training."""
         return {"params": nn.unbox(state.params["mulan"])}
 
     def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:

@@ -1,4 +1,4 @@
-"""Training of SoundStream (arXiv 2107.03312): the generator of a GAN, with codebooks learned by moving averages."""
+"""Training of SoundStream (arXiv 2107.03312): adversarial, with codebooks learned by moving averages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from musiclm_jax.training.task import Batch, Metrics, Task, TrainState, keep_fin
 
 
 class _Adversary(NamedTuple):
-    """What the discriminators add to a step."""
+    """The part of a training step that concerns the discriminators."""
 
-    loss: jax.Array  # Weighted, part of the generator's.
-    slope: jax.Array  # Its gradient by the fake wave [B, N].
+    loss: jax.Array  # The weighted adversarial and feature loss of the generator.
+    wave_grad: jax.Array  # Its gradient with respect to the fake wave, [B, N].
     params: Any
     opt_state: Any
     metrics: Metrics
@@ -37,17 +37,18 @@ class SoundStreamRecipe(CodecRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, betas=(0.8, 0.99), weight_decay=0.0, clip_norm=10.0)
-    # Before this step neither the discriminators nor their gradients are computed. A number beyond the last step: no GAN at all.
+    # Before this step the discriminators are neither computed nor trained. A number beyond the last step: no adversarial training.
     discriminator_start_step: int = 0
-    # Of the spectral loss, in samples. Over half of its cost is in the two shortest.
+    # Windows of the spectral loss, in samples. The two shortest take over half of its time.
     loss_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    # Mel bands of each window. The paper's 64 in all; in 2048 samples that many bands are each wider than the gap between two partials.
+    # Mel bands for each window. The paper has 64 for all; with a window of 2048 samples, 64 bands are too wide to resolve two partials of a tone.
     loss_mels: tuple[int, ...] = (64,) * 6
-    # Weights of the generator's loss. The paper's are 1 (reconstruction), 1, 100, of which ours is a mean where the first is a sum: see `losses`.
+    # Weight of the spectral loss. The paper's (equation 6) is 1 as well, but of a sum, of which ours is a mean: see `losses.multi_scale_mel_loss`.
     reconstruction_weight: float = 1.0
-    # Of the mean |fake - wave|; the paper has none, EnCodec (arXiv 2210.13438, section 3.4) does. Spectra say nothing of phase, and a
-    # short run without it learns the timbre of noise: the decoder ignores its codes.
+    # Weight of the mean |fake - wave|, a loss of EnCodec (arXiv 2210.13438, section 3.4) that SoundStream does not have. Magnitude spectra contain no phase:
+    # in a short run without this loss the decoder learns to output noise of the right timbre, and to ignore its codes.
     waveform_weight: float = 0.0
+    # Weights of the adversarial and the feature loss; the paper's are 1 and 100.
     adversarial_weight: float = 0.1
     feature_weight: float = 1.0
 
@@ -56,20 +57,21 @@ class SoundStreamRecipe(CodecRecipe):
         check_numbers(self, discriminator_start_step=STEPS, loss_windows=SIZE, loss_mels=SIZE, reconstruction_weight=NOT_NEGATIVE)
         check_numbers(self, waveform_weight=NOT_NEGATIVE, adversarial_weight=NOT_NEGATIVE, feature_weight=NOT_NEGATIVE)
         if len(self.loss_windows) != len(self.loss_mels):
-            raise UserError(f"loss_windows={self.loss_windows}, loss_mels={self.loss_mels}: choose a number of mel bands for each window")
+            raise UserError(f"loss_windows={self.loss_windows}, loss_mels={self.loss_mels}: choose as many numbers of mel bands as windows")
 
 
 @dataclasses.dataclass(frozen=True)
 class SoundStreamTask(Task):
-    """Trains a SoundStream. Batches: {"wave": float32 [B, N]} in [-1, 1], N a few hundred ms or more.
+    """Trains SoundStream with the losses of arXiv 2107.03312, section III-E.
 
-    State: params {"generator", "discriminator"}, opt_state of the same keys, stats {"quantizer": RVQState}.
+    Batch: "wave" float32 [B, N] in [-1, 1], N a few hundred ms or more. State: params {"generator", "discriminator"}, opt_state with the same keys, stats
+    {"quantizer": RVQState}.
     """
 
     name: ClassVar[str] = "codec"
     model: SoundStreamConfig
     recipe: SoundStreamRecipe = SoundStreamRecipe()
-    # Of the waves: where mel bands lie.
+    # Sample rate of the waves, which places the mel bands of the losses.
     sample_rate_hz: int = dataclasses.field(kw_only=True)
 
     def init_state(self, rng: Key) -> TrainState:
@@ -87,21 +89,21 @@ class SoundStreamTask(Task):
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {"quantizer": quantizer})
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        """One step of the generator and, from `discriminator_start_step` on, of the discriminators on the same batch.
+        """Takes one step of the generator and, from `discriminator_start_step` on, one of the discriminators on the same batch.
 
-        A step whose loss or gradients are not finite is skipped: `keep_finite`.
+        A step whose losses or gradients are not finite is skipped (`keep_finite`).
         """
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
         generate = lambda params: self._generate(params, state, wave, rng)  # noqa: E731
         (fake, commitment), pull_back, (quantizer, metrics) = jax.vjp(generate, state.params["generator"], has_aux=True)
-        reconstruction, slope = jax.value_and_grad(self._reconstruction)(fake, wave)
-        judged = state.params["discriminator"], state.opt_state["discriminator"], fake, wave
+        reconstruction, wave_grad = jax.value_and_grad(self._reconstruction)(fake, wave)
+        adversary_args = state.params["discriminator"], state.opt_state["discriminator"], fake, wave
         if self.recipe.discriminator_start_step:
-            # Only what concerns the discriminators is inside the condition: XLA on CPU runs a conditional's convolutions 2.5x slower.
-            adversary = jax.lax.cond(state.step >= self.recipe.discriminator_start_step, self._adversary_step, self._adversary_rest, *judged)
+            # The conditional contains the discriminators alone: XLA on CPU runs convolutions 2.5x slower inside a conditional.
+            adversary = jax.lax.cond(state.step >= self.recipe.discriminator_start_step, self._adversary_step, self._no_adversary, *adversary_args)
         else:
-            adversary = self._adversary_step(*judged)
-        (grads,) = pull_back((slope + adversary.slope, jnp.float32(self.recipe.commitment_weight)))
+            adversary = self._adversary_step(*adversary_args)
+        (grads,) = pull_back((wave_grad + adversary.wave_grad, jnp.float32(self.recipe.commitment_weight)))
         updates, opt_state = self._optimizer().update(grads, state.opt_state["generator"], state.params["generator"])
         metrics |= adversary.metrics | {
             "loss": reconstruction + self.recipe.commitment_weight * commitment + adversary.loss,
@@ -118,8 +120,10 @@ class SoundStreamTask(Task):
         return new, metrics | {"skipped": skipped}
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        """Of the wave decoded from all levels: `mel_distance`, `loss`, and the perplexity of each level's codes in this batch. Of that decoded from
-        the first level alone: `mel_distance_1_level`. Where the two distances are alike the decoder has not learned to use its codes."""
+        """Metrics of the waves decoded from all levels: loss, mel_distance, and the perplexity of each level's codes in this batch.
+
+        mel_distance_1_level is that of the waves decoded from the first level alone. Where the two distances are equal, the decoder does not use its codes.
+        """
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
         params = {"params": state.params["generator"]}
         codebooks = state.stats["quantizer"].codebooks
@@ -151,7 +155,7 @@ class SoundStreamTask(Task):
         return recipe.reconstruction_weight * spectral + recipe.waveform_weight * jnp.mean(jnp.abs(fake - wave))
 
     def _generate(self, params, state: TrainState, wave: jax.Array, rng: Key):
-        """((fake wave, commitment loss), (new quantizer, its metrics)) of a training batch."""
+        """Encodes, quantizes and decodes a training batch: ((fake wave, commitment loss), (new quantizer state, its metrics))."""
         rng_levels, rng_quantizer = jax.random.split(rng)
         latents = SoundStream(self.model).apply({"params": params}, wave, method="encode")
         num_levels = draw_levels(rng_levels, len(wave), num_levels=self.model.num_levels, dropout=self.recipe.quantizer_dropout)
@@ -163,7 +167,7 @@ class SoundStreamTask(Task):
         return (fake, commitment), (quantizer, metrics)
 
     def _adversary_step(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
-        """Judges the fake wave for the generator, and teaches the discriminators to tell it from the real one."""
+        """Computes the generator's adversarial and feature loss, and takes one step of the discriminators."""
         discriminate = lambda params, x: Discriminators(self.recipe.discriminator).apply({"params": params}, x)  # noqa: E731
 
         def generator_loss(fake):
@@ -176,14 +180,14 @@ class SoundStreamTask(Task):
             real, ours = discriminate(params, wave), discriminate(params, fake)
             return hinge_discriminator_loss([one[-1] for one in real], [one[-1] for one in ours])
 
-        (loss, metrics), slope = jax.value_and_grad(generator_loss, has_aux=True)(fake)
+        (loss, metrics), wave_grad = jax.value_and_grad(generator_loss, has_aux=True)(fake)
         metrics["discriminator"], grads = jax.value_and_grad(discriminator_loss)(params)
         metrics["discriminator_grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = self._discriminator_optimizer().update(grads, opt_state, params)
-        return _Adversary(loss, slope, optax.apply_updates(params, updates), opt_state, metrics)
+        return _Adversary(loss, wave_grad, optax.apply_updates(params, updates), opt_state, metrics)
 
-    def _adversary_rest(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
-        """What `_adversary_step` returns while there is no adversary."""
+    def _no_adversary(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
+        """Replaces `_adversary_step` before `discriminator_start_step`: losses of 0, and unchanged discriminators."""
         zero = jnp.zeros((), jnp.float32)
         names = ("adversarial", "feature", "discriminator", "discriminator_grad_norm")
         return _Adversary(zero, jnp.zeros_like(fake), params, opt_state, dict.fromkeys(names, zero))

@@ -1,4 +1,4 @@
-"""Training of the spectral codec: its spectrum and its wave are compared with the clip's, and codebooks are learned by moving averages."""
+"""Training of the spectral codec with losses of its spectrum and of its wave; the codebooks are learned by moving averages."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from musiclm_jax.training.losses import mel_distance
 from musiclm_jax.training.optim import OptimizerConfig
 from musiclm_jax.training.task import Batch, Metrics, Task, TrainState, fresh_state, gradient_step
 
-# Of `_roughness`: window and hop in samples, 43 and 10 ms at 24 kHz; mel bands; power that counts as silence, 60 dB below full scale; frames over
-# which changes are averaged.
+# Constants of `_roughness`: window and hop in samples (43 and 10 ms at 24 kHz), mel bands, the power of silence (60 dB below full scale), and the frames
+# over which changes are averaged.
 _ROUGH_WINDOW, _ROUGH_HOP, _ROUGH_MELS, _ROUGH_FLOOR, _ROUGH_FRAMES = 1024, 240, 64, 0.0625, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class SpectralCodecRecipe(CodecRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0)
-    # Mel bands of the loss of the spectrum.
+    # Mel bands of the loss of the spectrum (see `SpectralCodecTask`).
     loss_mels: int = 150
-    # Weight of a bin at the floor; each neper above the floor adds 1.
+    # Weight of a bin of the spectrum at the floor of magnitudes. The weight rises by 1 with each neper above the floor.
     floor_weight: float = 0.3
-    # Of the two losses of the wave.
+    # Weights of the two losses of the wave.
     mel_distance_weight: float = 0.5
     roughness_weight: float = 40.0
-    # Before this step the losses of the wave weigh nothing: while the spectrum is far off they teach little and disturb its loss.
+    # Before this step the losses of the wave have weight 0: while the spectrum is far from the clip's, they help little and disturb its loss.
     wave_loss_start_step: int = 0
-    # From this step on only the decoder learns (the encoder's momentum runs out within tens of steps), and examples without dropout use the first
-    # `finish_levels` levels alone: the decoder adapts to what it gets where a coarse stage writes no more levels. None: never.
+    # From this step on only the decoder learns, and examples without quantizer dropout use the first `finish_levels` levels alone, so that the decoder
+    # adapts to the levels that a coarse stage generates. (The optimizer's momentum still moves the encoder for some tens of steps.) None: never.
     finish_step: int | None = None
+    # Levels for `finish_step`, 1 to Q.
     finish_levels: int = 1
 
     def __post_init__(self):
@@ -53,23 +54,25 @@ class SpectralCodecRecipe(CodecRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class SpectralCodecTask(Task):
-    """Trains a SpectralCodec. Batches: {"wave": float32 [B, N]} in [-1, 1], N above 1024. State: params, stats {"quantizer": RVQState}.
+    """Trains the spectral codec. Our own recipe; no paper has it.
 
-    The loss of the spectrum compares the decoder's smooth log-magnitudes with those of the clip, before noise is added to them: the mean |difference|
-    over bins, each weighted by the density of the mel scale there and by its height above the floor, plus the same over mel bands, without weights.
-    The bands learn the power of noise, of which no single bin can be predicted. The losses of the wave compare the decoded wave with the clip:
-    `mel_distance`, and the difference in `roughness`, see `_roughness`.
+    Batch: "wave" float32 [B, N] in [-1, 1], N above 1024. State: params, stats {"quantizer": RVQState}.
+
+    The loss of the spectrum compares the decoder's log-magnitudes, before noise is added to them, with those of the clip. It is the mean |difference| over
+    bins, each weighted by the density of mel bands and by its height above the floor, plus the unweighted mean over mel bands. The bands learn the power
+    of noise, whose single bins cannot be predicted. The losses of the wave compare the decoded wave with the clip: `mel_distance`, and the difference in
+    roughness (`_roughness`).
     """
 
     name: ClassVar[str] = "codec"
     model: SpectralCodecConfig
     recipe: SpectralCodecRecipe = SpectralCodecRecipe()
-    # Of the waves: where mel bands lie.
+    # Sample rate of the waves, which places the mel bands of the losses.
     sample_rate_hz: int = dataclasses.field(kw_only=True)
 
     def __post_init__(self):
         if not 1 <= self.recipe.finish_levels <= self.model.num_levels:
-            raise UserError(f"finish_levels={self.recipe.finish_levels}: choose 1 to the {self.model.num_levels} levels of the codec")
+            raise UserError(f"finish_levels={self.recipe.finish_levels}: choose from 1 to {self.model.num_levels}, the codec's number of levels")
 
     @property
     def codec(self) -> SpectralCodec:
@@ -84,8 +87,10 @@ class SpectralCodecTask(Task):
         return gradient_step(state, lambda params: self._loss(params, state, batch, rng), self.recipe, has_stats=True)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        """`loss` of the spectrum decoded from all levels, `mel_distance` and `roughness` of its wave, the same two from the first level alone, and the
-        perplexity of each level's codes in this batch."""
+        """Metrics of the clips decoded from all levels: loss (of the spectrum), mel_distance and roughness (of the wave), and the perplexity of each level.
+
+        mel_distance_1_level and roughness_1_level are those of the clips decoded from the first level alone.
+        """
         wave, codebooks = jnp.asarray(batch["wave"]), state.stats["quantizer"].codebooks
         spectrum = log_magnitudes(self.model, wave)
         params = {"params": state.params}
@@ -117,7 +122,7 @@ class SpectralCodecTask(Task):
         quantized = jnp.where(state.step >= recipe.quantizer_start_step, quantized, latents)
         smooth, noisiness, _ = self.codec.apply({"params": params}, quantized, method="decode_spectrum")
         reconstruction = self._difference(smooth, spectrum)
-        start = jax.random.randint(rng_noise, (), 0, 2**20)  # Other noise at each step.
+        start = jax.random.randint(rng_noise, (), 0, 2**20)  # Different noise in each step.
         of_wave = self._wave_losses(smooth, noisiness, start, wave)
         wave_loss = recipe.mel_distance_weight * of_wave["mel_distance"] + recipe.roughness_weight * of_wave["roughness"]
         wave_loss = jnp.where(state.step >= recipe.wave_loss_start_step, wave_loss, 0.0)
@@ -125,10 +130,8 @@ class SpectralCodecTask(Task):
         metrics |= of_wave | {"loss": loss, "reconstruction": reconstruction, "commitment": commitment}
         return loss, (metrics, {"quantizer": quantizer})
 
-    def _wave_losses(
-        self, smooth: Float[Array, "B T F"], noisiness: Float[Array, "B T F"], start: Int[Array, ""] | int, wave: Float[Array, "B N"]
-    ) -> Metrics:
-        """How far the wave of a decoded spectrum, whose noise starts at frame `start`, is from `wave`."""
+    def _wave_losses(self, smooth: Float[Array, "B T F"], noisiness: Float[Array, "B T F"], start: Int[Array, ""] | int, wave: Float[Array, "B N"]) -> Metrics:
+        """Losses of the wave of a decoded spectrum against `wave`. start: frame of the noise sequence at which its noise begins."""
         ours = invert(self.model, waver(self.model, smooth, noisiness, start))[0][:, : wave.shape[1]]
         return {"mel_distance": mel_distance(ours, wave, sample_rate_hz=self.sample_rate_hz), "roughness": self._roughness(ours, wave)}
 
@@ -141,12 +144,12 @@ class SpectralCodecTask(Task):
         return bins + jnp.mean(jnp.abs(bands(ours) - bands(theirs)))
 
     def _roughness(self, ours: Float[Array, "B N"], theirs: Float[Array, "B N"]) -> Float[Array, ""]:
-        """Mean squared difference of two waves in roughness: how much the level of each mel band changes, in nepers, within 20 and within 40 ms, on
-        average over 200 ms.
+        """Mean squared difference in roughness between two waves.
 
-        Beating partials, a bow or breath make a band fluctuate, though the spectrum's average stays the same; that tells strings from a flute. The
-        difference is squared since a decoder that cannot know how rough a passage is should then be as rough as such passages are on average.
-        Absolute differences would teach it the median, which is smoother.
+        The roughness of a mel band is the mean |change| of its level, in nepers, within 20 and within 40 ms, averaged over 200 ms. Beating partials, a bow
+        or breath make a band fluctuate, while its average stays the same; this distinguishes strings from a flute. The difference is squared, so that a
+        decoder that does not know how rough a passage is learns the mean roughness of such passages. Absolute differences would teach it the median,
+        which is lower.
         """
         filters = self._bands(_ROUGH_MELS, num_fft=_ROUGH_WINDOW)
 
@@ -161,7 +164,7 @@ class SpectralCodecTask(Task):
         return jnp.mean(jnp.square(rough(ours) - rough(theirs)))
 
     def _bands(self, num_mels: int, *, num_fft: int) -> Float[np.ndarray, "F M"]:
-        """Mel bands whose weights add to 1. The lowest bands may be narrower than a bin and contain none; those are left out."""
+        """Mel filters, each with weights that add to 1. Low bands that are narrower than a bin and contain none are left out."""
         filters = mel_filterbank(sample_rate_hz=self.sample_rate_hz, num_fft=num_fft, num_mels=num_mels, min_hz=0.0, max_hz=self.sample_rate_hz / 2)
         used = filters.sum(axis=0) > 0
         return filters[:, used] / filters[:, used].sum(axis=0)

@@ -1,6 +1,6 @@
-"""Training of one stage: next-code cross-entropy on the target, teacher-forced (arXiv 2301.11325, section 3.2).
+"""Training of one stage: teacher-forced cross-entropy of the target's codes (MusicLM, arXiv 2301.11325, section 3.2).
 
-The prefix is read, not predicted: AudioLM's first predicted token in training is the first target (arXiv 2209.03143, section III-B).
+There is no loss on the prefix: the first token that AudioLM predicts in training is the first target (arXiv 2209.03143, section III-B).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, 
 
 @dataclasses.dataclass(frozen=True)
 class StageRecipe(Recipe):
-    # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting (T5X's value). 0: off.
+    # Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting. The default is T5X's. 0: off.
     z_loss: float = 1e-4
-    # Share of training sequences in which past target steps are hidden, each with a chance drawn anew for the sequence, uniform in [0, 1). A
-    # stage that always sees the true past copies from it, and a short training hardly comes to the conditions. The paper's: 0.
+    # Share of training sequences in which past target steps are masked. The masking rate of each such sequence is uniform in [0, 1). A stage that always
+    # sees the true past mostly copies it, and in a short training hardly learns to use its conditions. 0: off, as in the paper.
     past_dropout: float = 0.0
 
     def __post_init__(self):
@@ -36,14 +36,17 @@ class StageRecipe(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class StageTask(Task):
-    """Batches: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q]."""
+    """Trains one stage.
 
-    # The stage's, such as "semantic".
+    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q].
+    """
+
+    # Name of the stage, such as "semantic".
     name: str
     model: StageConfig
     layout: StageLayout
     recipe: StageRecipe = StageRecipe()
-    # Share of training sequences without their conditions, for classifier-free guidance. 0: the model learns only with them.
+    # Share of training sequences whose conditions are masked, for classifier-free guidance. 0: off.
     prefix_dropout: float = 0.0
 
     def __post_init__(self):
@@ -60,14 +63,14 @@ class StageTask(Task):
         return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        del rng  # no dropout
+        del rng  # Evaluation is deterministic.
         return self._loss(state.params, batch, None)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         return {"params": nn.meta.unbox(state.params)}
 
     def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
-        """rng: of dropout; None: evaluation."""
+        """rng: for dropout and masking. None: evaluation, without either."""
         prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:
@@ -82,14 +85,14 @@ class StageTask(Task):
 
 
 def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:
-    """Which time steps are hidden: none of most sequences, and of a `share` of them a part that differs from one to the next."""
+    """Draws which time steps are masked: none in most sequences, and in a `share` of them a random part."""
     which_rng, rate_rng, step_rng = jax.random.split(rng, 3)
     rate = jax.random.uniform(rate_rng, (shape[0], 1)) * jax.random.bernoulli(which_rng, share, (shape[0], 1))
     return jax.random.bernoulli(step_rng, jnp.broadcast_to(rate, shape))
 
 
 def _cross_entropy(logits: Float[Array, "B T Q C"], codes: Int[Array, "B T Q"], *, z_loss: float) -> tuple[jax.Array, Metrics]:
-    """Mean nats per token plus z-loss; metrics: loss (without z-loss), accuracy, and loss per level where there are several."""
+    """The mean cross-entropy, in nats per token, plus z-loss. Metrics: loss (without z-loss), accuracy, tokens, and the loss of each level if several."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nats = log_z - jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     loss = nats.mean()

@@ -1,4 +1,4 @@
-"""Training of w2v-BERT (arXiv 2108.06209, section 3.3): a contrastive loss and a masked prediction of the quantizer's codes, end to end."""
+"""Training of w2v-BERT (arXiv 2108.06209, section 3.3): a contrastive and a masked-prediction loss on the codes of a quantizer, trained end to end."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, 
 class W2vBertRecipe(Recipe):
     num_steps: int = 400_000
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=25_000)
-    # Chance of a frame to start a masked span, and its frames (40 ms each): about half of all frames are masked.
+    # Probability of each frame to start a masked span, and length of a span in frames of 40 ms. With the defaults about half of all frames are masked.
     mask_start_rate: float = 0.065
     mask_span: int = 10
-    # Drawn from the other masked frames of the same clip.
+    # Distractors of each masked frame, drawn from the other masked frames of the same clip.
     num_distractors: int = 100
-    # Cosines are divided by this.
+    # Temperature of the contrastive loss, by which cosines are divided.
     contrastive_temperature: float = 0.1
-    # Relative to the contrastive and the masked-prediction loss, which weigh 1 each.
+    # Weight of the diversity loss. The contrastive and the masked-prediction loss have weight 1.
     diversity_weight: float = 0.1
-    # The Gumbel temperature falls from the first to the second of these by a factor per step (wav2vec 2.0, arXiv 2006.11477, section 4.2).
+    # First and last Gumbel temperature of the quantizer (wav2vec 2.0, arXiv 2006.11477, section 4.2).
     gumbel_temperature: tuple[float, float] = (2.0, 0.5)
+    # Factor of the Gumbel temperature per step.
     gumbel_decay: float = 0.999995
 
     def __post_init__(self):
@@ -44,14 +45,17 @@ class W2vBertRecipe(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertTask(Task):
-    """Batches are {"wave": float32 [B, N]}. Each step draws its own mask, noise, codes and distractors from the step's key."""
+    """Trains w2v-BERT.
+
+    Batch: "wave" float32 [B, N] in [-1, 1]. Each step draws its mask, noise, codes and distractors from the key of the step.
+    """
 
     name: ClassVar[str] = "w2v_bert"
     model: W2vBertConfig
     recipe: W2vBertRecipe = W2vBertRecipe()
 
     def init_state(self, rng: Key) -> TrainState:
-        """Fresh parameters; their leaves carry logical axis names (flax boxes)."""
+        """The state before the first step. Parameters are boxed with their logical axis names."""
         wave = jnp.zeros((1, self.model.token_samples), jnp.float32)
         init = lambda rng: W2vBert(self.model).init(rng, wave, mask=jnp.zeros((1, 1), bool), rng=rng, temperature=1.0, train=False)  # noqa: E731
         return fresh_state(init(rng)["params"], self.recipe)
@@ -60,11 +64,11 @@ class W2vBertTask(Task):
         return gradient_step(state, lambda params: self._loss(params, batch, rng, step=state.step, train=True), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
-        """The losses with the most probable codes instead of sampled ones."""
+        """The losses and accuracies without dropout, with the most probable codes instead of sampled ones."""
         return self._loss(state.params, batch, rng, step=state.step, train=False)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """{"params"}; `fit_kmeans` gives the rest of what `semantic_ids` needs."""
+        """{"params"}. `fit_kmeans` fits the clusters of the semantic tokens after training."""
         return {"params": nn.unbox(state.params)}
 
     def gumbel_temperature_at(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
@@ -76,9 +80,7 @@ class W2vBertTask(Task):
         rng_mask, rng_model, rng_distractors = jax.random.split(rng, 3)
         shape = (wave.shape[0], -(-wave.shape[1] // self.model.token_samples))
         mask = sample_mask(rng_mask, shape, start_rate=self.recipe.mask_start_rate, span=self.recipe.mask_span)
-        out = W2vBert(self.model).apply(
-            {"params": params}, wave, mask=mask, rng=rng_model, temperature=self.gumbel_temperature_at(step), train=train
-        )
+        out = W2vBert(self.model).apply({"params": params}, wave, mask=mask, rng=rng_model, temperature=self.gumbel_temperature_at(step), train=train)
         contrastive, contrastive_accuracy = contrastive_loss(
             out, mask, rng=rng_distractors, num_distractors=self.recipe.num_distractors, temperature=self.recipe.contrastive_temperature
         )
@@ -92,7 +94,7 @@ class W2vBertTask(Task):
             "contrastive_accuracy": contrastive_accuracy,
             "masked_loss": masked,
             "masked_accuracy": masked_accuracy,
-            # What a guesser reaches that knows only the most frequent code: the accuracy above means nothing without it.
+            # The accuracy of always predicting the most frequent code, with which masked_accuracy is to be compared.
             "unigram_accuracy": jnp.max(used),
             "diversity_loss": diversity,
             "code_perplexity": perplexity(used),
@@ -104,17 +106,17 @@ class W2vBertTask(Task):
 def contrastive_loss(
     out: W2vBertOutput, mask: Bool[Array, "B T"], *, rng: Key, num_distractors: int, temperature: float
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """InfoNCE at the masked frames, and how often the target wins (wav2vec 2.0, arXiv 2006.11477, equation 3).
+    """The InfoNCE loss at the masked frames (wav2vec 2.0, arXiv 2006.11477, equation 3), and its accuracy.
 
-    Distractors may have the target's own code, and then cannot be told from it. Leaving them out, as some implementations do, would make
-    a codebook that uses a single code the best one: nothing to tell apart, no loss. Counted, that codebook costs log(num_distractors + 1).
-    The accuracy does leave them out; a frame without other distractors counts as lost.
+    A distractor may have the same code as the target, and then cannot be distinguished from it. The loss includes such distractors: without them, as in
+    some implementations, a codebook that uses a single code has no distractors and loss 0; with them its loss is log(num_distractors + 1). The accuracy
+    excludes them; a frame without other distractors counts as wrong.
     """
     picks = sample_distractors(rng, mask, num=num_distractors)  # [B, T, num]
     similarity = jnp.einsum("bte,bse->bts", l2_normalize(out.context), l2_normalize(out.targets)) / temperature
     positive = jnp.einsum("btt->bt", similarity)[..., None]
     negative = jnp.take_along_axis(similarity, picks, axis=2)
-    counted = mask & (jnp.sum(mask, axis=1, keepdims=True) > 1)  # A lone masked frame has no others to draw from.
+    counted = mask & (jnp.sum(mask, axis=1, keepdims=True) > 1)  # A single masked frame has no distractors.
     loss = -jax.nn.log_softmax(jnp.concatenate([positive, negative], axis=2), axis=2)[..., 0]
     other = jax.vmap(lambda ids, picks: ids[picks] != ids[:, None])(out.sampled_ids, picks)
     wins = jnp.any(other, axis=2) & jnp.all(~other | (positive > negative), axis=2)
@@ -122,7 +124,10 @@ def contrastive_loss(
 
 
 def sample_distractors(rng: Key, mask: Bool[Array, "B T"], *, num: int) -> Int[Array, "B T K"]:
-    """For each masked frame, `num` other masked frames of its clip, uniformly and with replacement. Other rows are meaningless."""
+    """Draws the indices, int32, of K = `num` other masked frames of the same clip for each masked frame, uniformly and with replacement.
+
+    The indices for frames that are not masked are arbitrary.
+    """
     total = jnp.sum(mask, axis=1)[:, None, None]
     masked_first = jnp.argsort(~mask, axis=1, stable=True)
     rank = (jnp.cumsum(mask, axis=1) - 1)[..., None]
@@ -132,17 +137,17 @@ def sample_distractors(rng: Key, mask: Bool[Array, "B T"], *, num: int) -> Int[A
 
 
 def masked_prediction_loss(out: W2vBertOutput, mask: Bool[Array, "B T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy over the code ids at the masked frames, and the accuracy there."""
+    """The cross-entropy of the quantizer's code ids at the masked frames, and its accuracy."""
     loss = optax.softmax_cross_entropy_with_integer_labels(out.logits, out.code_ids)
     return masked_mean(loss, mask), masked_mean(jnp.argmax(out.logits, axis=-1) == out.code_ids, mask)
 
 
 def diversity_loss(code_probs: Float[Array, "B T V"]) -> Float[Array, ""]:
-    """The share of the codebook that the batch leaves unused, in [0, 1]: 1 - perplexity / V of the mean softmax."""
+    """The share of the codebook that the batch does not use, in [0, 1]: 1 - perplexity / V of the mean softmax (wav2vec 2.0, equation 4)."""
     mean = jnp.mean(code_probs, axis=(0, 1))
     return 1 - perplexity(mean) / mean.shape[0]
 
 
 def masked_mean(x: Array, mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """The mean over the frames of the mask; 0 if there are none."""
+    """The mean over the masked frames; 0 if there are none."""
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

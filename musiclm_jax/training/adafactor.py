@@ -1,9 +1,10 @@
-"""Adafactor (arXiv 1804.04235) with T5X's settings, over leaves of which some are several of T5X's parameters side by side.
+"""Adafactor (arXiv 1804.04235) with T5X's settings, for parameter trees in which one leaf may contain several of T5X's parameters.
 
-Adafactor treats a parameter as a whole: it scales the update by the root mean square of the parameter, clips it by its own, and keeps second moments
-for its rows and columns. Our queries, keys and values are one leaf, so are the two kernels of a gated feed-forward, and the layers of a stack. Taken as
-one, queries, which T5 draws 1/8 as large as keys, would move 8 times as far for their size. Here every statistic is of one of T5X's parameters, and
-so is its shape: heads and their widths count as one dimension. Reduced axes stay, with length 1, so that a moment is sharded as its parameter is.
+Adafactor keeps statistics of each parameter: second moments of its rows and columns, its root mean square, which scales the update, and the root mean
+square of the update, by which the update is clipped. Some of our leaves contain several of T5X's parameters: queries, keys and values; the two kernels of
+a gated feed-forward layer; the layers of a stack. With common statistics, queries, which T5 initializes 1/8 as large as keys, would move 8 times as far
+relative to their size. Every statistic here is therefore computed over one of T5X's parameters in T5X's shape, where heads and head width are one
+dimension. Reduced axes are kept with length 1, so that a moment is sharded like its parameter.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ import optax
 
 from musiclm_jax.nn.stack import STACKS
 
-# Of leaves that T5X has in another form: the axes that are one dimension of a T5X parameter, counted from the last. The axes between and before them
-# number parameters.
+# For leaves that T5X stores in another form: the axes that make up each dimension of one T5X parameter, counted from the last. All other axes
+# enumerate parameters.
 _DIMENSIONS = {
     "qkv_kernel": ((-4,), (-2, -1)),  # [D, 3, H, K]
     "qkv_bias": ((-2, -1),),  # [3, H, K]
     "out_kernel": ((-3, -2), (-1,)),  # [H, K, D]
     "in_kernel": ((-3,), (-1,)),  # [D, 2, F]
 }
-# Where the second largest dimension of a parameter is smaller, it keeps a second moment for each number.
+# A parameter whose second largest dimension is smaller than this is not factored: it keeps a second moment for each element.
 _MIN_FACTORED = 128
-# What the root mean square of a parameter counts at least.
+# Lower bound of the root mean square of a parameter, where it scales the update.
 _MIN_SCALE = 1e-3
 
 
 class AdafactorState(NamedTuple):
-    """count: steps taken. rows, columns: of each leaf, running means of squared gradients, one for each row and for each column of its parameters; where
-    they are not factored, `rows` has one for each number, and `columns` a single 0. Trees of the parameters' structure."""
+    """The optimizer's state.
+
+    count: int32 scalar, steps taken. rows, columns: float32 trees with the structure of the parameters, the running means of the squared gradient over
+    each row and each column of a parameter. For a parameter that is not factored, `rows` has one number per element and `columns` is 0.
+    """
 
     count: Any
     rows: Any
@@ -42,7 +46,7 @@ class AdafactorState(NamedTuple):
 
 
 def scale_by_adafactor() -> optax.GradientTransformation:
-    """The gradient -> Adafactor's update at a learning rate of 1, with T5X's decay of 1 - step^-0.8 and clipping at 1."""
+    """Adafactor's update at a learning rate of 1, with T5X's second-moment decay of 1 - step^-0.8 and updates clipped to a root mean square of 1."""
 
     def init(params):
         def moments(path, leaf):
@@ -72,12 +76,12 @@ def scale_by_adafactor() -> optax.GradientTransformation:
 
 
 def dict_names(path: tuple[Any, ...]) -> list[str]:
-    """The names in the path of a leaf, those of modules and of the leaf, without the attributes of flax's boxes."""
+    """The names of the modules in a leaf's path and of the leaf itself, without the attributes of flax's boxes."""
     return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
 
 
 def _axes(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The axes of a leaf that lie within one parameter, and which of them are its rows and its columns: () and () where it is not factored."""
+    """Returns the axes of a leaf that lie within one parameter, the axes of its rows and those of its columns; the last two are () if not factored."""
     *above, name = ["", *dict_names(path)]
     if name in _DIMENSIONS:
         dimensions = [tuple(axis % len(shape) for axis in axes) for axes in _DIMENSIONS[name]]
@@ -95,7 +99,7 @@ def _zeros(shape: tuple[int, ...], reduced: Iterable[int]) -> jax.Array:
 
 
 def _map_with_path(function: Any, count: int, tree: Any, *rest: Any) -> tuple[Any, ...]:
-    """`jax.tree_util.tree_map_with_path` of a function that returns `count` leaves, as so many trees."""
+    """`jax.tree_util.tree_map_with_path` for a function that returns `count` leaves. Returns `count` trees."""
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     results = [function(path, leaf, *more) for (path, leaf), *more in zip(paths, *map(jax.tree.leaves, rest), strict=True)]
     return tuple(structure.unflatten(result[i] for result in results) for i in range(count))

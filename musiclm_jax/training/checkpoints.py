@@ -1,12 +1,12 @@
-"""Checkpoints of a training run. Bundles for users are `MusicLM.save_pretrained`.
+"""Checkpoints of a training run, from which it continues. (`MusicLM.save_pretrained` writes the bundles for users.)
 
-    WORKDIR/checkpoints/<step>/state/             the whole state, by Orbax
-    WORKDIR/checkpoints/<step>/checkpoint.json    which training it belongs to, how long its run was to be, and the SHA-256 of each file
-    WORKDIR/damaged/<step>/                       a checkpoint whose files are not those that were written
+    WORKDIR/checkpoints/<step>/state/             the whole state, written by Orbax
+    WORKDIR/checkpoints/<step>/checkpoint.json    the identity of the training, the lengths of its run, and the SHA-256 of each file
+    WORKDIR/damaged/<step>/                       a checkpoint whose files differ from what was written
 
-A folder has the name of its step only when all of it is on the disk, so what a kill or a power cut leaves half-written never counts. Whether a
-checkpoint is damaged is decided by its hashes alone, and not by what is raised while it is read: a disk that gives an error may give the file
-tomorrow. A damaged checkpoint is never deleted.
+A folder gets the name of its step only when all of it is on the disk, so that a half-written checkpoint, left by a kill or a power cut, is never read.
+The hashes alone decide whether a checkpoint is damaged, not the exceptions raised while reading: after an I/O error, the same file may be readable
+later. A damaged checkpoint is never deleted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from musiclm_jax.records import parse_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
-# How the length of a run was changed, as [first step, num_steps] pairs: a run of 4 steps that was trained on to 6 is [[0, 4], [4, 6]].
+# The lengths that a run has had, as [first step, num_steps] pairs: a run of 4 steps that was later extended to 6 is [[0, 4], [4, 6]].
 Lengths = list[list[int]]
 
 _RECORD, _UNFINISHED = "checkpoint.json", ".unfinished"
@@ -41,7 +41,8 @@ _RECORD, _UNFINISHED = "checkpoint.json", ".unfinished"
 class Checkpoints:
     """The checkpoints of one run, by step. Use it as a context manager, or call `close`.
 
-    identity: of the training, an opaque string. A checkpoint of another training is an error.
+    identity: an opaque string, the hash of all that decides the training's result except its length. A checkpoint with another identity is refused.
+    keep: number of checkpoints to keep; older ones are deleted.
     """
 
     def __init__(self, workdir: Path, *, identity: str, keep: int = 2):
@@ -53,7 +54,7 @@ class Checkpoints:
             for path in self._directory.glob(f"*{_UNFINISHED}"):
                 shutil.rmtree(path)
             sync(self._workdir)
-        # Orbax logs a stack of lines for what it raises as well.
+        # Orbax also logs the exceptions that it raises, each with a stack trace.
         self._orbax_log = logging.getLogger("absl")
         self._orbax_log_level = self._orbax_log.level
         self._orbax_log.setLevel(logging.CRITICAL)
@@ -68,19 +69,23 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits until what was saved is on the disk."""
+        """Waits until the last save is on the disk. Raises UserError where it failed."""
         try:
             self._wait()
         finally:
             self._worker.shutdown()
-            with contextlib.suppress(Exception):  # What a save raised has been raised; Orbax raises it again.
+            with contextlib.suppress(Exception):  # `_wait` has already raised the error of a failed save; Orbax raises it again.
                 self._orbax.close()
             self._orbax_log.setLevel(self._orbax_log_level)
 
     # ---------------------------------------------------------------- Save
 
     def save(self, step: int, state: Any, lengths: Lengths) -> None:
-        """Writes the state as `step`; on an accelerator in the background. A step that exists is left alone."""
+        """Writes the state as the checkpoint of `step`, in the background on an accelerator. An existing checkpoint of this step is left unchanged.
+
+        Raises:
+            UserError: this save or the one before it failed, for example because the disk is full.
+        """
         self._wait()
         folder = self._directory / str(step)
         if folder.exists():
@@ -94,7 +99,7 @@ class Checkpoints:
             self._wait()
 
     def _wait(self) -> None:
-        """Until the last save is done. Raises `UserError` where the disk refused it."""
+        """Waits for the last save. Raises UserError where it failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
             with self._writing():
@@ -112,13 +117,13 @@ class Checkpoints:
         sync(self._directory)
         self._newest = step
         for old in _steps(self._directory)[: -self._keep]:
-            doomed = self._directory / f"{old}{_UNFINISHED}"  # A kill leaves no half of a checkpoint.
+            doomed = self._directory / f"{old}{_UNFINISHED}"  # Renamed first: a kill while deleting leaves no incomplete checkpoint.
             (self._directory / str(old)).rename(doomed)
             shutil.rmtree(doomed)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises `UserError` where the disk refuses, and leaves nothing that takes up its space."""
+        """Turns an OS error within the block into a UserError, and deletes what the failed save wrote."""
         try:
             yield
         except Exception as error:
@@ -129,7 +134,7 @@ class Checkpoints:
             raise UserError(f"{unwritable(self._directory, reason)}; the training continues from step {self._newest}") from error
 
     def _remove_unfinished(self) -> None:
-        """Frees the space of a save that failed. Other threads of that save may write for a moment longer."""
+        """Deletes what a failed save wrote. It retries, since other threads of that save may write for a moment longer."""
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
         for _ in range(20):
@@ -143,12 +148,18 @@ class Checkpoints:
     # ---------------------------------------------------------------- Restore
 
     def restore(self, abstract_state: Any, *, num_steps: int) -> tuple[Any, Lengths] | None:
-        """The newest checkpoint that is not damaged, and the lengths of its run; None where there is no checkpoint.
+        """Reads the newest checkpoint that is not damaged. Newer, damaged ones are moved to WORKDIR/damaged, with a warning.
 
-        abstract_state: ShapeDtypeStructs with the shardings that the state is to have. num_steps: length of the run that is to continue.
+        Args:
+            abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
+            num_steps: length of the run that shall continue.
 
-        Damaged checkpoints after it are moved to WORKDIR/damaged, with a warning. Raises `UserError`, and moves nothing, where all are damaged,
-        where the disk gives an error, and where the checkpoint belongs to another training or is beyond the end of the run.
+        Returns:
+            (state, lengths of its run), or None where there is no checkpoint.
+
+        Raises:
+            UserError: all checkpoints are damaged; a file cannot be read; the checkpoint belongs to another training or is beyond num_steps. Then
+                no checkpoint is moved.
         """
         damaged: dict[int, str] = {}
         for step in reversed(_steps(self._directory)):
@@ -160,8 +171,8 @@ class Checkpoints:
                 continue
             if record["identity"] != self._identity:
                 raise UserError(
-                    f"{folder} belongs to another training, of another config, seed or data: choose another work folder than {self._workdir}, "
-                    f"go back to what it was, or move {self._directory} away to train anew"
+                    f"{folder} belongs to another training, with another config, seed or data: choose another work folder than {self._workdir}, "
+                    f"restore that config, seed and data, or move {self._directory} away to train anew"
                 )
             if step > num_steps:
                 raise UserError(f"{folder} is beyond num_steps={num_steps}: choose {step} or more, or move {self._directory} away to train anew")
@@ -175,7 +186,7 @@ class Checkpoints:
         return None
 
     def _load(self, folder: Path, abstract_state: Any) -> Any:
-        """The state of a checkpoint whose files are all as they were written."""
+        """Reads the state of a checkpoint whose files match their hashes."""
         try:
             return self._orbax.restore(folder / "state", abstract_state)
         except Exception as error:  # Orbax raises many types.
@@ -183,12 +194,12 @@ class Checkpoints:
                 raise _unreadable(folder, reason) from error
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"{folder} is intact but cannot be restored here ({first_line}): use the version and the memory that it was written with, "
+                f"{folder} is intact but cannot be restored here ({first_line}): use the package version that wrote it and as much memory, "
                 f"or move {self._directory} away to train anew"
             ) from error
 
     def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
-        """What is in the way of the training that continues from `step`."""
+        """Moves damaged checkpoints, {step: reason}, to WORKDIR/damaged. The training continues from `step`."""
         for each, reason in damaged.items():
             aside, copies = self._workdir / "damaged" / str(each), 1
             while aside.exists():
@@ -203,7 +214,7 @@ class Checkpoints:
 
 
 def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
-    """The step of the newest checkpoint and the lengths of its run, as they are recorded: its files are not read. None: there is no checkpoint."""
+    """The step of the newest checkpoint and the lengths of its run, or None where there is no checkpoint. Reads the record alone."""
     directory = workdir / "checkpoints"
     for step in reversed(_steps(directory)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -212,16 +223,16 @@ def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
 
 
 def trained_on(lengths: Lengths, *, start: int, num_steps: int) -> Lengths:
-    """The lengths of a run that continues from step `start` and is to end at `num_steps`. lengths: up to there; empty: it starts anew."""
+    """The lengths of a run that continues from step `start` and shall end at `num_steps`. lengths: those before; empty for a new run."""
     return lengths if lengths and lengths[-1][1] == num_steps else [*lengths, [start, num_steps]]
 
 
 class _Damaged(Exception):
-    """A checkpoint is not what was written; the message says where."""
+    """The files of a checkpoint differ from what was written. The message names the file."""
 
 
 def _verified_record(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's record says, after all of its files were compared with it."""
+    """Reads a checkpoint's record and compares the hashes of all files with it. Raises _Damaged where they differ, UserError where reading fails."""
     try:
         record = parse_json((folder / _RECORD).read_bytes())
         if record.pop("sha256") != _hash_record(record):
@@ -233,13 +244,13 @@ def _verified_record(folder: Path) -> dict[str, Any]:
         raise _Damaged(f"{Path(error.filename or folder).name} is missing") from error
     except OSError as error:
         raise _unreadable(folder, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # What JSON makes of any bytes.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # Not JSON, or JSON of another form.
         raise _Damaged(f"{_RECORD} has changed") from error
     return record
 
 
 def _steps(directory: Path) -> list[int]:
-    """Of the checkpoints in a folder, in ascending order."""
+    """The steps of the checkpoints in a folder, in ascending order."""
     try:
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isascii() and path.name.isdigit())
     except FileNotFoundError:
@@ -262,9 +273,9 @@ def _unreadable(folder: Path, error: OSError) -> UserError:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The error of the system that is behind what Orbax raised; None where there is none."""
+    """The OS error that caused an exception of Orbax; None where it has another cause."""
     while error is not None and not isinstance(error, OSError):
-        # TensorStore, which reads and writes the arrays, raises ValueError with the number of the system's error in its text.
+        # TensorStore, which reads and writes the arrays, raises ValueError with the OS error's number in the message.
         if number := re.search(r"os_error_code='(\d+)'", str(error)):
             return OSError(int(number[1]), os.strerror(int(number[1])))
         error = error.__cause__

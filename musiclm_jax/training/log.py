@@ -1,4 +1,4 @@
-"""The log of a training run: lines for people on the console, the same numbers for programs in WORKDIR/metrics.jsonl."""
+"""The log of a training run: lines on the console, and the same numbers as JSON lines in WORKDIR/metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from musiclm_jax.errors import UserError, unreadable, unwritable
 from musiclm_jax.records import atomic_path, write_text
 from musiclm_jax.training.task import TrainState
 
-# What to do about numbers that are not finite. The same command would come to the same end, and a checkpoint continues only its own training.
+# The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.
 REMEDY = "Lower the learning rate or raise warmup_steps, and start this part anew in an empty folder"
 
-# How many steps the host hands out before it waits: enough to keep the device busy, few enough to stop soon when told to.
+# Steps that the host dispatches ahead of the device: enough to keep the device busy, few enough to stop soon after a signal.
 _AHEAD = 2
 
 
 class Log:
-    """The log of the steps from `start` on. Lines of later steps, which are about to be taken again, are dropped."""
+    """The log of a run that starts or continues after step `start`. Lines of later steps are dropped, since the run repeats those steps.
+
+    source: step -> batch, from which the batches of skipped steps are written.
+    """
 
     def __init__(self, workdir: Path, name: str, source: Source, *, start: int, num_steps: int):
         self._workdir, self._name, self._source, self._start, self._num_steps = workdir, name, source, start, num_steps
@@ -46,22 +49,26 @@ class Log:
         print(f"{self._name}: {millions:.3g}M parameters, {begin}to step {self._num_steps} on {len(jax.devices())} {jax.devices()[0].platform}", flush=True)
 
     def step(self, step: int, metrics: dict[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
-        """Takes note of a step. Waits for the device where it is too far behind."""
+        """Records the metrics of a step, which may still be running. Waits where the device is too far behind."""
         self._pending.append(metrics)
         self._step, self._examples = step, len(next(iter(batch.values())))
         if len(self._pending) > _AHEAD:
             jax.block_until_ready(self._pending[-1 - _AHEAD])
-        if step == self._start + 1:  # The clock starts after compilation, so that rates are those of the run.
+        if step == self._start + 1:  # The clock starts after the first step, so that rates exclude compilation.
             jax.block_until_ready(metrics)
             self._clock_step, self._clock = step, time.perf_counter()
 
     def line(self) -> None:
-        """Writes the mean over the steps since the last line, if there were any. Raises `UserError` where most of them are not finite."""
+        """Writes the mean over the steps since the last line, if there were any.
+
+        Raises:
+            UserError: a loss is not finite, most of the steps were skipped, or the log cannot be written.
+        """
         if not self._pending:
             return
         numbers = _mean(self._without_skipped(jax.device_get(self._pending)))
         self._pending = []
-        now, tokens = time.perf_counter(), numbers.pop("tokens", None)  # In a step.
+        now, tokens = time.perf_counter(), numbers.pop("tokens", None)  # Per step.
         if self._step > self._clock_step:
             rate = (self._step - self._clock_step) / (now - self._clock)
             numbers["steps_per_sec"] = rate
@@ -73,18 +80,18 @@ class Log:
         self._write(numbers)
 
     def evaluation(self, metrics: list[dict[str, Any]]) -> None:
-        """Writes the mean over held-out batches."""
+        """Writes the means over held-out batches, with names that begin with "eval_"."""
         self._write({f"eval_{name}": value for name, value in _mean(metrics).items() if name != "tokens"})
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count as training."""
+        """Excludes the time within the block from the training rates."""
         begin = time.perf_counter()
         yield
         self._clock += time.perf_counter() - begin
 
     def _without_skipped(self, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The metrics of the steps that were not skipped. The batches of the others are written to WORKDIR/skipped for a look at them."""
+        """The metrics of the steps that were not skipped. Writes the batches of skipped steps to WORKDIR/skipped, for inspection."""
         good = []
         for step, each in enumerate(metrics, start=self._step - len(metrics) + 1):
             if not each.get("skipped", 0.0):
@@ -96,9 +103,9 @@ class Log:
             batch = self._source(step - 1)
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **batch)
-            print(f"{self._name}: step {step} was skipped, its loss or gradient is not finite; its batch is in {path}", flush=True)
+            print(f"{self._name}: step {step} was skipped, since its loss or gradient is not finite; its batch is in {path}", flush=True)
         if 2 * len(good) < len(metrics):
-            skipped = f"{len(metrics) - len(good)} of the last {len(metrics)} steps were skipped, as their loss or gradient is not finite"
+            skipped = f"{len(metrics) - len(good)} of the last {len(metrics)} steps were skipped, since their loss or gradient is not finite"
             raise UserError(f"{self._name}: {skipped}. {REMEDY}")
         return good
 
@@ -118,7 +125,7 @@ class Log:
 
 
 def read_metrics(workdir: Path | str) -> dict[str, int | float]:
-    """The last value of every metric that a run has logged."""
+    """The last value of every metric that the run in `workdir` has logged; empty where there is no log. Raises UserError where it cannot be read."""
     numbers: dict[str, int | float] = {}
     for line in _read_lines(Path(workdir) / "metrics.jsonl"):
         numbers.update(line)
@@ -126,7 +133,7 @@ def read_metrics(workdir: Path | str) -> dict[str, int | float]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole: a kill or a full disk may have cut the last one."""
+    """The complete lines of a log. A kill or a full disk may have truncated the last one."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Losses of the codec and of the melody embedder: arrays in, float32 scalars out."""
+"""Losses of the codecs and of the melody embedder, as functions from arrays to float32 scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musiclm_jax.audio.features import magnitude, mel_filterbank, stft
 
 
 def _mels(wave: Float[Array, "B N"], *, window: int, hop: int, num_fft: int, num_mels: int, sample_rate_hz: int) -> Float[Array, "B T M"]:
-    """Mel magnitudes over the whole band, frames as in `features.frame`."""
+    """Mel magnitudes with bands from 0 Hz to half the sample rate, in frames as in `features.frame`."""
     spectrum = magnitude(stft(wave, window=window, hop=hop, num_fft=num_fft))
     filters = mel_filterbank(sample_rate_hz=sample_rate_hz, num_fft=num_fft, num_mels=num_mels, min_hz=0.0, max_hz=sample_rate_hz / 2)
     return jnp.einsum("btf,fm->btm", spectrum, filters, precision=jax.lax.Precision.HIGHEST)
@@ -28,12 +28,17 @@ def multi_scale_mel_loss(
     num_mels: Sequence[int] = (64,) * 6,
     floor: float = 1e-5,
 ) -> Float[Array, ""]:
-    """Spectral reconstruction loss (SoundStream, equations 4 and 5): L1 of mels plus alpha_s times L2 of log mels, alpha_s = sqrt(s / 2).
+    """Spectral reconstruction loss (SoundStream, arXiv 2107.03312, equations 4 and 5): L1 of mels plus alpha_s times L2 of log mels, for windows of length s.
 
-    Deviations. Sums over frames and bands are means and the L2 norm is a root mean square per frame, so that neither the length of
-    the crop nor the number of bands changes the scale; the log terms of all scales are weighted by alpha_s over the sum of all alpha,
-    so that their weighted mean, in nepers, adds to the mean L1. Windows shorter than 512 are zero-padded to 512: a 64-sample
-    spectrum has too few bins for 64 bands. Hop: a quarter of the window. num_mels: bands of each window; the paper has 64 in all.
+    Deviations from the paper: Sums over frames and bands are means, and the L2 norm is a root mean square per frame, so that the loss depends neither
+    on the length of the crop nor on the number of bands. The log terms, in nepers, are averaged with the weights alpha_s = sqrt(s / 2), divided by their
+    sum. Windows shorter than 512 samples are zero-padded to 512, since a 64-sample spectrum has too few bins for 64 bands.
+
+    Args:
+        wave, reference: in [-1, 1].
+        windows: window lengths s, in samples; the hop is s / 4.
+        num_mels: mel bands for each window; the paper has 64 for all.
+        floor: added to mel magnitudes before the logarithm.
     """
     linear, logarithmic, total = 0.0, 0.0, sum((s / 2) ** 0.5 for s in windows)
     for s, bands in zip(windows, num_mels, strict=True):
@@ -41,18 +46,21 @@ def multi_scale_mel_loss(
         ours, theirs = mels(wave), mels(reference)
         linear += jnp.mean(jnp.abs(ours - theirs)) / len(windows)
         difference = jnp.log(ours + floor) - jnp.log(theirs + floor)
-        # The tiny constant keeps the gradient of the root finite where nothing differs.
+        # The small constant keeps the gradient of the root finite where both are equal.
         rms = jnp.sqrt(jnp.mean(jnp.square(difference), axis=-1) + 1e-10) - 1e-5
         logarithmic += (s / 2) ** 0.5 / total * jnp.mean(rms)
     return linear + logarithmic
 
 
 def mel_distance(wave: Float[Array, "B N"], reference: Float[Array, "B N"], *, sample_rate_hz: int) -> Float[Array, ""]:
-    """The mel distance by which codecs are compared, as descript-audio-codec's evaluation defines it (lower is better, 0 is equal).
+    """The mel distance of two waves, as in the evaluation of descript-audio-codec. 0 is equal, lower is better.
 
-    Summed over (150 bands, window 2048) and (80, 512), hop a quarter of the window, frames centred with reflected edges, periodic
-    Hann, magnitudes under Slaney's filters over the whole band: mean |log10 a^2 - log10 b^2| with a, b not less than 1e-5, plus
-    mean |a - b|. Needs more than 1024 samples.
+    The distance is the sum, over 150 bands with a window of 2048 samples and 80 bands with a window of 512, of mean |log10 a^2 - log10 b^2| and mean
+    |a - b|. a and b are mel magnitudes; in the logarithm they are at least 1e-5. Hops are a quarter of the window, frames are centred with reflected
+    edges, the window is a periodic Hann, and the filters are Slaney's, from 0 Hz to half the sample rate.
+
+    Raises:
+        ValueError: fewer than 1025 samples.
     """
     if wave.shape[-1] <= 1024:
         raise ValueError(f"{wave.shape[-1]} samples: the reflected edges of the 2048-sample window need more than 1024")
@@ -71,18 +79,21 @@ def mel_distance(wave: Float[Array, "B N"], reference: Float[Array, "B N"], *, s
 
 
 def hinge_discriminator_loss(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> Float[Array, ""]:
-    """Mean over discriminators and time of max(0, 1 - D(real)) + max(0, 1 + D(fake)) (SoundStream, equation 1). Inputs: logits."""
+    """Mean over discriminators and time of max(0, 1 - D(real)) + max(0, 1 + D(fake)) (SoundStream, equation 1). Inputs: the logits of each."""
     terms = [jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f)) for r, f in zip(real, fake, strict=True)]
     return sum(terms) / len(terms)
 
 
 def hinge_generator_loss(fake: Sequence[jax.Array]) -> Float[Array, ""]:
-    """Mean over discriminators and time of max(0, 1 - D(fake)) (SoundStream, equation 2)."""
+    """Mean over discriminators and time of max(0, 1 - D(fake)) (SoundStream, equation 2). Input: the logits of each."""
     return sum(jnp.mean(jax.nn.relu(1 - f)) for f in fake) / len(fake)
 
 
 def feature_loss(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[jax.Array]]) -> Float[Array, ""]:
-    """Mean over discriminators and layers of the mean |D_l(real) - D_l(fake)| (SoundStream, equation 3). The logits are left out."""
+    """Mean over discriminators and layers of the mean |D_l(real) - D_l(fake)| (SoundStream, equation 3).
+
+    Inputs: the layers of each discriminator. The last one, the logits, is left out. No gradient flows to `real`.
+    """
     terms = [
         jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f))
         for one_real, one_fake in zip(real, fake, strict=True)
@@ -94,12 +105,14 @@ def feature_loss(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[ja
 def semi_hard_triplet_loss(distances: Float[Array, "B B"], same: Bool[Array, "B B"], *, margin: float) -> Float[Array, ""]:
     """FaceNet's triplet loss (arXiv 1503.03832, section 3) with one negative per anchor, mined in the batch: mean max(0, positive - negative + margin).
 
-    distances: squared distances of anchors (rows) to candidates (columns); the positive of each anchor is on the diagonal. same: True where
-    anchor and candidate are one and the same thing, so that the candidate is no negative; it must be True on the diagonal.
+    The negative is the nearest one that is farther than the positive. Within the margin it is FaceNet's semi-hard negative; beyond the margin the loss
+    is 0. If all negatives are nearer than the positive, the farthest one is taken: the hardest ones make all embeddings collapse to one point early in
+    training, where the loss is the margin. An anchor without a negative has loss 0.
 
-    The negative is the nearest of those that are farther than the positive: within the margin that is FaceNet's semi-hard one, beyond it
-    costs nothing. Where all are nearer it is the farthest, the easiest. The hardest ones would draw all embeddings to one point early on;
-    there the loss is the margin. An anchor without a negative adds 0.
+    Args:
+        distances: squared distances of anchors (rows) to candidates (columns). The positive of each anchor is on the diagonal.
+        same: True where anchor and candidate have the same label, so that the candidate is not a negative. It must be True on the diagonal.
+        margin: of squared distances.
     """
     distances = distances.astype(jnp.float32)
     positive, negatives = jnp.diagonal(distances), jnp.logical_not(same)

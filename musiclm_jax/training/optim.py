@@ -16,16 +16,18 @@ from musiclm_jax.training.adafactor import dict_names, scale_by_adafactor
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    # "adamw", or "adafactor" (T5X's settings, arXiv 1804.04235; each of T5X's parameters apart, though ours are stacked and fused).
+    # "adamw", or "adafactor" (arXiv 1804.04235) with T5X's settings. Its statistics are per T5X parameter, also where our parameters are stacked or fused.
     name: str = "adamw"
-    # Peak of the schedule. Under "rsqrt" T5X's base is 1.0, multiplied by the parameter scale.
+    # Peak of the schedule; with "rsqrt" the factor before the root, 1.0 in T5X. "adafactor" also multiplies by the root mean square of each parameter.
     learning_rate: float = 3e-4
-    # "constant", "cosine" (to 1 % at the end of the run), "transformer" (arXiv 1706.03762, section 5.3: as sqrt(warmup/step)), all three after a linear
-    # warm-up; or "rsqrt" (1/sqrt(max(step, warmup)), then times learning_rate).
+    # "constant", "cosine" (down to 1 % of the peak at the end of the run) or "transformer" (arXiv 1706.03762, section 5.3: sqrt(warmup / step)), all three
+    # after a linear warm-up; or "rsqrt": learning_rate / sqrt(max(step, warmup)).
     schedule: str = "cosine"
+    # Steps of the warm-up. With "rsqrt", steps at a constant rate.
     warmup_steps: int = 100
+    # Decay rates of AdamW's first and second moments; "adafactor" does not use them.
     betas: tuple[float, float] = (0.9, 0.99)
-    # Times the learning rate. Applied to kernels and embeddings; not to scales, biases and position tables.
+    # Multiplied by the learning rate. Applied to kernels and embeddings, not to scales, biases and position tables.
     weight_decay: float = 0.01
     # Largest global gradient norm. 0: no clipping.
     clip_norm: float = 1.0
@@ -38,7 +40,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int, num_steps: int) -> jax.Array:
-    """The learning rate at `step` of a run of `num_steps`."""
+    """The learning rate, a float32 scalar, at `step` (from 0) of a run of `num_steps`."""
     step = jnp.asarray(step, jnp.float32)
     warmup = max(config.warmup_steps, 1)
     if config.schedule == "rsqrt":
@@ -66,5 +68,5 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def _decayed(params: Any) -> Any:
-    """True at kernels, embeddings and the head table of a stage. By the name of the leaf: in a stack the scales of norms have two dimensions too."""
+    """A tree of booleans: True at kernels, embeddings and the head table of a stage, by name. Rank does not decide: stacked norm scales have rank 2 too."""
     return jax.tree_util.tree_map_with_path(lambda path, _: dict_names(path)[-1].endswith(("kernel", "embedding", "head")), params)

@@ -1,7 +1,7 @@
-"""Where each array lives: the mesh, the rules from logical to mesh axes, and the shardings of states and batches.
+"""Placement of arrays on devices: the mesh, the rules from logical to mesh axes, and the shardings of states and batches.
 
-Parameters carry logical names (`nn.with_logical_partitioning`); this is the only file that knows the axes of the mesh. A model runs
-unchanged on one device or many: XLA places the collectives (GSPMD, arXiv 2105.04663).
+Parameters carry logical axis names (`nn.with_logical_partitioning`); this is the only file that knows the axes of the mesh. A model runs unchanged on
+one device or many: XLA inserts the collectives (GSPMD, arXiv 2105.04663).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from musiclm_jax.checks import COUNT, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 
-# One parameter dimension per mesh axis: wide ones over `tensor` (Megatron's layout), the model width over `fsdp` (ZeRO-3).
+# A mesh axis splits one dimension of a parameter: `tensor` the wide ones (Megatron's layout), `fsdp` the model width (ZeRO-3).
 LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
     ("embed", "fsdp"),
     ("mlp", "tensor"),
@@ -30,27 +30,29 @@ LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
     ("layers", None),
 )
 MESH_AXES = ("data", "fsdp", "tensor")
-# Batches are split over all devices that do not split the same example's arithmetic.
+# A batch is split over these axes; devices along `tensor` share the computation of the same examples.
 BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    # Devices over which the batch is split. -1: all that the other two leave.
+    """The device mesh. The product of its three sizes is the number of devices."""
+
+    # Devices over which the batch is split. -1: the number of devices divided by the other two sizes.
     data: int = -1
-    # Devices over which the batch and also the parameters and the optimizer's state are split.
+    # Devices over which the batch, the parameters and the optimizer's state are split.
     fsdp: int = 1
-    # Devices over which heads, feed-forward and vocabulary are split.
+    # Devices over which attention heads, feed-forward layers and vocabulary are split.
     tensor: int = 1
 
     def __post_init__(self):
         check_numbers(self, data=(-1, SIZE[1]), fsdp=COUNT, tensor=COUNT)
         if self.fsdp < 1 or self.tensor < 1 or (self.data < 1 and self.data != -1):
-            raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: sizes are 1 or more; data may be -1")
+            raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: choose sizes of 1 or more; data may also be -1")
 
 
 def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen)
-    """The mesh over all devices of this process group."""
+    """The mesh over all devices of all processes. Raises UserError where its sizes do not multiply to the number of devices."""
     sizes = _mesh_sizes(config)
     if math.prod(sizes) != len(jax.devices()):
         raise _does_not_tile(config)
@@ -59,12 +61,12 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh without its devices, of which none need be here; only data=-1 asks how many there are."""
+    """The mesh without devices, for a dry run. Only data=-1 depends on the number of devices here."""
     return AbstractMesh(_mesh_sizes(config), MESH_AXES)
 
 
 def _mesh_sizes(config: MeshConfig) -> tuple[int, int, int]:
-    """Of MESH_AXES."""
+    """The sizes of MESH_AXES."""
     if config.data != -1:
         return config.data, config.fsdp, config.tensor
     data, left = divmod(len(jax.devices()), config.fsdp * config.tensor)
@@ -75,19 +77,21 @@ def _mesh_sizes(config: MeshConfig) -> tuple[int, int, int]:
 
 def _does_not_tile(config: MeshConfig) -> UserError:
     sizes = f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
-    return UserError(f"{sizes} does not tile the {len(jax.devices())} devices here: choose sizes with that product (a dry run takes any, if data is not -1)")
+    return UserError(
+        f"{sizes} does not tile the {len(jax.devices())} devices here: choose sizes with that product (a dry run accepts any sizes, if data is not -1)"
+    )
 
 
 def unbox(tree: Any) -> Any:
-    """The tree without flax's boxes of logical names."""
+    """The tree without flax's boxes, which carry logical axis names."""
     return meta.unbox(tree)
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings of the unboxed state, of the structure `unbox(abstract_state)`.
+    """The shardings of a train state, as a tree with the structure of `unbox(abstract_state)`.
 
-    Boxed leaves follow LOGICAL_RULES. A leaf without a box that mirrors a parameter (an optimizer's moment: same last names of its path, same
-    shape) follows that parameter; all others are replicated, and so is a dimension that its mesh axis does not divide.
+    Boxed leaves follow LOGICAL_RULES. A leaf without a box is sharded like a parameter of the same shape whose path ends its own path, as do the
+    optimizer's moments; all other leaves are replicated. A dimension that its mesh axis does not divide is not split.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     named: dict[tuple[Any, ...], tuple[tuple[int, ...], PartitionSpec]] = {}
@@ -120,13 +124,13 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices, its leading axis split over them. Raises `UserError` where the batch does not split evenly."""
+    """Puts a batch on the devices, with its leading axis split over BATCH_AXES. Raises UserError where it does not split evenly."""
     check_batch(batch, mesh)
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
 
 
 def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh) -> None:
-    """Raises `UserError` where the leading axis of an array, or of its shape, does not split evenly over the mesh."""
+    """Raises UserError where the leading axis of an array (or ShapeDtypeStruct) does not split evenly over the mesh."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for name, array in batch.items():
         if array.shape[0] % ways:

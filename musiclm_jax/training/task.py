@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the thing it trains."""
+"""The interface between the training loop and the tasks (`Task`), and the training step that most tasks share (`gradient_step`)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step reads and writes, hence everything that a checkpoint stores.
+    """The state of a training: all that a step reads and writes, and all that a checkpoint stores.
 
-    Fields: step: int32 scalar, steps already taken. params: trainable parameters. opt_state: the optimizer's.
-    stats: what is updated without a gradient (codebooks, running means); an empty dict where there is none.
+    step: int32 scalar, steps taken. params: trainable parameters. opt_state: the optimizer's state. stats: what is updated without a gradient, such as
+    codebooks; an empty dict if there is nothing.
     """
 
-    # Any, not jax.Array: JAX rebuilds the class around shapes, shardings and None (eval_shape, tree.map), which the type checker would refuse.
+    # Any, not jax.Array: JAX also builds the class from shapes, shardings and None (eval_shape, tree.map), which the type checker would reject.
     step: Any
     params: Any
     opt_state: Any
@@ -38,9 +38,9 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, data aside. Each task extends it by its losses."""
+    """How a model is trained, apart from its data. Each task adds the settings of its losses."""
 
-    # Length of the whole run in steps, where a cosine schedule ends. It may be raised later, to train on.
+    # Length of the whole run in steps; a cosine schedule ends there. It may be raised later, to continue the training.
     num_steps: int = 1000
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -49,12 +49,13 @@ class Recipe:
 
 
 class Task(abc.ABC):
-    """One trained thing: codec, w2v-BERT, MuLan, a stage, the melody embedder. A task is a frozen dataclass of the model's config and its recipe.
+    """The training of one model: the codec, w2v-BERT, MuLan, a stage or the melody embedder. A task is a frozen dataclass of the model's config and recipe.
 
-    `init_state`, `train_step` and `eval_step` are pure and jit-able; metrics are float32 scalars.
+    `init_state` (boxed parameters, step 0), `train_step` and `eval_step` are pure and can be jitted. Metrics are float32 scalars; those named "loss" and
+    "skipped" (1 for a skipped step) are read by the log, as is "tokens" (target tokens per step).
     """
 
-    # For the log and in errors.
+    # Name in the log and in errors.
     name: str
     recipe: Recipe
 
@@ -74,21 +75,21 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """The trained weights as the nested dict of arrays that goes into the bundle's safetensors file."""
+        """The trained weights, as the nested dict of arrays that the bundle stores."""
 
     def check_batch(self, batch: Batch) -> None:  # noqa: B027  (most tasks have nothing to check)
-        """Raises `UserError` where the task cannot learn from such a batch. The loop calls it with the first one, on the host, before any step."""
+        """Raises UserError where the task cannot train on such a batch. The loop calls it on the host with the first batch, before any step."""
 
 
 def fresh_state(params: Any, recipe: Recipe, *, stats: dict[str, Any] | None = None) -> TrainState:
-    """The state before the first step of a task that has one optimizer."""
+    """The state before the first step, for a task with one optimizer."""
     return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(recipe.optimizer, recipe.num_steps).init(params), stats or {})
 
 
 def gradient_step(state: TrainState, loss: Callable[[Any], tuple[jax.Array, Any]], recipe: Recipe, *, has_stats: bool = False) -> tuple[TrainState, Metrics]:
-    """One step down the gradient of loss: params -> (scalar, metrics); with `has_stats`, params -> (scalar, (metrics, new stats)).
+    """Takes one optimizer step on `loss`, unless its loss or gradient is not finite (`keep_finite`).
 
-    Guarded by `keep_finite`. Adds to the metrics: grad_norm, learning_rate and skipped.
+    loss: params -> (scalar, metrics); with `has_stats`, params -> (scalar, (metrics, new stats)). Adds grad_norm, learning_rate and skipped to the metrics.
     """
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     metrics, stats = aux if has_stats else (aux, state.stats)
@@ -100,8 +101,12 @@ def gradient_step(state: TrainState, loss: Callable[[Any], tuple[jax.Array, Any]
 
 
 def keep_finite(before: TrainState, after: TrainState, *numbers: jax.Array) -> tuple[TrainState, jax.Array]:
-    """The state one step after `before`: `after`, unless one of the scalars `numbers` (losses, norms of gradients) is not finite. Then the step is
-    skipped: all but its number stays as it was. Also returns 1 for a skipped step, else 0.
+    """Skips a step whose loss or gradient is not finite.
+
+    numbers: scalars that must be finite, such as losses and gradient norms.
+
+    Returns: (state, skipped). The state is `after` or, for a skipped step, `before`; its step is one more than `before.step` in both cases. skipped is a
+    float32 scalar, 1 for a skipped step, else 0.
     """
     finite = jnp.all(jnp.isfinite(jnp.stack(numbers)))
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)

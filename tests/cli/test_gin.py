@@ -1,6 +1,7 @@
 """gin files: each shipped one parses, everything it binds is read, mistakes name what was meant."""
 
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -147,14 +148,19 @@ def test_mistakes_are_one_line(binding, message):
         ("SOUNDSTREAM_STEPS=3", "CODEC_STEPS"),
         ("soundstream/OptimizerConfig.learning_rate=0.1", "codec/"),
         ("w2v_bert/steps.Training.batch_size=4", "W2vBertPart.batch_size"),
-        ("coarse/Training.crop_sec=4", "semantic/StagePart.crop_sec for a stage"),
+        ("coarse/Training.crop_sec=4", "for a stage StageSpec.window_sec"),
+        ("soundstream/TrainConfig.save_every=4", "codec/TrainConfig.save_every"),
         ("semantic/TrainConfig.num_steps=4", "SEMANTIC_STEPS"),
         ("WindowConfig.coarse_hop_sec=4", "coarse/StageSpec.hop_sec"),
         ("MusicLMConfig.coarse_levels=4", "COARSE_LEVELS"),
         ("MusicLMConfig.num_candidates=4", "SelectionConfig.num_candidates"),
         ("FitConfig.mulan_hop_sec=4", "MuLanPart.condition_hop_sec"),
         ("StageTask.z_loss=0", "StageRecipe.z_loss"),
-        ("CodecTask.feature_weight=0", "SoundStreamRecipe"),
+        ("StageTask.codebook_init=True", "StagePart.codebook_init"),
+        ("CodecTask.feature_weight=0", "SoundStreamRecipe.feature_weight"),
+        ("SpectralCodecTask.heard_start_step=0", "SpectralCodecRecipe.wave_loss_start_step"),
+        ("MusicLMConfig.windows=0", "StageSpec.window_sec"),
+        ("TokenSpec.semantic_codes=0", "W2vBertConfig.num_clusters"),
     ],
 )
 def test_a_renamed_value_is_an_error_that_names_the_new_one(old, new, tmp_path):
@@ -162,13 +168,75 @@ def test_a_renamed_value_is_an_error_that_names_the_new_one(old, new, tmp_path):
         load_config("test", bindings=[old])
     assert "\n" not in str(error.value)
     (tmp_path / "mine.gin").write_text(f"{old.replace('=', ' = ')}\n")
-    with pytest.raises(UserError, match="mine.gin|now"):
+    with pytest.raises(UserError, match=rf"mine\.gin|{re.escape(new)}"):
         load_config("test", [str(tmp_path / "mine.gin")])
+
+
+# The fields from before the first release that are gone.
+OLD_FIELDS = {
+    "Training": "task batch_size crop_sec loop",
+    "TrainConfig": "num_steps",
+    "OptimizerConfig": "total_steps",
+    "WindowConfig": "semantic_window_sec semantic_hop_sec coarse_window_sec coarse_hop_sec fine_window_sec max_fine_batch",
+    "FitConfig": "soundstream w2v_bert mulan reranker semantic_reranker semantic coarse fine melody text_share text_mix kmeans_sec mulan_hop_sec bundle_dtype",
+    "MusicLMConfig": "soundstream coarse_levels semantic coarse fine fine_sees_mulan use_fine windows num_candidates num_drafts draft_sec "
+    "semantic_sampling coarse_sampling fine_sampling",
+    "TokenSpec": "mulan_levels mulan_codes semantic_codes acoustic_levels acoustic_codes coarse_levels",
+    "CodecTask": "name model quantizer discriminator sample_rate_hz loss_windows loss_mels optimizer discriminator_optimizer discriminator_start_step "
+    "quantizer_start_step quantizer_dropout reconstruction_weight waveform_weight adversarial_weight feature_weight commitment_weight",
+    "SpectralCodecTask": "name model quantizer sample_rate_hz loss_mels floor_weight mel_distance_weight roughness_weight heard_start_step optimizer "
+    "quantizer_start_step quantizer_dropout commitment_weight finish_step finish_levels",
+    "W2vBertTask": "name model optimizer mask_start_rate mask_span num_distractors contrastive_temperature diversity_weight gumbel_temperature gumbel_decay",
+    "MuLanTask": "name model optimizer word_weight",
+    "StageTask": "name model tokens optimizer z_loss prefix_dropout past_dropout codebook_init fine_sees_mulan",
+    "MelodyTask": "name model optimizer margin",
+}
+OLD_NAMES = [f"{cls}.{field}" for cls, fields in OLD_FIELDS.items() for field in fields.split()]
+OLD_NAMES += [*OLD_FIELDS.keys() - {"TrainConfig", "OptimizerConfig", "FitConfig", "MusicLMConfig"}]
+OLD_NAMES += ["SOUNDSTREAM_STEPS", "SOUNDSTREAM_LAST_PART", "soundstream/OptimizerConfig.name", "soundstream/train.TrainConfig.log_every"]
+
+
+def todays_names():
+    """Classes, their fields and macros, as docs/configuration.md lists them; another test compares that page with the source."""
+    names, cls = set(), None
+    for line in (Path(__file__).parents[2] / "docs" / "configuration.md").read_text().splitlines():
+        if heading := re.match(r"### (\w+)", line):
+            names.add(cls := heading[1])
+        elif macro := re.match(r"\| `(\w+)` \|", line):
+            names.add(macro[1])
+        elif cls and (field := re.match(r"- `(\w+):", line)):
+            names.add(f"{cls}.{field[1]}")
+    return names
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_the_replacement_of_an_old_name_exists(old):
+    known = todays_names()
+    assert old not in known
+    named = re.findall(r"\b[A-Z]\w+(?:\.\w+)?", main._renamed(old))
+    assert named and set(named) <= known
+
+
+def test_every_entry_of_the_old_names_is_used():
+    first = {next((pattern for pattern in main._RENAMED if re.search(pattern, old)), None) for old in OLD_NAMES}
+    assert first == set(main._RENAMED)
+
+
+@pytest.mark.parametrize("module", main._MOVED.values())
+def test_the_replacement_of_an_old_module_exists(module):
+    assert importlib.import_module(f"musiclm_jax.{module}")
 
 
 def test_a_module_that_has_moved_is_named(tmp_path):
     (tmp_path / "mine.gin").write_text("from __gin__ import dynamic_registration\nfrom musiclm_jax import steps\nsteps.FitConfig.seed = 3\n")
     with pytest.raises(UserError, match="musiclm_jax.steps is musiclm_jax.parts.fit now: `from musiclm_jax.parts import fit`"):
+        load_config("test", [str(tmp_path / "mine.gin")])
+
+
+def test_a_class_that_is_gone_from_a_module_is_named(tmp_path):
+    imports = "from __gin__ import dynamic_registration\nfrom musiclm_jax.tasks import codec as codec_task\n"
+    (tmp_path / "mine.gin").write_text(f"{imports}codec_task.CodecTask.feature_weight = 3\n")
+    with pytest.raises(UserError, match=r'CodecTask.feature_weight is SoundStreamRecipe.feature_weight now \(file ".*mine.gin", line 3\)'):
         load_config("test", [str(tmp_path / "mine.gin")])
 
 

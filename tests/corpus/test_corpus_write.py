@@ -90,7 +90,7 @@ def test_metadata_that_were_edited_are_not_lost(corpus, tmp_path, edit):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], json.dumps(edit(json.loads(lines[1]))), lines[2], ""]))
     before = _contents(tmp_path / "edited")
-    with pytest.raises(UserError, match="metadata.jsonl line 2 is not as it was written: keep that file under another name"):
+    with pytest.raises(UserError, match="metadata.jsonl line 2 was edited: keep that file under another name"):
         make_corpus(tmp_path / "edited", num_clips=3, seed=7)
     assert _contents(tmp_path / "edited") == before
     path.rename(path.with_suffix(".mine"))
@@ -101,7 +101,7 @@ def test_metadata_that_were_edited_are_not_lost(corpus, tmp_path, edit):
 def test_audio_that_is_no_corpus_is_not_overwritten(tmp_path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "000000.flac").write_text("a person's")
-    with pytest.raises(UserError, match="audio has files that are not of this corpus: choose another directory"):
+    with pytest.raises(UserError, match="audio has files that are not of a corpus: choose another directory"):
         make_corpus(tmp_path, num_clips=1, seed=7)
     assert _contents(tmp_path) == {"audio/000000.flac": b"a person's"}
 

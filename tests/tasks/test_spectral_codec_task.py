@@ -114,5 +114,5 @@ def test_eval_measures_what_the_exported_variables_do(step):
 def test_nonsense_is_refused():
     with pytest.raises(UserError, match="quantizer_dropout=2"):
         changed(quantizer_dropout=2.0)
-    with pytest.raises(UserError, match="finish_levels=4: choose 1 to the 3"):
+    with pytest.raises(UserError, match="finish_levels=4: choose from 1 to 3"):
         changed(finish_levels=4)
