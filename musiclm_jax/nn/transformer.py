@@ -186,6 +186,8 @@ class Transformer(nn.Module):
         num_keys = x.shape[1] if cache is None else cache[0].length
         causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
         bias = causal if bias is None else causal + bias
+        if cfg.attention_kernel == "cudnn" and cache is None:  # The most negative float32 is -inf in bfloat16.
+            bias = jnp.maximum(bias, -1e30).astype(jnp.dtype(cfg.dtype))
         x = dropout(x)
         if self.unrolled:
             caches = [None] * cfg.num_layers if cache is None else list(cache)
