@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from musiclm_jax.records import sha256_file
+from musiclm_jax.files import sha256_file
 
 # Files that contain times, and so differ between runs.
 TIMED = ("metrics.jsonl", "done.json", "step.json", "hashes.json", "checkpoint.json")

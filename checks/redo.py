@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
 from musiclm_jax.cli.gin_config import load_config  # noqa: E402
+from musiclm_jax.files import sha256_file  # noqa: E402
 from musiclm_jax.parts.fit import fit, plan  # noqa: E402
-from musiclm_jax.records import sha256_file  # noqa: E402
 
 SETTINGS = (
     "W2vBertPart.batch_size=4",

@@ -1,5 +1,7 @@
 """musiclm_jax: MusicLM (arXiv 2301.11325) in JAX and Flax, from text to 24 kHz music.
 
+Use:
+
     from musiclm_jax import MusicLM
     music = MusicLM.from_pretrained("demo").generate(["a calm piano melody"], seconds=10, seed=0)
 """
@@ -9,7 +11,7 @@ __all__ = ["MusicLM", "UserError"]
 
 
 def __getattr__(name: str):
-    # Lazy, so that `import musiclm_jax` costs nothing and touches no device.
+    # Imported lazily, so that `import musiclm_jax` is fast and initializes no device.
     if name == "MusicLM":
         from musiclm_jax.musiclm import MusicLM
 

@@ -1,11 +1,11 @@
-"""A bundle: a trained MusicLM as a folder that people exchange.
+"""Reads and writes bundles. A bundle is a trained MusicLM as a folder for exchange.
 
     config.json              format number, package version, every model's config, size and sha256 of every weight file
     <model>.safetensors      one per model, nested names joined by "/": "params/encoder/kernel"
     README.md                the model card
 
-No pickle: loading a bundle runs none of its contents. A missing, cut, altered, foreign or crafted file raises UserError, naming it and the remedy. The
-files may be links to anywhere, as in a download cache: what they contain is known by its hash.
+Nothing is pickled: loading a bundle executes none of its contents. A missing, truncated, altered, foreign or crafted file raises UserError, with the name
+of the file and the remedy. Files may be links, as in a download cache, since their contents are verified by hash.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ import safetensors
 
 import musiclm_jax
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import atomic_path, parse_json, sha256_file
 from musiclm_jax.folders import atomic_folder, readable_folder
-from musiclm_jax.records import atomic_path, from_dict, parse_json, sha256_file
+from musiclm_jax.records import from_dict
 
-# Which reader a bundle needs: raised whenever an older reader could not make sense of a newer bundle, a new field of a config included.
+# Version of the format. To be incremented when older versions of the package cannot read new bundles, also for a new field of a config.
 FORMAT = 2
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 # First lines of every model card.
 CARD_HEAD = ("---", "library_name: musiclm-jax", "tags: [music, text-to-music, jax, flax]", "---", "", "# A MusicLM bundle", "")
 _DTYPES = {"float32": np.float32, "float16": np.float16}
-# Types of arrays by their names in safetensors files.
+# NumPy types of arrays by their names in safetensors files.
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 _STORED_NAMES = {dtype: name for name, dtype in _STORED_DTYPES.items()}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors")
-# Far above what any model needs; more is refused before it costs memory or recursion.
+# Limits far above what any model needs, so that a crafted file cannot exhaust memory or the recursion limit.
 _MAX_CONFIG_BYTES, _MAX_DEPTH = 2**24, 64
 
 Variables = dict[str, Any]
@@ -73,30 +74,30 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> Variables:
             if not isinstance(node, dict):
                 break
         if not isinstance(node, dict) or name in node:
-            raise ValueError(f"{path[:200]!r} is the name of an array, and so is a part of it, or it is a part of another's")
+            raise ValueError(f"{path[:200]!r} is the name of an array and of a folder of arrays at the same time")
         node[name] = value
     return tree
 
 
 def check_shapes(variables: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
-    """Compares weights with what their config asks for.
+    """Checks that weights have the arrays, shapes and types that their config requires.
 
-    An array too many is an error as well: a config with fewer layers than the weights would else run, and mean another model.
+    Additional arrays are an error as well: otherwise a config with fewer layers than the weights would run as another model.
 
     Args:
         variables: nested dicts of arrays.
-        expected: nested dicts of things with `shape` and `dtype`, as `jax.eval_shape` gives, without boxes around them.
-        where: the file, for the message.
+        expected: nested dicts of objects with `shape` and `dtype`, such as the unboxed result of `jax.eval_shape`.
+        where: the name of the file, for error messages.
 
     Raises:
-        UserError: an array is missing, too many, of another shape, or of another kind (float, whole number, bool).
+        UserError: an array is missing or unknown, or has another shape or another kind of type (float, whole number, bool).
     """
     found, wanted = _leaves(variables), _leaves(expected)
-    problems = [f"lacks {name!r} {_spelled(wanted[name])}, which the config asks for" for name in wanted if name not in found]
-    problems += [f"has {name[:200]!r} {_spelled(found[name])}, for which the config has no place" for name in found if name not in wanted]
+    problems = [f"lacks {name!r} {_spelled(wanted[name])}, which the config requires" for name in wanted if name not in found]
+    problems += [f"has {name[:200]!r} {_spelled(found[name])}, which the config does not have" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
         if tuple(found[name].shape) != tuple(wanted[name].shape) or _kind(found[name]) != _kind(wanted[name]):
-            problems.append(f"has {name!r} as {_spelled(found[name])} where the config says {_spelled(wanted[name])}")
+            problems.append(f"has {name!r} as {_spelled(found[name])} where the config requires {_spelled(wanted[name])}")
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise UserError(f"{where}: {min(problems)}{more}; take config and weights from one export")
@@ -115,21 +116,31 @@ def _kind(array: Any) -> str:
 
 
 def write_arrays(path: str | os.PathLike, variables: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, whole or not at all. The same content gives the same bytes. Raises `UserError` where it cannot be written."""
+    """Writes a safetensors file atomically. The same content gives the same bytes.
+
+    Args:
+        path: the file.
+        variables: nested dicts of arrays.
+        metadata: strings for the file's header.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: an array has a type that `_STORED_NAMES` lacks, or a name contains "/".
+    """
     arrays = flatten(variables)
     with atomic_path(path) as temporary:
         _write_safetensors(temporary, arrays, metadata or {})
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """What `safetensors.numpy.save_file` does, except that it orders metadata at random and says of a full disk only that saving failed."""
-    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # The widest first, so that all of them are aligned.
+    """Writes a safetensors file. Unlike `safetensors.numpy.save_file`, it has a fixed order of metadata and reports a full disk as an OSError."""
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # The widest types come first, so that all arrays are aligned.
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
         array = arrays[name]
         if array.dtype.name not in _STORED_NAMES:
-            raise ValueError(f"{name} is {array.dtype}: expected one of {', '.join(_STORED_NAMES)}")
+            raise ValueError(f"{name} has the type {array.dtype}, expected one of {', '.join(_STORED_NAMES)}")
         header[name] = {"dtype": _STORED_NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -141,15 +152,15 @@ def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[Variables, dict[str, str]]:
-    """The nested dict of arrays in a safetensors file, floats as float32, and its metadata. Memory: the arrays, once.
+    """Reads a safetensors file. Returns (its arrays as nested dicts, floats as float32; its metadata). It needs the memory of the arrays once.
 
     Raises:
-        UserError: it cannot be read, is no safetensors file, has types that no model has, or NaN or infinity.
+        UserError: the file cannot be read, is not a safetensors file, has unsupported types, or has NaN or infinity.
     """
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             arrays = {}
-            for name in file.keys():  # noqa: SIM118  (it is no dict)
+            for name in file.keys():  # noqa: SIM118  (It is not a dict.)
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in _STORED_DTYPES or name.count("/") > _MAX_DEPTH:
                     raise ValueError(f"{name[:200]!r} is {dtype}, {name.count('/')} levels deep")
@@ -162,8 +173,8 @@ def read_arrays(path: str | os.PathLike) -> tuple[Variables, dict[str, str]]:
     except OSError as error:
         raise unreadable(path, error) from error
     except (safetensors.SafetensorError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else "it is cut, damaged or of another format"
-        raise UserError(f"{path}: no safetensors file of a model: {reason}; copy or make it again") from error
+        reason = error if isinstance(error, ValueError) else "it is truncated, damaged or of another format"
+        raise UserError(f"{path}: not a safetensors file of a model: {reason}; copy or make it again") from error
 
 
 # ------------------------------------------------------------------------------------------------- writing a bundle
@@ -178,24 +189,25 @@ def save(
     card: str = "",
     dtype: str = "float32",
 ) -> None:
-    """Writes a bundle, atomically: `path` is the old bundle or the new one, never half of one.
+    """Writes a bundle atomically: at any time `path` is the old bundle or the new one.
 
     Args:
         path: the folder. It may be new, empty, or an older bundle, which is replaced.
-        config: what describes the models, JSON-able.
-        models: nested dicts of arrays by model name.
-        metadata: strings kept in a model's safetensors header, such as MuLan's text vocabulary.
+        config: the config of the models, as JSON types.
+        models: {model name: nested dict of arrays}.
+        metadata: {model name: strings for the header of its safetensors file}, such as MuLan's text vocabulary.
         card: text of README.md.
-        dtype: how floating-point weights are stored; "float16" halves the download, and loses what 11 bits cannot hold.
+        dtype: type of the stored floating-point weights. "float16" halves the size and rounds weights to 11 bits.
 
     Raises:
-        UserError: `path` holds something else, cannot be written, or a weight does not fit into float16.
+        UserError: `path` contains anything else, it cannot be written, `dtype` is unknown, or a weight is not finite or too large for float16.
+        ValueError: the name of a model is not usable as a file name.
     """
     if dtype not in _DTYPES:
         raise UserError(f"dtype {dtype!r}: choose 'float32' or 'float16'")
     for name in models:
         if not _FILE_NAME.fullmatch(f"{name}.safetensors"):
-            raise ValueError(f"model {name!r}: expected a name of letters, digits, '_' and '-', of which a file's name is made")
+            raise ValueError(f"model {name!r}: expected a name of letters, digits, '_' and '-', because its file has this name")
     with atomic_folder(path, check=_check_replaceable) as folder:
         files = {}
         for name, variables in models.items():
@@ -210,29 +222,30 @@ def save(
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises UserError unless there is a bundle, of any format, and nothing else."""
+    """Raises UserError unless the folder is a bundle, of any format, and contains nothing else."""
     for name in os.listdir(path):
         if not (name in (CONFIG_FILE, CARD_FILE) or name.endswith(".safetensors")) or os.path.isdir(path / name):
-            raise UserError(f"{path}: holds something other than a bundle ({name!r}); name a new folder")
+            raise UserError(f"{path}: contains something other than a bundle ({name!r}); name a new folder")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if {"format", "musiclm_jax"} <= _parse(path / CONFIG_FILE).keys():
             return
-    raise UserError(f"{path}: holds something other than a bundle; name a new folder")
+    raise UserError(f"{path}: contains something other than a bundle; name a new folder")
 
 
 def _store(value: np.ndarray, dtype: str, *, name: str) -> np.ndarray:
+    """A floating-point array as `dtype`; other arrays are unchanged. Raises UserError where values are not finite or do not fit."""
     if not np.issubdtype(value.dtype, np.floating) and value.dtype.name != "bfloat16":
         return value
     with np.errstate(over="ignore"):
         stored = np.asarray(value, dtype=_DTYPES[dtype])
     if not np.isfinite(stored).all():
         finite = np.isfinite(np.asarray(value, np.float64)).all()
-        raise UserError(f"{name}: " + (f"does not fit into {dtype}; save as float32" if finite else "holds NaN or infinity; train again"))
+        raise UserError(f"{name}: " + (f"does not fit into {dtype}; save as float32" if finite else "has NaN or infinity; train again"))
     return stored
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """Raises ValueError for NaN and infinity, which JSON does not have."""
+    """The hash of a bundle's config without its field "sha256". Raises ValueError for NaN and infinity, which JSON lacks."""
     rest = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
@@ -242,7 +255,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
-    """What config.json says of a file of weights."""
+    """The entry of a file of weights in config.json."""
 
     bytes: int
     sha256: str
@@ -257,25 +270,25 @@ class Document:
     """The fields of config.json."""
 
     format: int
-    # Version of the package that wrote it.
+    # Version of the package that wrote the bundle.
     musiclm_jax: str
-    # Of `MusicLMConfig`, which its own reader checks.
+    # The fields of `MusicLMConfig`, which `MusicLMConfig.from_dict` checks.
     model: dict[str, Any]
     files: dict[str, StoredFile]
-    # Of all the rest.
+    # Hash of all other fields.
     sha256: str
 
     def __post_init__(self):
         for name in self.files:
             if not _FILE_NAME.fullmatch(name):
-                raise ValueError(f"files has {name[:60]!r}, expected a name such as coarse.safetensors, of a file beside {CONFIG_FILE}")
+                raise ValueError(f"files has {name[:60]!r}, expected a name such as coarse.safetensors of a file beside {CONFIG_FILE}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its config is checked, its weights are read when asked for.
+    """An opened bundle: its config has been checked, and `load` reads the weights of a model.
 
-    Fields: path: the folder. config: what `save` was given. files: size and sha256 by file name.
+    Attributes: path: the folder. config: the argument of `save`. files: sizes and hashes by file name.
     """
 
     path: Path
@@ -283,10 +296,14 @@ class Bundle:
     files: dict[str, StoredFile]
 
     def load(self, name: str) -> tuple[Variables, dict[str, str]]:
-        """The variables of one model, floats as float32, and its metadata. Checks the file's size and hash."""
+        """Reads one model. Returns (its variables, floats as float32; its metadata).
+
+        Raises:
+            UserError: the bundle lacks the model, or its file is missing, damaged, or has another size or hash than config.json states.
+        """
         file = f"{name}.safetensors"
         if file not in self.files:
-            raise UserError(f"{self.path}: this bundle has no {file}; use one that has, or train that part")
+            raise UserError(f"{self.path}: this bundle has no {file}; use a bundle that has it, or train that part")
         _check_size(self.path / file, self.files[file])
         if sha256_file(self.path / file) != self.files[file].sha256:
             raise UserError(f"{self.path / file}: its contents do not match the sha256 in {CONFIG_FILE}; copy or export the bundle again")
@@ -294,17 +311,17 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike) -> Bundle:
-    """Checks the config of a bundle, and that all its files are there with their sizes.
+    """Opens a bundle: reads its config, and checks that all its files exist and have the right sizes.
 
     Raises:
-        UserError: no bundle, another program's folder, another format, or a missing, cut, altered or crafted file.
+        UserError: the folder is missing or not a bundle, has another format, or has a missing, truncated, altered or crafted file.
     """
     path = readable_folder(path)
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder; name a bundle's folder, or 'demo' for the model that is packaged")
     file = path / CONFIG_FILE
     if not os.path.isfile(file):
-        raise UserError(f"{path}: not a bundle, for it has no {CONFIG_FILE}; make one with `musiclm fit`")
+        raise UserError(f"{path}: not a bundle, because it has no {CONFIG_FILE}; make one with `musiclm fit`")
     try:
         document = _parse(file)
         digest = _digest(document) if isinstance(document, dict) else ""
@@ -314,7 +331,7 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
         raise UserError(f"{file}: cannot be read as JSON ({error}); copy or export the bundle again") from error
     number = document.get("format") if isinstance(document, dict) else None
     if type(number) is not int or number < 1:
-        raise UserError(f"{path}: not a musiclm_jax bundle, for its {CONFIG_FILE} has no format number; make one with `musiclm fit`")
+        raise UserError(f"{path}: not a musiclm_jax bundle, because its {CONFIG_FILE} has no format number; make one with `musiclm fit`")
     if number < FORMAT:
         remedy = "rewrite it with `python tools/upgrade_bundle.py OLD NEW` of the repository"
         raise UserError(f"{path}: bundle format {number}, which is from before the first release; {remedy}")
@@ -332,7 +349,7 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
 
 
 def read_card(path: str | os.PathLike) -> str:
-    """The model card of the bundle in the folder `path`; "" where it has none. What is not UTF-8 becomes U+FFFD."""
+    """The model card of the bundle in the folder `path`, or "" if it has none. Bytes that are not UTF-8 become U+FFFD. Raises UserError on errors."""
     try:
         return (Path(path) / CARD_FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -355,4 +372,4 @@ def _check_size(file: Path, expected: StoredFile) -> None:
     if size is None:
         raise UserError(f"{file}: is missing; copy the bundle again")
     if size != expected.bytes:
-        raise UserError(f"{file}: has {size} bytes where {expected.bytes} belong; copy the bundle again")
+        raise UserError(f"{file}: has {size} bytes, expected {expected.bytes}; copy the bundle again")

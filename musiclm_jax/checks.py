@@ -1,40 +1,46 @@
-"""What numbers and words of a config must be for anything to be made of it: said once, in the `__post_init__` of each config. No JAX here.
+"""Checks of numbers and choices in the `__post_init__` of configs. No JAX here.
 
     check_numbers(self, dim=SIZE, dilations=SIZE, num_layers=DEPTH, dropout=SHARE)
     check_choices(self, dtype=DTYPES)
 
-Types are checked as well: gin and Python give a config whatever a user wrote.
+Types are checked as well, because gin and Python pass arbitrary values of a user to a config.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from musiclm_jax.errors import UserError
 
-# (least, most). Where both are whole numbers, so must the value be. The most is far above what any model has: more would be refused by the first array that
-# is made of it, in other words.
+# (least, most). If both are whole numbers, the value must be one as well. The largest values are far above those of any model; without these limits, JAX
+# would reject them with less clear messages.
 SIZE, COUNT = (1, 2**20), (0, 2**20)
-# Layers and levels, each of which is a part of the program.
+# Layers and levels, each of which adds to a compiled program.
 DEPTH, DEPTH_OR_NONE = (1, 1024), (0, 1024)
 STEPS = (0, 2**31 - 1)
 SEED = (0, 2**32 - 1)
-# What float32 can multiply and divide by.
+# Limits within which float32 can multiply and divide.
 FINITE, POSITIVE, NOT_NEGATIVE, SHARE = (-1e30, 1e30), (1e-30, 1e30), (0.0, 1e30), (0.0, 1.0)
-# A clip has days at most.
+# From a millisecond to days.
 SECONDS = (1e-3, 1e6)
 
 DTYPES = ("float32", "bfloat16")
 
 
 def check_numbers(config: Any, **limits: tuple[float | int, float | int]) -> None:
-    """Raises UserError unless each of these fields of `config`, a number or a tuple of numbers, lies within its limits, (least, most)."""
+    """Raises UserError unless each of these fields of `config` is within its limits (least, most).
+
+    A field is a number. If it is declared as a tuple, it is a tuple or list of numbers, or of such tuples.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, (least, most) in limits.items():
         kind = int if isinstance(least, int) else (int, float)
-        value = getattr(config, name)
-        if not all(isinstance(number, kind) and not isinstance(number, bool) and least <= number <= most for number in _numbers(value)):
-            what = ("whole numbers" if kind is int else "numbers") if isinstance(value, (list, tuple)) else "a whole number" if kind is int else "a number"
+        value, many = getattr(config, name), types[name].startswith("tuple")
+        numbers = _numbers(value) if many else [value]
+        if isinstance(value, (list, tuple)) != many or not all(_lies(number, kind, least, most) for number in numbers):
+            what = ("a list of whole numbers" if kind is int else "a list of numbers") if many else "a whole number" if kind is int else "a number"
             raise UserError(f"{name}={shown(value)}: choose {what} from " + (f"{least} to {most:,}" if kind is int else f"{least:g} to {most:g}"))
 
 
@@ -46,11 +52,15 @@ def check_choices(config: Any, **choices: Sequence[str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """`value` on one line, cut where it is long."""
+    """`value` on one line, truncated if it is long."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lies(value: Any, kind: type | tuple[type, ...], least: float | int, most: float | int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most
 
 
 def _numbers(value: Any) -> Iterator[Any]:

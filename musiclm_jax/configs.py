@@ -1,6 +1,6 @@
-"""The config of a whole MusicLM: its models, the token streams that they write, and its stages.
+"""The config of a MusicLM: its models, the token streams that they write, and its stages.
 
-It is what `config.json` of a bundle holds. How each part is trained is `parts.fit.FitConfig`.
+`config.json` of a bundle contains it. The config of the training is `parts.part.FitConfig`.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ from musiclm_jax.records import from_dict, to_dict
 from musiclm_jax.specs import AudioSpec, Stream
 from musiclm_jax.tokens import StageLayout
 
-# MuLan twice more, to choose among generated clips (`reranker`) and among semantic tokens (`semantic_reranker`); a bundle may do without.
+# Two more MuLans, which select among candidate clips (`reranker`) and among drafts of semantic tokens (`semantic_reranker`). They are optional in a bundle.
 RERANKERS = ("reranker", "semantic_reranker")
 
 
 @dataclasses.dataclass(frozen=True)
 class MusicLMConfig:
-    """The defaults are the paper's sizes."""
+    """The config of all models of a bundle. The defaults are the paper's sizes."""
 
     audio: AudioSpec = AudioSpec()
-    # The paper's SoundStream, or another codec in its place.
+    # The codec: the paper's SoundStream, or another one in its place.
     codec: CodecConfig = SoundStreamConfig()
     w2v_bert: W2vBertConfig = W2vBertConfig()
     mulan: MuLanConfig = MuLanConfig()
     # In the order in which they run.
     stages: tuple[StageSpec, ...] = musiclm_stages()
-    # Stages that generation leaves out. Without the fine stage the wave is that of the coarse levels: duller, but better than with a fine stage that
-    # has hardly learned, whose codes are noise.
+    # Names of stages that generation skips. Without the fine stage the wave is decoded from the coarse levels only. It is duller, but better than with a
+    # fine stage that was hardly trained, whose codes are noise.
     skipped_stages: tuple[str, ...] = ()
-    # How many clips are made for each that is returned. Ours.
+    # Numbers of candidates and drafts from which each returned clip is selected. Not in the paper.
     selection: SelectionConfig = SelectionConfig()
 
     def __post_init__(self):
         spec = self.audio
         if self.codec.frame_samples != spec.frame_samples:
             raise UserError(
-                f"the codec has frames of {self.codec.frame_samples} samples, audio of {spec.frame_samples}: "
-                "choose strides with that product, or a spectral codec with such frames"
+                f"the codec has frames of {self.codec.frame_samples} samples, audio has {spec.frame_samples}: "
+                "choose strides with that product, or a spectral codec with that frame_samples"
             )
         if self.w2v_bert.token_samples != spec.semantic_samples:
-            raise UserError(f"w2v_bert has a token each {self.w2v_bert.token_samples} samples, audio says {spec.semantic_samples}: change its mel.hop_samples")
+            raise UserError(f"w2v_bert has one token per {self.w2v_bert.token_samples} samples, audio has {spec.semantic_samples}: change its mel.hop_samples")
         if spec.semantic_samples % self.mulan.mel.hop_samples:
             raise UserError(
-                f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} is no part of the {spec.semantic_samples} samples of a semantic token, "
-                "whose spectrum MuLan is to read: choose one that divides them"
+                f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} does not divide the {spec.semantic_samples} samples of a semantic token, "
+                "whose spectrum the semantic reranker reads: choose one that divides them"
             )
         for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names) or set(names) & {"codec", "w2v_bert", "mulan"}:
-            raise UserError(f"stages {', '.join(names)}: each needs a name of its own, and none is codec, w2v_bert or mulan")
+            raise UserError(f"stages {', '.join(names)}: choose a different name for each, and not codec, w2v_bert or mulan")
         if unknown := set(self.skipped_stages) - set(names):
             raise UserError(f"skipped_stages has {min(unknown)!r}: choose from {', '.join(names)}")
         self._check_order()
 
     def _check_order(self) -> None:
-        """Raises UserError unless each stage finds what it reads, and continues what is written, and the last word is sound."""
+        """Raises UserError unless each stage's prefix is written before it, its target continues the written levels, and acoustic codes are written."""
         written = {"mulan": self.mulan.num_levels}
         for stage in self.stages:
             layout = stage.layout(self.streams)
@@ -79,18 +79,20 @@ class MusicLMConfig:
                 continue
             for segment in layout.prefix:
                 if written.get(segment.stream, 0) < segment.first_level + segment.levels:
-                    raise UserError(f"stage {stage.name!r} reads {segment.stream!r}, of which no stage before it writes all levels: put one before that does")
+                    raise UserError(
+                        f"stage {stage.name!r} reads levels of {segment.stream!r} that no stage before it writes: put a stage that writes them before it"
+                    )
             target = layout.target
             if target.first_level != written.get(target.stream, 0):
                 before = f"{written.get(target.stream, 0)} levels are written before it"
                 raise UserError(f"stage {stage.name!r} writes {target.stream!r} from level {target.first_level} on, and {before}: make these equal")
             written[target.stream] = target.first_level + target.levels
         if "acoustic" not in written:
-            raise UserError("no stage that is not skipped writes 'acoustic', so that there is nothing to decode: add one, or skip fewer")
+            raise UserError("no stage, or only skipped ones, write 'acoustic', so that there is nothing to decode: add such a stage, or skip fewer")
 
     @property
     def streams(self) -> dict[str, Stream]:
-        """The token streams, each as the model that writes it has it, so that they cannot disagree."""
+        """The token streams by name. Their sizes are taken from the configs of the models that write them."""
         return {
             "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes),
             "semantic": Stream("semantic", 1, self.w2v_bert.num_clusters, self.audio.semantic_rate_hz),
@@ -98,28 +100,28 @@ class MusicLMConfig:
         }
 
     def stage(self, name: str) -> StageSpec:
-        """The stage of that name."""
+        """The stage `name`. Raises UserError if there is no such stage."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
         raise UserError(f"stage {name!r}: choose one of {', '.join(stage.name for stage in self.stages)}")
 
     def layout(self, name: str) -> StageLayout:
-        """What that stage reads and writes."""
+        """The layout of the stage `name`: its prefix and its target."""
         return self.stage(name).layout(self.streams)
 
     @property
     def coarse_levels(self) -> int:
-        """Codec levels that the first stage which writes any of them writes: those that candidates are judged by."""
+        """The number of codec levels that the first acoustic stage writes. Candidates are selected from these levels."""
         return next(self.layout(stage.name).target.levels for stage in self.stages if stage.target.stream == "acoustic")
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What a bundle must hold, a file each. It may also hold `RERANKERS`."""
+        """Names of the models that a bundle must contain. It may also contain `RERANKERS`."""
         return ("codec", "w2v_bert", "mulan", *(stage.name for stage in self.stages))
 
     def variable_shapes(self, name: str) -> dict[str, Any]:
-        """The shapes of the variables of a model of the bundle, a nested dict of ShapeDtypeStructs."""
+        """The shapes of the variables of the model `name`, as a nested dict of ShapeDtypeStructs."""
         match name:
             case "codec":
                 return codec.variable_shapes(self.codec)
@@ -135,6 +137,7 @@ class MusicLMConfig:
         return stage_model.variable_shapes(self.stage(name).model, self.layout(name))
 
     def to_dict(self) -> dict[str, Any]:
+        """The config as JSON types."""
         return to_dict(self)
 
     @classmethod

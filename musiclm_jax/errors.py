@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and what it says of files that cannot be read or written."""
+"""The exception for errors that a user can correct, and its messages for files that cannot be read or written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, by name, and what to do about it.
+    """An error that a user can correct. Its message is one line with the wrong value or file, and the remedy.
 
     The command line prints the message without a traceback and exits with status 2.
     """
@@ -19,16 +19,18 @@ _WRITE_REMEDIES = {
     errno.EACCES: "permission denied: change the permissions of its folder, or write elsewhere",
     errno.EPERM: "permission denied: change the permissions of its folder, or write elsewhere",
     errno.EROFS: "the file system is read-only: write elsewhere",
+    errno.EEXIST: "something in this path is a file and no folder: choose another path",
+    errno.ENOTDIR: "something in this path is a file and no folder: choose another path",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
 
 
 def unwritable(path: str | os.PathLike, error: OSError) -> UserError:
-    """What to raise where writing `path` failed with `error`."""
-    number = errno.ENOSPC if "requested and" in str(error) else error.errno  # How NumPy says that not all of an array was written.
+    """The UserError for an `error` in writing `path`."""
+    number = errno.ENOSPC if "requested and" in str(error) else error.errno  # NumPy's message when a part of an array was not written.
     return UserError(f"{path} cannot be written, {_WRITE_REMEDIES.get(number, f'{error.strerror or error}: check the path, or write elsewhere')}")
 
 
 def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
-    """What to raise where reading `path` failed with `error`."""
+    """The UserError for an `error` in reading `path`."""
     return UserError(f"{path} cannot be read, {error.strerror or error}: check the path and its permissions")

@@ -1,4 +1,4 @@
-"""Bundles that hold a MusicLM: found by name, checked against their config, described."""
+"""Bundles of MusicLM: opening one by its name, checking its models against its config, describing it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 
 def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
-    """A bundle by its folder, or by the name of a packaged one."""
+    """Opens a bundle by its folder, or by the name of a packaged one. Raises UserError where there is none."""
     packaged = _BUNDLES / str(path)
-    if "/" not in str(path) and not os.path.exists(path) and packaged.is_dir():
+    if "/" not in str(path) and not os.path.exists(path) and os.path.isdir(packaged):  # Not packaged.is_dir(), which raises where the name is too long.
         return bundle.open_bundle(packaged)
     if str(path) == "demo" and not os.path.exists(path):
         raise UserError("the model 'demo' is not packaged with this installation; install a release, or name a bundle of your own with --model")
@@ -31,26 +31,26 @@ def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
 
 
 def read_config(opened: bundle.Bundle) -> MusicLMConfig:
-    """The config of an opened bundle. UserError where it is no MusicLM's, or the bundle lacks one of its models."""
+    """The config of an opened bundle. Raises UserError where it is not that of a MusicLM, or where the file of one of its models is missing."""
     try:
         config = MusicLMConfig.from_dict(opened.config)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{opened.path / bundle.CONFIG_FILE}: {error}") from error
     missing = [name for name in config.models if f"{name}.safetensors" not in opened.files]
     if missing:
-        raise UserError(f"{opened.path}: this bundle has no {missing[0]}.safetensors, which its config asks for; export it again")
+        raise UserError(f"{opened.path}: the file {missing[0]}.safetensors, a model of its config, is missing; export the bundle again")
     return config
 
 
 def load(opened: bundle.Bundle, config: MusicLMConfig, name: str) -> dict[str, Any]:
-    """The variables of one model, whose shapes are those that the config says. UserError where they are not."""
+    """The variables of one model. Raises UserError where their shapes are not those of the config."""
     variables, _ = opened.load(name)
     try:
         expected = config.variable_shapes(name)
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, FlaxError) as error:
-        # The checks of the configs know nonsense one by one; what they do not know, such as a stride beyond the wave, fails when shapes are made of it.
-        says = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]
-        raise UserError(f"{opened.path / bundle.CONFIG_FILE}: no {name} can be made of its values ({says}); copy or export the bundle again") from error
+        # The checks of the configs find wrong values one by one. Wrong combinations, such as a stride beyond the wave, fail when shapes are computed.
+        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]
+        raise UserError(f"{opened.path / bundle.CONFIG_FILE}: its values do not define a valid {name} ({reason}); copy or export the bundle again") from error
     bundle.check_shapes(variables, expected, where=f"{opened.path / name}.safetensors")
     return variables
 
@@ -65,7 +65,7 @@ def load_vocabulary(opened: bundle.Bundle) -> TextTokenizer:
 
 
 def describe(path: str | os.PathLike) -> str:
-    """What a bundle holds, as text. Reads all of it, so that damage is found."""
+    """The models, streams and stages of a bundle, as text. Reads all of it, so that damage is found."""
     opened = open_pretrained(path)
     config = read_config(opened)
     lines = [f"{opened.path}: MusicLM bundle, format {bundle.FORMAT}", ""]

@@ -15,9 +15,9 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class ProgressLine:
-    """Prints what it is told, with the speed and the time left.
+    """Prints the progress of each stage, with its speed and the time left.
 
-    The time left comes from the speed since the second report of a stage, for the first one includes compilation.
+    Speed is measured from the second report of a stage on, since the time before includes compilation.
     """
 
     def __init__(self, stream=None, *, unit: str = "tokens", clock=time.monotonic):

@@ -56,15 +56,15 @@ class AudioSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A stream of tokens, as whoever writes it defines it: the codec "acoustic", w2v-BERT "semantic", MuLan "mulan"."""
+    """A stream of tokens. The codec writes "acoustic", w2v-BERT "semantic", and MuLan "mulan"."""
 
     name: str
     levels: int
     # Codes of one level.
     codes: int
-    # Time steps per second. 0: the stream has no time, and as many steps in every sequence as `steps` says.
+    # Time steps per second. 0: the stream has no time axis, and `steps` steps in every sequence.
     rate_hz: int = 0
-    # Only where rate_hz is 0: one MuLan embedding, or the three embeddings of a melody.
+    # Steps of a stream without a time axis: 1 for a MuLan embedding, 3 for the embeddings of a melody.
     steps: int = 1
 
     def __post_init__(self):

@@ -105,10 +105,10 @@ def test_weights_must_have_the_shapes_of_their_config():
         return str(error.value).removesuffix("; take config and weights from one export")
 
     a = right["a"]
-    assert says(a=a | {"b": np.zeros((3, 5), np.float32)}) == "b/x.safetensors: has 'a/b' as float32[3, 5] where the config says float32[5, 3]"
-    assert says(a=a | {"b": np.zeros((5, 3), np.int32)}) == "b/x.safetensors: has 'a/b' as int32[5, 3] where the config says float32[5, 3]"
-    assert says(n=np.zeros(2, bool)) == "b/x.safetensors: has 'n' as bool[2] where the config says int32[2]"
-    assert says(a=a | {"d": np.zeros(2)}) == "b/x.safetensors: has 'a/d' float64[2], for which the config has no place"
-    assert says(a={"c": a["c"]}) == "b/x.safetensors: lacks 'a/b' float32[5, 3], which the config asks for"
-    assert says(a={}) == "b/x.safetensors: lacks 'a/b' float32[5, 3], which the config asks for (and 1 more)"
-    assert says(a=a["b"]).startswith("b/x.safetensors: has 'a' float32[5, 3], for which the config has no place (and 2 more)")
+    assert says(a=a | {"b": np.zeros((3, 5), np.float32)}) == "b/x.safetensors: has 'a/b' as float32[3, 5] where the config requires float32[5, 3]"
+    assert says(a=a | {"b": np.zeros((5, 3), np.int32)}) == "b/x.safetensors: has 'a/b' as int32[5, 3] where the config requires float32[5, 3]"
+    assert says(n=np.zeros(2, bool)) == "b/x.safetensors: has 'n' as bool[2] where the config requires int32[2]"
+    assert says(a=a | {"d": np.zeros(2)}) == "b/x.safetensors: has 'a/d' float64[2], which the config does not have"
+    assert says(a={"c": a["c"]}) == "b/x.safetensors: lacks 'a/b' float32[5, 3], which the config requires"
+    assert says(a={}) == "b/x.safetensors: lacks 'a/b' float32[5, 3], which the config requires (and 1 more)"
+    assert says(a=a["b"]).startswith("b/x.safetensors: has 'a' float32[5, 3], which the config does not have (and 2 more)")

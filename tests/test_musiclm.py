@@ -347,7 +347,7 @@ def save_config(model, folder, config):
     [
         (lambda config: config["w2v_bert"].update(num_clusters=64), "(semantic|w2v_bert).safetensors"),
         (lambda config: config["codec"].update(num_codes=5), "codec.safetensors.*codebooks"),
-        (lambda config: config["stages"][1].update(name="rough"), "has no rough.safetensors, which its config asks for"),
+        (lambda config: config["stages"][1].update(name="rough"), "the file rough.safetensors, a model of its config, is missing"),
         (lambda config: config["stages"][0].update(window_sec="long"), r"model\.stages\[0\]\.window_sec is 'long', expected a number"),
         (lambda config: config["stages"][0]["sampling"].update(guidance=3.0), "it was trained without dropping conditions"),
         (lambda config: config.update(stages={}), r"model\.stages is"),

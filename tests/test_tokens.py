@@ -72,26 +72,26 @@ def test_two_frames_per_semantic_token(seconds):
 def test_bad_batches_are_named():
     batch = streams()
     layout = stage_layout("coarse")
-    with pytest.raises(UserError, match="semantic codes reach .* to 9.*0..6"):
+    with pytest.raises(UserError, match="semantic has codes from .* to 9.*0 to 6"):
         layout.check({**batch, "semantic": batch["semantic"] * 0 + 9})
     with pytest.raises(UserError, match="differ in length"):
         layout.check({**batch, "semantic": batch["semantic"][:, 1:]})
-    with pytest.raises(ValueError, match="levels 0..1"):
+    with pytest.raises(ValueError, match="levels 0 to 1"):
         layout.target_codes({"acoustic": batch["acoustic"][..., :1]})
-    with pytest.raises(ValueError, match="not 'mulan'"):
+    with pytest.raises(ValueError, match="the stream 'mulan'"):
         layout.prefix_ids({"semantic": batch["semantic"]})
     melody = StageLayout("melody", (Segment("melody", 4, 3, num_steps=2),), Segment("semantic", 1, 7, 25))
-    with pytest.raises(UserError, match="melody has 3 steps, the melody stage knows 2"):
+    with pytest.raises(UserError, match="melody has 3 steps, the melody stage expects 2"):
         melody.check({"melody": np.zeros((2, 3, 4), np.int32), "semantic": batch["semantic"]})
 
 
 def test_levels_that_are_not_there_are_named():
     streams = make_streams()
     for prefix, target, says in [
-        ((Levels("tempo"),), Levels("semantic"), "stage 'toy': stream 'tempo' is written by no part: choose one of mulan, semantic, acoustic"),
+        ((Levels("tempo"),), Levels("semantic"), "stage 'toy': no part writes the stream 'tempo': choose one of mulan, semantic, acoustic"),
         ((), Levels("acoustic", 2, 6), "levels 2 to 6 of 'acoustic', which has 5"),
         ((), Levels("acoustic", 3, 3), "levels 3 to 3"),
-        ((), Levels("mulan"), "'mulan', which has no time"),
+        ((), Levels("mulan"), "'mulan', which has no rate"),
     ]:
         with pytest.raises(UserError, match=says):
             make_layout("toy", prefix, target, streams)

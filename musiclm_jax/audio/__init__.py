@@ -1,4 +1,4 @@
-"""Audio files, loudness, spectrograms."""
+"""Audio files and loudness. Spectrograms are in `audio.features`."""
 
 from musiclm_jax.audio.files import SAMPLE_RATE_HZ, check_writable, decode, normalize_loudness, read, write_wav
 

@@ -1,4 +1,4 @@
-"""Audio files in and out: any format in, 24 kHz mono float32; 16-bit WAV out, whole or not at all. No JAX here."""
+"""Reads audio files of any format to 24 kHz mono float32, and writes 16-bit WAV files atomically. No JAX here."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import numpy as np
 import soundfile
 import soxr
 
-from musiclm_jax import records
+from musiclm_jax import files
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 
 SAMPLE_RATE_HZ = 24_000
-# ITU-R BS.1770 measures loudness in blocks of this length; a shorter wave is repeated up to it.
+# ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
 _LOUDNESS_BLOCK_SEC = 0.4
-# -1 dBFS, the headroom streaming services ask for: no overshoot when a player resamples.
+# -1 dBFS, the headroom that streaming services require, so that resampling in a player does not clip.
 _PEAK = 10 ** (-1 / 20)
-# A nearly silent wave is not blown up into loud noise.
+# Limits the gain, so that a nearly silent wave does not become loud noise.
 _MAX_GAIN = 10 ** (30 / 20)
-# Below the half step of 16 bits nothing would be written.
+# Half a step of 16 bits. Waves below it are written as zeros.
 _SILENCE = 0.5 / 32768
-# A file whose samples are all below this sounds like nothing: -60 dBFS.
+# A file whose samples are all below this level, -60 dBFS, counts as silent.
 _AUDIBLE = 10 ** (-60 / 20)
-# The amplitude of the channels' mean, relative to the loudest channel, below which they cancel each other: -26 dB.
+# Amplitude of the mean of the channels, relative to the loudest channel, below which channels count as cancelling each other: -26 dB.
 _CANCELLED = 1 / 20
-# A lower rate is a mistake, from which resampling would make hours.
+# A lower rate is an error in the file's header, and resampling would turn the file into hours of audio.
 _LEAST_RATE_HZ = 1_000
-# Samples of all channels that are decoded at once: 4 MB.
+# Number of values, over all channels, that are decoded at once: 4 MB.
 _BLOCK_VALUES = 2**20
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """The part of a binary file that `decode` writes to."""
+    """The methods of a binary file that `decode` uses."""
 
     def write(self, data: bytes, /) -> Any: ...
 
@@ -49,17 +49,18 @@ class Sink(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What `decode` found."""
+    """The result of `decode`."""
 
+    # Number of samples that were written.
     num_samples: int
-    # The largest magnitude. Where it is above 1, the samples want to be divided by it.
+    # The largest magnitude. If it is above 1, divide the samples by it.
     peak: float
 
 
 def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
     """Reads an audio file, converted to mono at `sample_rate_hz`, float32 in [-1, 1].
 
-    A float file that exceeds full scale is scaled down, not clipped. For the rest see `decode`.
+    A file with samples beyond full scale is scaled down, not clipped. For channels, arguments and errors see `decode`.
     """
     sink = io.BytesIO()
     decoded = decode(path, sink, sample_rate_hz=sample_rate_hz, min_samples=min_samples)
@@ -67,27 +68,27 @@ def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_s
 
 
 def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Decoded:
-    """Writes the samples of an audio file to `sink`: mono float32 at `sample_rate_hz`, as large as they are, block by block and so in little memory.
+    """Decodes an audio file to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
 
-    Any format, depth, rate and number of channels that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. Where they cancel
-    each other, as those of a recording with one channel inverted, the loudest of them is taken instead: where the average has less than a
+    It reads all formats, bit depths, rates and numbers of channels that libsndfile supports: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. If they
+    cancel each other, as in a recording with one channel inverted, the loudest channel replaces the average: namely if the average has less than a
     twentieth of its amplitude (RMS, over the whole file).
 
     Args:
         path: the file.
-        sink: an empty file, written from its beginning, and once more where channels cancel each other.
+        sink: an empty file. It is written from its beginning, and a second time if channels cancel each other.
         sample_rate_hz: rate of the result.
-        min_samples: fewest samples of the result that are of use; 960 is one semantic token, 40 ms.
+        min_samples: the smallest allowed length of the result. The default, 960, is one semantic token, 40 ms.
 
     Raises:
         UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
             "path: reason".
     """
     path = Path(path)
-    if not os.path.exists(path):  # Not path.exists(), which raises where the name is too long.
+    if not os.path.exists(path):  # Path.exists() would raise for a name that is too long.
         raise UserError(f"{path}: no such file")
     if not os.path.isfile(path):
-        raise UserError(f"{path}: not a file; name one audio file")
+        raise UserError(f"{path}: is not a file; name one audio file")
     decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
     if loudest is not None:
         sink.seek(0)
@@ -102,8 +103,11 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
 
 
 def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
-    """One pass over a file: what was written, half the distance from the lowest sample to the highest (a constant is silence), and where the channels
-    cancel each other the number of the loudest. channel: the one to take; None: their mean.
+    """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
+
+    Returns:
+        (the result; half the difference of the highest and the lowest sample, which is 0 for a constant; the number of the loudest channel if the channels
+        cancel each other, else None).
     """
     num_samples, peak, low, high = 0, 0.0, np.inf, -np.inf
     power, mean_power, resampler = 0.0, 0.0, None
@@ -117,7 +121,7 @@ def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None)
     for channels, file_rate_hz in _read_blocks(path):
         wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
         if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
-            raise UserError(f"{path}: holds NaN or infinite samples; export it again")
+            raise UserError(f"{path}: has NaN or infinite samples; export it again")
         low, high = min(low, float(wave.min())), max(high, float(wave.max()))
         power = power + np.square(channels, dtype=np.float64).sum(axis=0)
         mean_power += float(np.square(wave, dtype=np.float64).sum())
@@ -134,11 +138,11 @@ def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None)
 
 
 def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
-    """(samples, rate in Hz) of a file, block by block."""
+    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file."""
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate < _LEAST_RATE_HZ:
-                raise UserError(f"{path}: has {file.samplerate} samples per second, where {_LEAST_RATE_HZ} are the least; export it again")
+                raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
             num_frames = max(1, _BLOCK_VALUES // file.channels)
             while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
                 yield block, file.samplerate
@@ -148,7 +152,7 @@ def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], 
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises UserError where `write_wav(path, ...)` would fail, before the work of making the wave is done."""
+    """Raises UserError if `write_wav(path, ...)` would fail. To be called before the wave is computed."""
     path = Path(path)
     if path.suffix.lower() != ".wav":
         raise UserError(f"{path}: the output is a WAV file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
@@ -156,24 +160,25 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
     if not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
-    records.check_writable(path)
+    files.check_writable(path)
 
 
 def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
-    """Writes 16-bit mono WAV atomically. A wave beyond [-1, 1] is scaled down, never clipped.
+    """Writes a 16-bit mono WAV file atomically. A wave beyond [-1, 1] is scaled down, not clipped.
 
     Raises:
-        UserError: the place cannot be written; the message names it, and nothing is left behind.
+        UserError: the file cannot be written. No part of it is left on the disk.
+        ValueError: the wave has NaN or infinite samples.
     """
     path = Path(path)
     check_writable(path)
     wave = np.asarray(wave, np.float64)
     if not np.isfinite(wave).all():
-        raise ValueError(f"a wave of finite samples was expected for {path}, got NaN or infinity")
+        raise ValueError(f"{path}: expected a wave of finite samples, got NaN or infinity: the model that made it has diverged")
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
     try:
-        with records.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here: soundfile does not take names that are not UTF-8.
+        with files.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here, because soundfile rejects names that are not UTF-8.
             soundfile.write(file, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", error)
@@ -181,11 +186,11 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
 
 
 def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:
-    """Scales a wave to an integrated loudness (ITU-R BS.1770) of `target_lufs`, or less where its peak would pass -1 dBFS.
+    """Scales a wave to an integrated loudness (ITU-R BS.1770) of `target_lufs`, or to a lower one if its peak would exceed -1 dBFS. Returns float32.
 
-    -14 LUFS is what streaming services play at. Silence is returned as it came. float32.
+    Streaming services play at -14 LUFS. The gain is at most 30 dB. Silence is returned unchanged.
     """
-    import pyloudnorm  # Here, because it imports SciPy.
+    import pyloudnorm  # Imported here, because it imports SciPy, which is slow.
 
     wave = np.asarray(wave, np.float64)
     peak = np.abs(wave).max(initial=0.0)
@@ -193,5 +198,5 @@ def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14
         return wave.astype(np.float32)
     block = round(_LOUDNESS_BLOCK_SEC * sample_rate_hz)
     lufs = pyloudnorm.Meter(sample_rate_hz).integrated_loudness(wave if len(wave) >= block else np.resize(wave, block))
-    gain = min(10 ** ((target_lufs - lufs) / 20), _MAX_GAIN, _PEAK / peak)  # lufs is -inf below the gate of -70: _MAX_GAIN.
+    gain = min(10 ** ((target_lufs - lufs) / 20), _MAX_GAIN, _PEAK / peak)  # Below the gate of -70 lufs is -inf, and the gain is _MAX_GAIN.
     return (wave * gain).astype(np.float32)

@@ -65,8 +65,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
     # Our folder comes first: gin would otherwise look for `include 'models/base.gin'` in a Python module named models.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
-        with _without_log():
-            gin.parse_config_files_and_bindings(files, [_quoted(binding) for binding in bindings], finalize_config=False)
+        since = _parse(files, [_quoted(binding) for binding in bindings])
         _check_required()
         config = gin.get_configurable(FitConfig)()
     except UserError as error:
@@ -74,7 +73,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... and appends the place to the message.
         raise UserError(_explain(error, bindings)) from error
-    unused = _unused()
+    unused = _unused(since)
     if unused:
         if new := _renamed(unused[0]):
             raise UserError(f"{unused[0]} is {new} now")
@@ -85,6 +84,23 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
 def operative_config() -> str:
     """The values that the last call of `load_config` used, as the text of a gin file."""
     return gin.operative_config_str()
+
+
+# (scope, selector, field), of all that is bound.
+_Bound = tuple[str, str, str]
+
+
+def _parse(files: Sequence[str], bindings: Sequence[str]) -> dict[_Bound, int]:
+    """Parses the files, then the bindings. Returns the number of the file that gave each value; the bindings count as the last one."""
+    since: dict[_Bound, tuple[int, object]] = {}
+    with _without_log():
+        for number, file in enumerate((*files, None)):
+            gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            for (scope, selector), values in gin.config._CONFIG.items():
+                for field, value in values.items():
+                    if (scope, selector, field) not in since or since[scope, selector, field][1] is not value:
+                        since[scope, selector, field] = number, value
+    return {bound: number for bound, (number, _) in since.items()}
 
 
 @contextlib.contextmanager
@@ -258,10 +274,11 @@ def _place(lines: Sequence[str]) -> str:
     return f" ({place})" if place and "bindings string" not in place else ""
 
 
-def _unused() -> list[str]:
+def _unused(since: dict[_Bound, int]) -> list[str]:
     """Names that are bound but were passed to no call: nothing reads them, or a narrower scope overrides them everywhere.
 
-    gin itself reports no such names, and has no public view of its bindings.
+    A value is not among them if a later file or binding overrides it in narrower scopes. gin itself reports no such names, and has no public view of
+    its bindings.
     """
     bound = gin.config._CONFIG
     used = set()
@@ -269,10 +286,15 @@ def _unused() -> list[str]:
         scopes = [scope for scope, other in bound if other == selector and f"{where}/".startswith(f"{scope}/" if scope else "")]
         for field in fields:
             used.add((max((scope for scope in scopes if field in bound[scope, selector]), key=len, default=None), selector, field))
+
+    def is_replaced(scope: str, *name: str) -> bool:
+        narrower = [each for each in used if each[1:] == tuple(name) and f"{each[0]}/".startswith(f"{scope}/" if scope else "")]
+        return any(since.get(each, 0) > since[scope, *name] for each in narrower)
+
     unused = []
     for (scope, selector), values in bound.items():
         for field in values:
-            if (scope, selector, field) not in used:
+            if (scope, selector, field) not in used and not is_replaced(scope, selector, field):
                 short = selector.rpartition(".")[2]
                 unused.append(scope if selector == "gin.macro" else f"{scope}/{short}.{field}" if scope else f"{short}.{field}")
     return sorted(unused)

@@ -72,7 +72,8 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
 
         return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0]))
     if data is not None:
-        data = Place()(data, ctx=click.get_current_context())
+        context = click.get_current_context()
+        data = Place()(data, param=next(each for each in context.command.params if each.name == "data"), ctx=context)
     if data is None or workdir is None:
         raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run needs neither.", ctx=click.get_current_context())
     config, text = _load_config(size, gin_files, bindings)

@@ -29,8 +29,8 @@ from musiclm_jax.corpus.attributes import Attributes, Split, clip_rng, clip_spli
 from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.variants import arrange
-from musiclm_jax.errors import UserError
-from musiclm_jax.records import atomic_path, write_text
+from musiclm_jax.errors import UserError, unwritable
+from musiclm_jax.files import atomic_path, write_text
 
 # The version changes when the music for a seed changes. A folder contains one version.
 CORPUS_VERSION = 1
@@ -125,8 +125,10 @@ def make_corpus(
         listed = {_file_name(index, variant) for index, variant in renderings}
         there = (f"audio/{path.name}" for path in (directory / "audio").iterdir())
         return sorted(name for name in there if _FILE_NAME.fullmatch(name) and name not in listed)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"{directory}: cannot write the corpus there ({error}); choose a writable directory") from error
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    except soundfile.LibsndfileError as error:
+        raise unwritable(directory, OSError(None, error.error_string)) from error
 
 
 def _count(written, on_clip: Callable[[int], None] | None) -> None:

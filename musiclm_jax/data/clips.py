@@ -1,7 +1,7 @@
-"""A folder of clips -> a clip store that training reads: decoded once, memory-mapped from then on. NumPy only: no TensorFlow, no JAX.
+"""The clip store: the clips of a folder, decoded once and then memory-mapped, and the batches of waves for training. NumPy only, no JAX.
 
-`data/folder.py` says which files are clips, `data/decoding.py` decodes them. The store's `index.json` joins both: what was decoded, and what the folder
-says of it now.
+`data/folder.py` finds the clips of a folder, `data/decoding.py` decodes them. `index.json` of the store combines the decoded clips with the folder's current
+metadata.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import parse_json, write_json, write_text
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.records import read_json, write_json, write_text
 
-# A crop starts on a semantic token, so that waves and tokens of a crop line up exactly.
+# Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
 ALIGN_SAMPLES = 960
 INDEX, SKIPPED = "index.json", "skipped.log"
 MAX_BAD_SHARE = 0.1
@@ -29,7 +29,7 @@ MAX_BAD_SHARE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One entry of a store. `offset` and `length` are samples in `samples.npy`."""
+    """One clip of a store. `offset` and `length` are in samples of `samples.npy`."""
 
     file_name: str
     offset: int
@@ -37,15 +37,15 @@ class Clip:
     captions: tuple[str, ...]
     split: str
     attributes: dict[str, Any]
-    # Of what tune it is a rendering. None: not said.
+    # Name of the melody that it renders. None: not given.
     melody: str | None = None
-    # The kind of each caption. None: not said.
+    # The kind of each caption. None: not given.
     kinds: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipStore:
-    """All clips of a data set: int16 samples end to end (memory-mapped, [N total]) and what is known of each clip."""
+    """All clips of a data set: the concatenated int16 samples (memory-mapped, [N total]) and the metadata of each clip."""
 
     samples: np.ndarray
     clips: tuple[Clip, ...]
@@ -53,59 +53,65 @@ class ClipStore:
 
     @classmethod
     def open(cls, directory: Path | str) -> ClipStore:
+        """Opens the store that `prepare` wrote. Raises UserError if it is missing or damaged."""
         directory = Path(directory)
-        index, samples = read_json(directory / INDEX), load_array(directory / SAMPLES)
+        samples, remedy = load_array(directory / SAMPLES), f"move {directory} away, and prepare the data again"
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
         try:
+            index = parse_json((directory / INDEX).read_bytes())
             clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
             num_samples, sample_rate_hz = int(index["num_samples"]), int(index["sample_rate_hz"])
+        except OSError as error:
+            raise unreadable(directory / INDEX, error) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{directory / INDEX} is damaged ({type(error).__name__}: {error}): prepare the data again") from error
-        if len(samples) != num_samples:
-            raise UserError(f"{directory / SAMPLES} has {len(samples)} samples, its index says {num_samples}: prepare the data again")
+            raise UserError(f"{directory / INDEX} is damaged: {remedy}") from error
+        if samples.shape != (num_samples,):
+            raise UserError(f"{directory / SAMPLES} has shape {list(samples.shape)} where its index has [{num_samples}]: {remedy}")
         return cls(samples, clips, sample_rate_hz)
 
     def wave(self, clip: Clip, start: int = 0, length: int | None = None) -> np.ndarray:
-        """float32 [length] of a clip from sample `start`, zero-padded on the right where the clip ends."""
+        """`length` samples of a clip from sample `start` on, float32, zero-padded on the right after the clip's end. None: to the end of the clip."""
         length = clip.length - start if length is None else length
         piece = self.samples[clip.offset + start : clip.offset + min(start + length, clip.length)].astype(np.float32) / 32768
         return np.pad(piece, (0, length - len(piece)))
 
     def split(self, name: str) -> tuple[Clip, ...]:
+        """The clips of the split "train" or "test"."""
         return tuple(clip for clip in self.clips if clip.split == name)
 
     def captioned(self) -> ClipStore:
-        """The clips that have a caption, of the same samples."""
+        """The store with only the clips that have a caption."""
         return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.captions))
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped. UserError where the file cannot be read or is damaged."""
+    """Memory-maps the array of a .npy file. Raises UserError if the file cannot be read or is damaged."""
     try:
         return np.load(path, mmap_mode="r")
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:100]}): delete it and run the same command again") from error
+        raise UserError(f"{path} is damaged: delete it, and the next training makes it again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Prepare
 
 
 def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None) -> ClipStore:
-    """Decodes the clips of `folder` (any format, rate, channels) to mono int16 in the store `directory`, whole or not at all.
+    """Decodes the clips of `folder`, of any format, rate and number of channels, to mono int16 in the store `directory`, completely or not at all.
 
-    Clips that are missing, damaged, silent, not finite or shorter than 1 s are left out, counted and named in `skipped.log`. A call that was stopped, by
-    whatever, is continued by the next one; a store that is already made of these clips gets its index anew and no more. No two processes may prepare the
-    same store.
+    Clips that are missing, damaged, silent, not finite or shorter than 1 s are skipped, counted and listed in `skipped.log`. The next call continues an
+    interrupted one. If the store already has these clips, only its index is written again. Two processes must not prepare the same store at once.
 
     Args:
-        folder: with hashes.
-        workers: threads that decode; None: as many as processors. Memory is bounded by their number, however long a clip is.
-        on_progress: called with ("decoding", clips, clips in all).
+        folder: the clips, from `read_folder` with hashes.
+        directory: the folder of the store.
+        sample_rate_hz: of the decoded samples.
+        workers: number of decoding threads, which bounds memory however long a clip is. None: the number of processors.
+        on_progress: called with ("decoding", clips done, clips in all).
 
     Raises:
-        UserError: more than 10 % of the clips are of no use, none that is has the split "train", or the disk is full; what is done by then stays.
+        UserError: more than 10% of the clips cannot be used, no usable clip has the split "train", or the disk is full. Clips decoded by then are kept.
     """
     directory, total = Path(directory), len(folder.entries)
     try:
@@ -120,18 +126,18 @@ def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, w
             decode_clips(folder.path, folder.entries, directory, sample_rate_hz=sample_rate_hz, workers=workers, on_skip=check, on_clip=on_clip)
         return refresh_index(folder, directory)
     except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free some space, and run the same again; it continues") from None
+        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free some space and run the same command again; it continues") from None
 
 
 def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
-    """Writes the index of a store anew, for captions, splits, melodies or attributes that changed. Nothing is decoded.
+    """Writes the index of a store again, with the current captions, splits, melodies and attributes of `folder`. Nothing is decoded.
 
     Raises:
-        UserError: the store is of other clips than those of `folder`, or one of those reasons of `prepare` that depend on the index.
+        UserError: the store has other clips than `folder`, too many clips cannot be used, or no usable clip has the split "train".
     """
     directory, decoded = Path(directory), read_decoded(Path(directory))
     if decoded is None or not _is_of(directory, folder, decoded[0]):
-        raise UserError(f"{directory} is not made of the clips that {folder.path} has now: prepare it anew")
+        raise UserError(f"{directory} has other clips than {folder.path} has now: prepare the data again")
     sample_rate_hz, found = decoded
     skipped = [clip for clip in found if clip.reason is not None]
     _check_skipped(folder, directory, skipped)
@@ -143,35 +149,35 @@ def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
         "num_skipped": len(skipped) + len(folder.unusable),
-        # Clips without kinds have no such key.
+        # Clips without kinds of captions have no key "kinds".
         "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
     }
-    write_json(directory / INDEX, index)  # Last: a store without an index is no store.
+    write_json(directory / INDEX, index)  # Written last: a store without an index is incomplete.
     return ClipStore.open(directory)
 
 
 def _is_of(directory: Path, folder: ClipFolder, sample_rate_hz: int) -> bool:
-    """Whether a store is made of these files, at this rate."""
+    """Whether the store `directory` has the clips of `folder`, by name and hash, at this rate."""
     if any(entry.sha256 is None for entry in folder.entries):
-        raise ValueError("a store is made of a folder with hashes: read_folder(..., hash_files=True)")
+        raise ValueError("expected a folder with hashes: read it with read_folder(..., hash_files=True)")
     found = [(entry.file_name, entry.sha256) for entry in folder.entries]
     decoded = read_decoded(directory)
     return decoded is not None and decoded[0] == sample_rate_hz and [(clip.file_name, clip.sha256) for clip in decoded[1]] == found
 
 
 def _check_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> None:
-    """Raises UserError where too many clips are of no use."""
+    """Raises UserError if more than MAX_BAD_SHARE of the clips cannot be used."""
     count, total = len(folder.unusable) + len(skipped), len(folder.entries) + len(folder.unusable)
     if count > MAX_BAD_SHARE * total:
         lines = _write_skipped(folder, directory, skipped)
         raise UserError(
-            f"{count} of {total} clips in {folder.path} are of no use, such as {lines[0]!r} "
+            f"{count} of {total} clips in {folder.path} cannot be used, such as {lines[0]!r} "
             f"(all that were found: {directory / SKIPPED}): repair or remove them"
         )  # fmt: skip
 
 
 def _write_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> list[str]:
-    """The lines of skipped.log: each clip that is left out, and why."""
+    """Writes skipped.log, one line for each skipped clip with the reason. Returns the lines."""
     lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
     write_text(directory / SKIPPED, "".join(f"{line}\n" for line in lines))
     return lines
@@ -179,31 +185,32 @@ def _write_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[Decode
 
 def _check_train(folder: ClipFolder, entries: Sequence[Entry]) -> None:
     if not any(entry.split == "train" for entry in entries):
-        raise UserError(f"{folder.path} has no clip of split 'train': give some clips that split in metadata.jsonl, or no clip any split")
+        raise UserError(f"{folder.path} has no clip of split 'train': set it for some clips in metadata.jsonl, or remove all splits there")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Sources
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator of one step: what a batch draws depends on nothing else."""
+    """The random generator of one training step: a batch depends on (seed, step) only."""
     return np.random.default_rng([seed, step])
 
 
 def draw(rng: np.random.Generator, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """`batch_size` clip numbers, drawn in proportion to `lengths`; all different where there are enough clips."""
+    """Draws `batch_size` clip numbers in proportion to `lengths`, without repetition if there are enough clips."""
     return rng.choice(len(lengths), batch_size, replace=len(lengths) < batch_size, p=lengths / lengths.sum())
 
 
 def draw_start(rng: np.random.Generator, length: int, crop: int, *, align: int = 1) -> int:
-    """The start of a crop that lies in the clip, a multiple of `align`; 0 where the clip is not longer than the crop."""
+    """Draws the start of a crop inside a clip, a multiple of `align`. It is 0 if the clip is not longer than the crop."""
     return int(rng.integers(max(length - crop, 0) // align + 1)) * align
 
 
 def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, float] | None = None) -> str:
-    """One of the clip's captions, all alike; with `text_mix` (kind -> weight) a kind by weight among those that the clip has, then one of that kind.
+    """Draws one of the captions of a clip, all with the same probability.
 
-    Captions without kinds are all alike in either case.
+    With `text_mix`, {kind: weight}, it draws a kind by weight among those that the clip has, and then a caption of that kind. Captions without kinds have
+    the same probability in either case.
     """
     if not text_mix or clip.kinds is None:
         return clip.captions[rng.integers(len(clip.captions))]
@@ -213,7 +220,7 @@ def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, fl
 
 
 def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
-    """The length of a crop of `crop_sec`, a multiple of ALIGN_SAMPLES."""
+    """The length of a crop in samples: `crop_sec`, rounded to a multiple of ALIGN_SAMPLES."""
     return round(crop_sec * sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
 
 
@@ -227,16 +234,17 @@ def wave_source(
     encode_text: Callable[[list[str]], tuple[np.ndarray, np.ndarray]] | None = None,
     text_mix: Mapping[str, float] | None = None,
 ) -> Source:
-    """step -> {"wave": float32 [B, N]}, random crops of `crop_sec`, zero-padded on the right where a clip is shorter.
+    """A source of training batches of random crops: step -> {"wave": float32 [B, N]}. Clips shorter than a crop are zero-padded on the right.
 
-    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) also {"text_ids", "text_mask"} of a caption of each clip, drawn by `draw_caption`.
+    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) batches also have {"text_ids", "text_mask"}, of one caption per clip
+    (`draw_caption`).
 
     Raises:
-        UserError: the split has no clips, or one whose captions are all of kinds that have no weight in `text_mix`.
+        UserError: the split has no clips, or the captions of a clip have only kinds without a weight in `text_mix`.
     """
     clips = store.split(split)
     if not clips:
-        raise UserError(f"no clip of split {split!r}: give some clips that split in metadata.jsonl")
+        raise UserError(f"no clip of split {split!r}: set it for some clips in metadata.jsonl")
     for clip in clips:
         if text_mix and clip.kinds is not None and not any(text_mix.get(kind) for kind in clip.kinds):
             kinds = " or ".join(sorted(set(clip.kinds)))

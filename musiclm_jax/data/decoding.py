@@ -1,11 +1,11 @@
-"""The decoding of a folder's clips into one array, with progress that survives whatever ends it. NumPy only.
+"""Decodes the clips of a folder into one array. A later call continues an interrupted one. NumPy only.
 
-    samples.npy            int16 samples of all clips, end to end
-    clips.json             what was decoded: each clip's place in samples.npy, or why it is left out
-    samples.npy.partial    while it lasts: samples.npy as far as it is
-    samples.journal        while it lasts: a line of clips.json for each clip that is wholly in the partial file, after a line of settings
+    samples.npy            int16 samples of all clips, concatenated
+    clips.json             for each clip its place in samples.npy, or the reason why it is skipped
+    samples.npy.partial    during the decoding: the beginning of samples.npy
+    samples.journal        during the decoding: a line of settings, then an entry of clips.json for each clip that is completely in the partial file
 
-A line of the journal is written once its samples are on the disk. A restart cuts the partial file to what the journal knows and continues there.
+A line of the journal is written when its samples are on the disk. A restart cuts the partial file to the clips in the journal and continues there.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from musiclm_jax import audio
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.records import parse_json, write_json, write_text
+from musiclm_jax.files import parse_json, sync, write_json, write_text
 
 SAMPLES, CLIPS = "samples.npy", "clips.json"
 MIN_SEC = 1.0
 _PARTIAL, _JOURNAL = f"{SAMPLES}.partial", "samples.journal"
-# Counts up where the same files give other samples, so that a partial file is not continued by other rules.
+# To be incremented when the same files give other samples, so that a partial file is not continued with other rules.
 _VERSION = 1
-# The journal grows by so many clips or bytes at once.
+# Clips, or bytes of samples, after which lines are added to the journal.
 _CHUNK_CLIPS, _CHUNK_BYTES = 64, 32 * 2**20
-# A clip that is being decoded moves from memory to a nameless file when it is larger.
+# Size above which a clip that is being decoded moves from memory to an unnamed temporary file.
 _SPOOL_BYTES = 8 * 2**20
 _COPY_SAMPLES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodedClip:
-    """A line of the journal, and of clips.json. `offset` and `length` are samples in samples.npy; `reason`: why the clip is left out, or None."""
+    """A line of the journal and an entry of clips.json. `offset` and `length` are in samples of samples.npy. `reason`: why the clip is skipped, or None."""
 
     file_name: str
     sha256: str
@@ -53,7 +53,7 @@ class DecodedClip:
 
 
 def read_decoded(directory: Path) -> tuple[int, tuple[DecodedClip, ...]] | None:
-    """The sample rate and the clips of a store that is whole; None where there is none."""
+    """Returns (sample rate in Hz, the clips) of a complete store, or None if there is no complete store. Raises UserError if it cannot be read."""
     if not (directory / CLIPS).exists() or not (directory / SAMPLES).exists():
         return None
     try:
@@ -61,7 +61,7 @@ def read_decoded(directory: Path) -> tuple[int, tuple[DecodedClip, ...]] | None:
         return (record["sample_rate_hz"], tuple(DecodedClip(**clip) for clip in record["clips"])) if record["version"] == _VERSION else None
     except OSError as error:
         raise unreadable(directory / CLIPS, error) from error
-    except (ValueError, LookupError, TypeError):  # Damaged: none that is whole.
+    except (ValueError, LookupError, TypeError):  # Damaged, so not complete.
         return None
 
 
@@ -75,14 +75,18 @@ def decode_clips(
     on_skip: Callable[[Sequence[DecodedClip]], None] = lambda skipped: None,
     on_clip: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Decodes the files of `entries` to samples.npy and clips.json in `directory`, both or none, from where an earlier call stopped.
+    """Decodes the files of `entries` to samples.npy and clips.json in `directory`, both or neither, and continues an interrupted call.
 
     Memory is bounded by the number of workers, however long a file is.
 
     Args:
-        workers: threads that decode; None: as many as processors.
-        on_skip: called with all clips that are left out so far, when one more is. What it raises ends the work; what is done stays.
-        on_clip: called with how many clips are done.
+        folder: the folder of the files.
+        workers: number of decoding threads. None: the number of processors.
+        on_skip: called with all clips that are skipped so far, whenever another one is. An exception from it ends the decoding; decoded clips are kept.
+        on_clip: called with the number of clips that are done.
+
+    Raises:
+        OSError: `directory` cannot be written.
     """
     stop = threading.Event()
 
@@ -112,7 +116,7 @@ def decode_clips(
 
 
 def _decode_file(path: Path, directory: Path, *, sample_rate_hz: int, stop: threading.Event) -> tuple[_Spool, int]:
-    """(int16 samples from the beginning of a file without a name, how many)."""
+    """Decodes one file. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
     with _Spool(directory, stop) as floats:
         decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
         scale = np.float32(32768 / max(decoded.peak, 1.0))
@@ -125,7 +129,7 @@ def _decode_file(path: Path, directory: Path, *, sample_rate_hz: int, stop: thre
 
 
 class _Spool(tempfile.SpooledTemporaryFile):
-    """A nameless file beside the store, in memory while it is small. Raises where the work was stopped, so that no thread outlives it for long."""
+    """An unnamed file on the store's file system, in memory while it is small. After `stop` is set, writing raises, so that decoding threads end soon."""
 
     def __init__(self, directory: Path, stop: threading.Event):
         super().__init__(max_size=_SPOOL_BYTES, dir=directory)
@@ -133,7 +137,7 @@ class _Spool(tempfile.SpooledTemporaryFile):
 
     def write(self, data: bytes) -> int:
         if self._stop.is_set():
-            raise InterruptedError("the work was stopped")
+            raise InterruptedError("the decoding was stopped")
         return super().write(data)
 
 
@@ -141,14 +145,14 @@ class _Spool(tempfile.SpooledTemporaryFile):
 
 
 class _Store:
-    """The partial file and its journal. `num_entries` of the entries are done, in their order."""
+    """The partial file and its journal. The first `num_entries` entries are done."""
 
     def __init__(self, directory: Path, entries: Sequence[Entry], *, sample_rate_hz: int):
         self._directory, self._entries = directory, entries
         self._settings = {"version": _VERSION, "sample_rate_hz": sample_rate_hz, "min_sec": MIN_SEC}
         self._done: list[DecodedClip] = []
         self.skipped: list[DecodedClip] = []
-        self._num_durable = 0  # Of `_done`, those that are in the journal.
+        self._num_durable = 0  # Number of clips of `_done` that are in the journal.
         self._partial, self._journal = directory / _PARTIAL, directory / _JOURNAL
         self._file: io.FileIO | None = None
 
@@ -161,13 +165,13 @@ class _Store:
         return self._done[-1].offset + self._done[-1].length if self._done else 0
 
     def open(self) -> None:
-        """Finds what an earlier call left, or begins anew."""
+        """Opens the partial file and the journal of an interrupted call, or new ones."""
         if self._journal.exists() and not self._partial.exists() and (self._directory / SAMPLES).exists():
-            os.replace(self._directory / SAMPLES, self._partial)  # It was renamed, but clips.json was not written yet.
+            os.replace(self._directory / SAMPLES, self._partial)  # The call was interrupted after the renaming, before clips.json was written.
         lines = _read_journal(self._journal) if self._partial.exists() else []
         size = self._partial.stat().st_size if self._partial.exists() else 0
         self._done = _still_true(lines[1:], self._entries, size=size) if lines[:1] == [self._settings] else []
-        # The partial file comes first: a journal without one says that it was renamed.
+        # The partial file is created before the journal: a journal without a partial file means that the latter was renamed.
         self._file = self._partial.open("r+b" if self._done else "w+b", buffering=0)
         if not self._done:
             _write_all(self._file, _header(0))
@@ -175,15 +179,17 @@ class _Store:
         self._file.seek(0, os.SEEK_END)
         self._num_durable, self.skipped = len(self._done), [clip for clip in self._done if clip.reason is not None]
         write_text(self._journal, "".join(map(_line, [self._settings, *map(dataclasses.asdict, self._done)])))
-        _sync_folder(self._directory)
+        sync(self._directory)
 
     def append(self, entry: Entry, samples: _Spool, length: int) -> None:
+        """Adds a decoded clip of `length` samples."""
         with samples:
             while data := samples.read(2 * _COPY_SAMPLES):
                 _write_all(self._file, data)
         self._add(DecodedClip(entry.file_name, entry.sha256, self._length, length))
 
     def skip(self, entry: Entry, reason: str) -> None:
+        """Adds a clip that cannot be used."""
         clip = DecodedClip(entry.file_name, entry.sha256, self._length, 0, reason)
         self.skipped.append(clip)
         self._add(clip)
@@ -195,9 +201,10 @@ class _Store:
             self._commit()
 
     def _commit(self) -> None:
+        """Writes the new samples to the disk, and then their lines to the journal."""
         try:
             os.fsync(self._file.fileno())
-        except OSError:  # Nobody knows what of it is on the disk, and a second fsync would not say.
+        except OSError:  # It is unknown what is on the disk, and a second fsync would not report it.
             del self._done[self._num_durable :]
             raise
         with self._journal.open("ab", buffering=0) as journal:
@@ -206,19 +213,19 @@ class _Store:
         self._num_durable = len(self._done)
 
     def finish(self) -> None:
-        """Gives the files their names."""
+        """Completes the store: renames the partial file, writes clips.json and removes the journal."""
         self._commit()
         self._file.seek(0)
         _write_all(self._file, _header(self._length))
         os.fsync(self._file.fileno())
-        for old in ("index.json", CLIPS):  # They are of the samples that are replaced now.
+        for old in ("index.json", CLIPS):  # They describe the samples that are replaced now.
             (self._directory / old).unlink(missing_ok=True)
         os.replace(self._partial, self._directory / SAMPLES)
-        _sync_folder(self._directory)
+        sync(self._directory)
         clips = [dataclasses.asdict(clip) for clip in self._done]
         record = {"version": _VERSION, "sample_rate_hz": self._settings["sample_rate_hz"], "num_samples": self._length, "clips": clips}
         write_json(self._directory / CLIPS, record)
-        _sync_folder(self._directory)
+        sync(self._directory)
         self._journal.unlink()
 
     def __enter__(self) -> _Store:
@@ -228,20 +235,20 @@ class _Store:
         if self._file is None:
             return
         with self._file:
-            if kind is not None and self._partial.exists():  # Keep what is whole. On a full disk, cutting the rest off makes the room for saying so.
+            if kind is not None and self._partial.exists():  # Keeps complete clips. On a full disk, truncating makes room for the journal.
                 with contextlib.suppress(OSError):
                     self._file.truncate(_place(self._length))
                     self._commit()
 
 
 def forget_progress(directory: Path) -> None:
-    """Removes what an interrupted call left, beside a store that is whole."""
-    for name in (_JOURNAL, _PARTIAL):  # In this order: a journal without a partial file says that it is samples.npy now.
+    """Removes the files of an interrupted call from a complete store."""
+    for name in (_JOURNAL, _PARTIAL):  # In this order: a journal without a partial file means that the latter was renamed to samples.npy.
         (directory / name).unlink(missing_ok=True)
 
 
 def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal as far as they are whole."""
+    """The complete lines of a journal."""
     lines = []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -250,12 +257,12 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def _still_true(lines: list[dict[str, Any]], entries: Sequence[Entry], *, size: int) -> list[DecodedClip]:
-    """The lines that are about the first of the entries and whose samples are there. Clips without samples may have been removed from the folder."""
+    """The clips of the journal that match the first entries and whose samples exist. Skipped clips that are no longer in the folder are passed over."""
     done: list[DecodedClip] = []
     for line in lines:
         try:
             clip, entry = DecodedClip(**line), entries[len(done)] if len(done) < len(entries) else None
-        except TypeError:  # Damaged.
+        except TypeError:  # The line is damaged.
             break
         if entry is not None and (clip.file_name, clip.sha256) == (entry.file_name, entry.sha256):
             if _place(clip.offset + clip.length) > size:
@@ -271,14 +278,14 @@ def _line(value: dict[str, Any]) -> str:
 
 
 def _header(length: int) -> bytes:
-    """Of a .npy file. NumPy leaves room for a length that grows, so that all headers are of one size."""
+    """The header of a .npy file of `length` int16 samples. NumPy leaves room for larger lengths, so that all headers have the same size."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<i2", "fortran_order": False, "shape": (length,)})
     return file.getvalue()
 
 
 def _place(length: int) -> int:
-    """Where a .npy file of so many samples ends."""
+    """Size in bytes of a .npy file of `length` samples."""
     return len(_header(length)) + 2 * length
 
 
@@ -286,13 +293,3 @@ def _write_all(file: io.FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(directory: Path) -> None:
-    """Makes renames durable, where the file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

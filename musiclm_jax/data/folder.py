@@ -1,10 +1,10 @@
-"""What a folder of clips says: which files are clips, their captions, splits and melodies. Nothing is decoded here; NumPy and JAX are not needed.
+"""Finds the clips of a folder, with their captions, splits and melodies. Nothing is decoded here; NumPy and JAX are not needed.
 
 With `metadata.jsonl` (see `data/metadata.py`) the clips are the files that it lists; without it, all audio files. A clip needs no caption: codec and
-w2v-BERT learn from all clips, MuLan from those with captions, the melody embedder from those with melodies.
+w2v-BERT are trained on all clips, MuLan on those with captions, the melody embedder on those with melodies.
 
-What is no clip is passed over: hidden files and folders, what file systems and archivers leave behind, and the work folders of `musiclm` itself. Linked
-folders are followed, each folder once.
+Hidden files and folders, folders that file systems and archivers create, and the work folders of `musiclm` are ignored. Links to folders are followed;
+each folder is read once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 from musiclm_jax.data.metadata import METADATA, Line, read_lines, read_sidecar
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_text
 from musiclm_jax.progress import OnProgress
-from musiclm_jax.records import write_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 TEST_SHARE = 0.05
-# What a step of training leaves in its folder; `superseded` and `.locks` lie beside such folders.
+# A file in the folder of each step of `fit`. `superseded` and `.locks` are beside such folders.
 STEP_FILE = "step.json"
 _BESIDE_STEPS = ("superseded", ".locks")
 _JUNK_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -36,23 +36,23 @@ _SAVE_HASHES_SEC = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One clip: an audio file that is there, and what is said of it."""
+    """One clip: an existing audio file and its metadata."""
 
-    # As the file system has it, relative to the folder, with "/" between folders.
+    # The name in the file system, relative to the folder, with "/" between folders.
     file_name: str
     captions: tuple[str, ...]
-    # The kind of each caption. None: not said.
+    # The kind of each caption. None: not given.
     kinds: tuple[str, ...] | None
     # "train" or "test".
     split: str
     attributes: dict[str, Any]
-    # Of what tune it is a rendering. None: not said.
+    # Name of the melody that it renders. None: not given.
     melody: str | None
-    # Of the file's bytes. None: `read_folder` was not to read them.
+    # Hash of the file's bytes. None: `read_folder` was called without hash_files.
     sha256: str | None
 
 
-# What each aspect of a folder is made of, entry by entry; None where an entry says nothing of it.
+# The data of each aspect of a folder, entry by entry. None: the entry has no such data.
 _ASPECTS = {
     "waves": lambda entry: [entry.file_name, entry.sha256],
     "splits": lambda entry: [entry.file_name, entry.split],
@@ -63,33 +63,37 @@ _ASPECTS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClipFolder:
-    """The clips of a folder in the order of their names, and what else is to be said of it."""
+    """The clips of a folder in the order of their names, with clips that cannot be used, and warnings."""
 
     path: Path
     entries: tuple[Entry, ...]
-    # (name, reason) of clips that are listed but of no use, such as missing files.
+    # (name, reason) of clips that are listed but cannot be used, such as missing files.
     unusable: tuple[tuple[str, str], ...] = ()
-    # One line each, for the user.
+    # Warnings for the user, of one line each.
     warnings: tuple[str, ...] = ()
 
     def digest(self, aspect: str) -> str:
         """A hash of one aspect of all entries: "waves" (names and contents), "splits", "captions" (texts and kinds) or "melodies".
 
-        A step of training depends only on the aspects that it reads. A caption that is mended changes "captions" and no other.
+        A step of `fit` depends only on the aspects that it reads. A corrected caption changes "captions" only.
+
+        Raises:
+            ValueError: `aspect` is unknown, or it is "waves" and the entries have no hashes.
         """
         if aspect not in _ASPECTS:
             raise ValueError(f"aspect {aspect!r}: expected one of {', '.join(_ASPECTS)}")
         if aspect == "waves" and any(entry.sha256 is None for entry in self.entries):
             raise ValueError("the digest of the waves needs read_folder(..., hash_files=True)")
-        said = [each for each in map(_ASPECTS[aspect], self.entries) if each is not None]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        data = [each for each in map(_ASPECTS[aspect], self.entries) if each is not None]
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
     def split(self, name: str) -> tuple[Entry, ...]:
+        """The entries of the split "train" or "test"."""
         return tuple(entry for entry in self.entries if entry.split == name)
 
     @property
     def captioned(self) -> tuple[Entry, ...]:
-        """The entries that have a caption, from which MuLan learns."""
+        """The entries with a caption, on which MuLan is trained."""
         return tuple(entry for entry in self.entries if entry.captions)
 
     @property
@@ -98,7 +102,7 @@ class ClipFolder:
 
 
 def check_captions(folder: ClipFolder) -> None:
-    """Raises UserError where no clip has a caption, and so MuLan and what follows it cannot be trained."""
+    """Raises UserError if no clip has a caption, because MuLan and the steps that need it cannot be trained then."""
     if folder.captioned:
         return
     if folder.has_melodies:
@@ -110,31 +114,32 @@ def check_captions(folder: ClipFolder) -> None:
 
 
 def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: bool = True, on_progress: OnProgress | None = None) -> ClipFolder:
-    """Reads what a folder says of its clips.
+    """Finds the clips of a folder and reads their metadata.
 
-    Where no clip is given a split, about 5 % are held out by the hash of their melody, or else of their name; where some are, the others are "train".
+    If the metadata give no clip a split, about 5% of the clips are held out, by the hash of their melody or else of their name. If they give some clips a
+    split, the other clips are "train".
 
     Args:
         path: the folder.
-        hashes: a JSON file that keeps the hashes of files by name, size and time of change, so that only new and touched files are read again.
-        hash_files: whether the files are read for their hashes. Evaluations do without.
-        on_progress: called with ("reading", files, files in all) while files are read.
+        hashes: a JSON file that stores hashes by file name, size and time of change, so that only new and changed files are read again. None: no such file.
+        hash_files: whether the files are hashed. Evaluations do not need hashes.
+        on_progress: called with ("reading", files done, files in all) while files are read.
 
     Raises:
-        UserError: it is no folder, has no audio, or its texts are not what `data/metadata.py` says; a melody is in both splits.
+        UserError: `path` is not a folder or has no audio, its texts do not have the format in `data/metadata.py`, or a melody is in both splits.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the folder that holds the clips and {METADATA}")
-    said, unusable, warnings = _find_clips(folder)
-    found: dict[str, str | None] = dict.fromkeys(said)
+        raise UserError(f"{folder} is not a folder: name the folder with the clips and {METADATA}")
+    metadata, unusable, warnings = _find_clips(folder)
+    found: dict[str, str | None] = dict.fromkeys(metadata)
     if hash_files:
-        found, unreadable = _hash(folder, list(said), hashes, on_progress)
+        found, unreadable = _hash(folder, list(metadata), hashes, on_progress)
         unusable = sorted([*unusable, *unreadable])
-    splits = _splits(folder, {name: said[name] for name in found})
+    splits = _splits(folder, {name: metadata[name] for name in found})
     entries = tuple(
         Entry(name, line.captions, line.kinds, splits[name], line.attributes, line.melody, found[name])
-        for name, line in said.items() if name in found
+        for name, line in metadata.items() if name in found
     )  # fmt: skip
     if not entries:
         raise UserError(f"{folder} has no audio file that can be read, such as {unusable[0][0]}: {unusable[0][1]}")
@@ -145,20 +150,20 @@ def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: boo
 
 
 def _find_clips(folder: Path) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
-    """What is said of each clip that is there, by its name on disk and in the order of these names; (name, reason) of others; warnings."""
+    """Returns (the metadata of each existing clip by its name on disk, in the order of names; (name, reason) of other clips; warnings)."""
     names, broken = _walk(folder)
     audio = [name for name in names if _is_audio(name)]
     if os.path.lexists(folder / METADATA):
-        said, broken, warnings = _read_listed(folder, audio)
+        metadata, broken, warnings = _read_listed(folder, audio)
     else:
-        said, warnings = _read_sidecars(folder, audio, [name for name in names if name.endswith(".txt")])
-    if not said:
+        metadata, warnings = _read_sidecars(folder, audio, [name for name in names if name.endswith(".txt")])
+    if not metadata:
         suffixes = ", ".join(AUDIO_SUFFIXES)
         if audio:
-            raise UserError(f"{folder / METADATA} lists no file that is there, such as {audio[0]}: give the names as they are in {folder}")
+            raise UserError(f"{folder / METADATA} lists no file that exists, such as {audio[0]}: write the names as they are in {folder}")
         what = "captions but no audio" if broken else "no audio"
-        raise UserError(f"{folder} holds {what}: put the clips there ({suffixes}) under the names that {METADATA} gives")
-    return {name: said[name] for name in sorted(said)}, sorted(broken), warnings
+        raise UserError(f"{folder} contains {what}: put the clips there ({suffixes}), with the names in {METADATA}")
+    return {name: metadata[name] for name in sorted(metadata)}, sorted(broken), warnings
 
 
 def _is_audio(name: str) -> bool:
@@ -166,10 +171,13 @@ def _is_audio(name: str) -> bool:
 
 
 def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The names of all files below a folder that may be clips or texts, and (name, reason) of audio files that cannot be.
+    """Returns (the names of all files below a folder that may be clips or texts, (name, reason) of audio files that cannot be used).
 
-    Linked folders come last, and no folder comes twice, so that its clips have the names that they have without links. A link to the folder itself or
-    to one around it is passed over.
+    Links to folders are followed last, and each folder is read once, so that clips get the names that they have without links. Links to the folder
+    itself or to one that contains it are ignored.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
     root = os.path.realpath(folder)
     names, broken, seen = [], [], set()
@@ -205,7 +213,7 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8. File systems allow others."""
+    """Whether a name can be encoded as UTF-8. File systems also allow other names."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -218,7 +226,7 @@ def _nfc(name: str) -> str:
 
 
 def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by their NFC form: "é" may be one letter, or as macOS writes it, an e and an accent."""
+    """Groups names by their NFC form: "é" may be one character or, as on macOS, an e and an accent."""
     forms: dict[str, list[str]] = {}
     for name in names:
         forms.setdefault(_nfc(name), []).append(name)
@@ -226,58 +234,60 @@ def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _read_listed(folder: Path, audio: list[str]) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
+    """The clips that metadata.jsonl lists, as in `_find_clips`. audio: the names of all audio files."""
     lines, warnings = read_lines(folder / METADATA)
     if not lines:
         raise UserError(f'{folder / METADATA} lists no clip: add lines such as {{"file_name": "{audio[0] if audio else "a.wav"}"}}, or remove it')
     there, forms = set(audio), _by_form(audio)
-    said, missing, listed = {}, [], set()
+    metadata, missing, listed = {}, [], set()
     for line in lines:
         name, reason = _on_disk(folder, line.file_name, there, forms)
         if name in listed:
-            raise UserError(f"{folder / METADATA} line {line.number}: {line.file_name} is listed twice; put all its captions into one line")
+            raise UserError(f"{folder / METADATA} line {line.number}: {line.file_name} is listed twice: put all its captions into one line")
         listed.add(name)
         if reason:
             missing.append((name, reason))
         else:
-            said[name] = line
-    if unlisted := [name for name in audio if name not in said]:
+            metadata[name] = line
+    if unlisted := [name for name in audio if name not in metadata]:
         what = "1 audio file is" if len(unlisted) == 1 else f"{len(unlisted)} audio files are"
-        warnings.append(f"{what} not listed in {folder / METADATA} and so not used, such as {unlisted[0]}")
-    return said, missing, warnings
+        warnings.append(f"{what} not listed in {folder / METADATA} and therefore ignored, such as {unlisted[0]}")
+    return metadata, missing, warnings
 
 
 def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str]]) -> tuple[str, str]:
-    """(the name of a listed file on disk, ""), or (its listed name, what is wrong with it)."""
+    """Finds a listed file. Returns (its name on disk, ""), or (its listed name, the reason why it cannot be used)."""
     if os.path.isabs(name) or name.split("/")[0] == "..":
-        return name, f"lies outside of {folder}; put it there, or link it"
+        return name, f"is outside of {folder}; put it there, or link it"
     alike = [name] if name in there else forms.get(_nfc(name), [])
     if len(alike) > 1:
         return name, f"may be any of {len(alike)} files whose names differ only in how accents are written; rename them"
     if alike:
         return alike[0], ""
-    if os.path.isfile(folder / name):  # Hidden, or of another suffix.
+    if os.path.isfile(folder / name):  # A hidden file, or one with another suffix.
         return name, ""
     return name, "is a folder; name one audio file" if os.path.isdir(folder / name) else "no such file"
 
 
 def _read_sidecars(folder: Path, audio: list[str], texts: list[str]) -> tuple[dict[str, Line], list[str]]:
-    forms, said, windows = _by_form(texts), {}, set()
+    """Returns (the metadata of all audio files from their text files, warnings)."""
+    forms, metadata, windows = _by_form(texts), {}, set()
     for name in audio:
         captions: tuple[str, ...] = ()
         stem = os.path.splitext(name)[0]
         for text in forms.get(_nfc(f"{stem}.txt"), [])[:1]:
             captions, is_windows = read_sidecar(folder / text)
             windows |= {text} if is_windows else set()
-        said[name] = Line(0, name, captions)
-    warning = f"{len(windows)} text files are read as Windows-1252, for they are not UTF-8, such as {min(windows, default='')}"
-    return said, [warning] if windows else []
+        metadata[name] = Line(0, name, captions)
+    warning = f"{len(windows)} text files are not UTF-8 and were read as Windows-1252, such as {min(windows, default='')}"
+    return metadata, [warning] if windows else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Contents
 
 
 def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnProgress | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """SHA-256 of each file's bytes, and (name, reason) of those that cannot be read."""
+    """Returns ({name: SHA-256 of the file's bytes}, (name, reason) of files that cannot be read)."""
     old = _read_cache(cache)
     stats, known, unreadable = {}, {}, []
 
@@ -294,11 +304,11 @@ def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnPro
         except OSError as error:
             unreadable.append((name, f"cannot be read ({error.strerror})"))
             continue
-        stats[name] = [stat.st_size, stat.st_mtime_ns]  # From before the file is read: one that changes meanwhile is read again the next time.
+        stats[name] = [stat.st_size, stat.st_mtime_ns]  # Taken before the file is read, so that a file that changes meanwhile is read again next time.
         if name in old and old[name][:2] == stats[name]:
             known[name] = old[name][2]
     wanted = [name for name in stats if name not in known]
-    save = lambda: _write_cache(cache, {name: [*stats[name], known[name]] for name in stats if name in known})  # noqa: E731
+    save = lambda: write_text(cache, json.dumps({"files": {name: [*stats[name], known[name]] for name in stats if name in known}}) + "\n")  # noqa: E731
     saved = time.monotonic()
     for done, (name, found) in enumerate(map_ahead(read, wanted), start=1):
         if isinstance(found, OSError):
@@ -316,7 +326,7 @@ def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnPro
 
 
 def _read_cache(path: Path | None) -> dict[str, list]:
-    """{name: [size, mtime_ns, sha256]}; nothing where the file is missing or is no such thing: then all is read anew."""
+    """{name: [size, mtime_ns, sha256]}. Empty if the file is missing or damaged; all files are hashed again then."""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"] if path else {}
         return {name: [int(size), int(mtime_ns), str(sha256)] for name, (size, mtime_ns, sha256) in files.items()}
@@ -324,30 +334,24 @@ def _read_cache(path: Path | None) -> dict[str, list]:
         return {}
 
 
-def _write_cache(path: Path, files: dict[str, list]) -> None:
-    try:
-        write_text(path, json.dumps({"files": files}) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): free some space, or choose another work folder") from None
-
-
 # ---------------------------------------------------------------------------------------------------------------------- Splits
 
 
-def _splits(folder: Path, said: dict[str, Line]) -> dict[str, str]:
-    if any(line.split for line in said.values()):
-        splits = {name: line.split or "train" for name, line in said.items()}
-        train, test = ({said[name].melody for name, split in splits.items() if split == each} - {None} for each in ("train", "test"))
+def _splits(folder: Path, metadata: dict[str, Line]) -> dict[str, str]:
+    """The split of each clip: see `read_folder`."""
+    if any(line.split for line in metadata.values()):
+        splits = {name: line.split or "train" for name, line in metadata.items()}
+        train, test = ({metadata[name].melody for name, split in splits.items() if split == each} - {None} for each in ("train", "test"))
         if train & test:
-            raise UserError(f"{folder / METADATA} has melody {min(train & test)!r} in both splits: give all of its renderings the same one")
+            raise UserError(f"{folder / METADATA} has melody {min(train & test)!r} in both splits: give all of its renderings the same split")
         return splits
-    tunes = {name: name if line.melody is None else line.melody for name, line in said.items()}
+    tunes = {name: name if line.melody is None else line.melody for name, line in metadata.items()}
     held_out = set(_held_out(sorted(set(tunes.values()))))
     return {name: "test" if tune in held_out else "train" for name, tune in tunes.items()}
 
 
 def _held_out(names: list[str]) -> list[str]:
-    """About TEST_SHARE of the names, by hash, so that new clips do not move old ones; at least one where there are two or more."""
+    """About TEST_SHARE of the names, at least one of two or more. They are chosen by hash, so that new clips do not change the split of others."""
     hashes = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names}
     chosen = [name for name in names if hashes[name] < TEST_SHARE]
     if not chosen and len(names) > 1:

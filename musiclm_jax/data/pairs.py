@@ -1,4 +1,4 @@
-"""Pairs for the melody embedder: the same seconds of a melody in two renderings. NumPy only."""
+"""Training pairs for the melody embedder: the same crop of a melody in two renderings. NumPy only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from musiclm_jax.errors import UserError
 
 
 def renderings(store: ClipStore, split: str) -> list[list[Clip]]:
-    """The clips of each melody of a split that has two or more, by the melody's name and their own."""
+    """The clips of each melody of a split with at least two renderings, in the order of the melodies' names and the clips' names."""
     groups: dict[str, list[Clip]] = {}
     for clip in store.split(split):
         if clip.melody is not None:
@@ -19,16 +19,19 @@ def renderings(store: ClipStore, split: str) -> list[list[Clip]]:
 
 
 def pair_source(store: ClipStore, *, split: str, crop_sec: float, batch_size: int, seed: int) -> Source:
-    """step -> {"wave", "other_wave": float32 [B, N], "melody": int32 [B], the number of the melody}, random crops of `crop_sec`.
+    """A source of training batches of random crops: step -> {"wave", "other_wave": float32 [B, N], "melody": int32 [B], the number of the melody}.
 
-    Two different renderings of each melody are drawn, and the same crop of both: second for second they must be the same music. Of two the longer
-    one is cut, and zeros are added on the right where both are shorter than a crop.
+    Two different renderings of each melody are drawn, and the same crop of both, so renderings must be aligned in time. The longer rendering is cut to
+    the length of the other. Pairs shorter than a crop are zero-padded on the right.
+
+    Raises:
+        UserError: no melody of the split has two renderings.
     """
     melodies = renderings(store, split)
     if not melodies:
         raise UserError(
-            f"no melody of split {split!r} has two renderings: give clips of one tune the same \"melody\" in metadata.jsonl, "
-            "or let `musiclm corpus DIR --variants 2` make some"
+            f'no melody of split {split!r} has two renderings: give clips of one melody the same "melody" in metadata.jsonl, '
+            "or make a corpus with `musiclm corpus DIR --variants 2`"
         )
     crop = crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([min(clip.length for clip in clips) for clips in melodies], np.float64)

@@ -1,4 +1,4 @@
-"""Work in threads: the next batches while the accelerator works, and files that are read side by side."""
+"""Work in background threads: batches prepared while the accelerator computes, and files read in parallel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def map_ahead(fn: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None) -> Iterator[tuple[Item, Result]]:
-    """(item, fn(item)) of each item, in order. `workers` threads compute them, so that at most twice as many results wait for the caller.
+    """Yields (item, fn(item)) for each item, in order, computed by `workers` threads.
 
-    None: as many threads as processors. Where the caller stops early, what has not begun is not computed.
+    At most twice as many results as threads wait for the caller. If the caller stops early, calls that have not begun are cancelled.
+
+    Args:
+        workers: number of threads. None: the number of processors.
     """
     workers = workers or os.cpu_count() or 1
     waiting: collections.deque = collections.deque()
@@ -38,7 +41,7 @@ def map_ahead(fn: Callable[[Item], Result], items: Iterable[Item], *, workers: i
 
 
 def prefetch(source: Source, *, start: int, stop: int, depth: int = 2) -> Iterator[dict[str, np.ndarray]]:
-    """source(start), ..., source(stop - 1), up to `depth` of them ahead of the caller. An error in `source` is raised here, in its turn."""
+    """Yields source(start), ..., source(stop - 1), computed by a thread up to `depth` batches ahead. An error in `source` is raised at its batch."""
     batches: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
 
@@ -56,7 +59,7 @@ def prefetch(source: Source, *, start: int, stop: int, depth: int = 2) -> Iterat
             for step in range(start, stop):
                 if not put((source(step), None)):
                     return
-        except BaseException as error:  # Handed to the caller, whose error it is.
+        except BaseException as error:  # Raised in the caller's thread.
             put((None, error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -67,6 +70,6 @@ def prefetch(source: Source, *, start: int, stop: int, depth: int = 2) -> Iterat
             if error is not None:
                 raise error
             yield batch
-    finally:  # The caller stopped early: let the thread end.
+    finally:  # Ends the thread if the caller stopped early.
         closed.set()
         thread.join()

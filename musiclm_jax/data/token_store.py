@@ -1,4 +1,4 @@
-"""The tokens of a clip store, made once by the frozen models, and the batches that the stages train on. NumPy only."""
+"""Tokens of the clips of a store, computed once by the frozen models, and the batches on which the stages are trained. NumPy only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from musiclm_jax.arrays import Bool, Int
-from musiclm_jax.data.clips import ALIGN_SAMPLES, ClipStore, draw, draw_start, load_array, step_rng
+from musiclm_jax.data.clips import ClipStore, draw, draw_start, load_array, step_rng
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
 from musiclm_jax.specs import AudioSpec
@@ -20,7 +20,7 @@ from musiclm_jax.specs import AudioSpec
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A window of a clip. Of its tokens, those from `skip` on are new; they begin at token `at` of the clip, and there are `keep` of them."""
+    """A window of a clip: samples from `start` on. Its tokens [skip, skip + keep) are tokens [at, at + keep) of the clip; the others are context."""
 
     clip: int
     start: int
@@ -30,13 +30,16 @@ class Piece:
 
 
 def pieces(lengths: Sequence[int], *, token_samples: int, window: int, context: int) -> list[Piece]:
-    """Windows of `window` tokens that cover clips of `lengths` samples, token by token, each once.
+    """Windows of `window` tokens that cover clips of `lengths` samples, so that each token of a clip is kept from exactly one window.
 
-    A window begins `context` tokens before the first that is new. The last of a clip ends where the clip ends, so that only clips shorter than a
-    window meet zero padding.
+    A window begins `context` tokens before the first token that is kept. The last window of a clip ends at the clip's end, so that only clips shorter
+    than a window are zero-padded.
+
+    Raises:
+        ValueError: `context` is negative, or not below `window`.
     """
     if not 0 <= context < window:
-        raise ValueError(f"context={context} of window={window} tokens leaves nothing new: expected 0 <= context < window")
+        raise ValueError(f"context={context}, window={window} tokens: expected 0 <= context < window")
     found = []
     for clip, length in enumerate(lengths):
         total, at = -(-length // token_samples), 0
@@ -49,7 +52,7 @@ def pieces(lengths: Sequence[int], *, token_samples: int, window: int, context: 
 
 
 def wave_batches(store: ClipStore, where: Sequence[tuple[int, int]], *, samples: int, batch_size: int) -> Iterator[np.ndarray]:
-    """float32 [batch_size, samples] at (clip number, first sample), in order; the last batch is filled up with zeros: one shape, one program."""
+    """Batches of waves, float32 [batch_size, samples], at (clip number, first sample) in order. The last one is zero-padded to the full batch size."""
     for first in range(0, len(where), batch_size):
         batch = np.zeros((batch_size, samples), np.float32)
         for row, (clip, start) in enumerate(where[first : first + batch_size]):
@@ -62,18 +65,29 @@ def wave_batches(store: ClipStore, where: Sequence[tuple[int, int]], *, samples:
 
 @runtime_checkable
 class ClipTokens(Protocol):
-    """The tokens of one stream for all clips of a store, whatever they are made from."""
+    """The tokens of one stream for all clips of a store."""
 
     def crops(
         self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
     ) -> Int[np.ndarray, "B ..."]:
-        """int32 tokens of crops, by number of the clip and start. rng, text_share: for a stream that may take a caption's tokens in the audio's place."""
+        """Tokens of crops, int32.
+
+        Args:
+            clips: number of the clip of each crop.
+            starts_sec: start of each crop.
+            crop_sec: length of all crops.
+            rng: for streams with random choices.
+            text_share: share of crops for which the MuLan stream takes tokens of a caption instead of the audio. Other streams ignore it.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenArray:
-    """Tokens along time, end to end in the order of the clips: int16 [sum T] or [sum T, Q], memory-mapped. at: where each clip begins, the total last."""
+    """Tokens of a stream with a rate: int16 [sum T] or [sum T, Q], concatenated in the order of the clips, memory-mapped.
+
+    `at` has the first row of each clip, and the total at the end.
+    """
 
     codes: np.ndarray
     at: np.ndarray
@@ -81,12 +95,12 @@ class TokenArray:
 
     @classmethod
     def open(cls, path: Path, store: ClipStore, *, rate_hz: int, spec: AudioSpec) -> TokenArray:
-        """Raises UserError where the file has not as many tokens as the clips ask for."""
+        """Memory-maps a token file. Raises UserError if it cannot be read, or its number of tokens is not that of the store's clips."""
         per_semantic = rate_hz // spec.semantic_rate_hz
         at = offsets(per_semantic * -(-clip.length // spec.semantic_samples) for clip in store.clips)
         codes = load_array(path)
         if len(codes) != at[-1]:
-            raise UserError(f"{path} has {len(codes)} tokens, the clips have {at[-1]}: it is of other clips; run the step that makes it again")
+            raise UserError(f"{path} has {len(codes)} tokens where the clips have {at[-1]}: it belongs to other clips; run the step that makes it again")
         return cls(codes, at, rate_hz)
 
     def crops(
@@ -97,7 +111,7 @@ class TokenArray:
         return np.stack([self.codes[i : i + length] for i in first]).astype(np.int32)
 
     def chunks(self, store: ClipStore, split: str, *, levels: slice = slice(None), rows: int = 2**18) -> Iterator[Int[np.ndarray, "n Q"]]:
-        """The tokens of a split's clips, end to end, [n, Q] of up to `rows` rows each, so that little is in memory."""
+        """The concatenated tokens of a split's clips, as arrays [n, Q] of at most `rows` rows, to bound memory. levels: the levels to return."""
         codes, some = self.codes.reshape(len(self.codes), -1), []
         for i in (i for i, clip in enumerate(store.clips) if clip.split == split):
             for first in range(self.at[i], self.at[i + 1], rows):
@@ -111,19 +125,19 @@ class TokenArray:
 
 
 def offsets(counts: Iterable[int]) -> Int[np.ndarray, "n"]:
-    """Where each of several runs of `counts` rows begins when they lie end to end, and the total last."""
+    """The first row of each of several concatenated arrays of `counts` rows, and the total at the end, int64."""
     return np.concatenate([[0], np.cumsum(list(counts))]).astype(np.int64)
 
 
-def long_enough(store: ClipStore, crop_sec: float | int) -> Bool[np.ndarray, "n"]:
-    """Whether each clip is as long as a crop, up to its last semantic token. Those that are not give no example."""
-    return np.array([clip.length + ALIGN_SAMPLES > crop_sec * store.sample_rate_hz for clip in store.clips])
+def long_enough(store: ClipStore, crop_sec: float | int, spec: AudioSpec) -> Bool[np.ndarray, "n"]:
+    """Whether each clip has at least as many semantic tokens as a crop. Shorter clips are not used."""
+    return np.array([clip.length + spec.semantic_samples > crop_sec * store.sample_rate_hz for clip in store.clips])
 
 
 def covering_windows(start_sec: float | int, end_sec: float | int, *, num_windows: int, window_sec: float, hop_sec: float) -> slice:
-    """The windows that share the most time with [start_sec, end_sec]: all that lie inside a long crop, all that contain a short one.
+    """The windows that share the most time with [start_sec, end_sec]: all windows inside a long crop, all windows that contain a short one.
 
-    They are neighbours, since the shared time rises, stays and falls from window to window.
+    They are consecutive, because the shared time first rises, then stays, then falls from window to window.
     """
     begin = np.arange(num_windows) * hop_sec
     shared = np.minimum(begin + window_sec, end_sec) - np.maximum(begin, start_sec)
@@ -142,12 +156,18 @@ def crop_source(
     spec: AudioSpec,
     text_share: float = 0.0,
 ) -> Source:
-    """step -> {stream: int32 tokens} of random crops, which begin on a semantic token.
+    """A source of training batches of random crops: step -> {stream: int32 tokens}. Crops begin at a semantic token.
+
+    Args:
+        tokens: the streams.
+        crop_sec: length of the crops.
+        spec: the rates.
+        text_share: see `ClipTokens.crops`.
 
     Raises:
         UserError: no clip of the split is as long as a crop.
     """
-    long = long_enough(store, crop_sec)
+    long = long_enough(store, crop_sec, spec)
     candidates = [i for i, clip in enumerate(store.clips) if clip.split == split and long[i]]
     if not candidates:
         longest = max((clip.length for clip in store.clips if clip.split == split), default=0) / store.sample_rate_hz

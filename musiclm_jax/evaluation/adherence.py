@@ -1,9 +1,9 @@
-"""Prompt adherence: does the music have the lead instrument, drums, mode and tempo that its caption names?
+"""Prompt adherence: whether generated music has the lead instrument, drums, mode and tempo that its caption names.
 
-Captions of held-out clips go in; `estimators`, which share nothing with the model, judge the generated clips. Two figures stand
-beside each result. Ceiling: the same estimators on the real clips of the same captions. Chance: the same generated clips against each
-other's captions; the average over all ways to shuffle so that no clip keeps its own is exact, because it is the mean over all pairs of a
-clip with another clip's caption. A model that ignores its captions is at chance, whatever it plays.
+The model generates clips from captions of held-out clips, and `estimators`, which share nothing with the model, estimate the attributes of these clips.
+Each result comes with two references. The ceiling is the result of the same estimators on the real clips of the same captions. Chance is the result of
+the same generated clips with each other's captions, averaged exactly over all pairs of a clip and another clip's caption. A model that ignores its
+captions is at chance, whatever music it generates.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
 from musiclm_jax.data.folder import ClipFolder, Entry
-from musiclm_jax.errors import UserError
+from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
-from musiclm_jax.records import write_json
+from musiclm_jax.files import write_json
 
 
 @runtime_checkable
 class Music(Protocol):
-    """What `generate` returns."""
+    """The result of `generate`."""
 
     # float32 [B, N] in [-1, 1].
     wave: Any
@@ -36,35 +36,37 @@ class Music(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """The part of `MusicLM` that is judged: one clip per prompt."""
+    """The interface of the evaluated model: `generate` returns one clip per prompt."""
 
     def generate(self, prompts: list[str], *, seconds: float, seed: int) -> Music: ...
 
 
 # ------------------------------------------------------------------- scoring
 
-# Tempo words: slow below 90, mid from 90 to 125, fast above 125 beats per minute.
+# Limits of the tempo words, in beats per minute.
 TEMPO_BANDS_BPM = {"slow": (0.0, 90.0), "mid": (90.0, 125.0), "fast": (125.0, float("inf"))}
-# A tempo estimate is on a grid: at the edge of a band, this much over it is still right.
+# Tempo estimates are on a grid: an estimate outside of a band by this share is still right.
 _BAND_TOLERANCE = 0.03
 
 
 def in_band(tempo_bpm: float, band: str) -> bool:
-    """Whether a tempo is slow, mid or fast, with a tolerance of 3 % at the edges."""
+    """Whether a tempo belongs to the band "slow", "mid" or "fast", with a tolerance of 3% at its limits."""
     low, high = TEMPO_BANDS_BPM[band]
     return low / (1 + _BAND_TOLERANCE) <= tempo_bpm <= high * (1 + _BAND_TOLERANCE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
+    """One measure of adherence."""
+
     title: str
-    # A caption counts if it names this.
+    # Only captions that name this attribute count.
     needs: str
-    # Whether the estimates agree with the attributes of a clip.
+    # Compares the estimates for a generated clip with the attributes of the caption's clip.
     agrees: Callable[[Estimate, dict[str, Any]], bool]
 
 
-# The first four are the headline.
+# The first four are the main results.
 MEASURES = {
     "instrument": Measure("lead instrument", "instrument", lambda estimate, truth: estimate.instrument == truth["instrument"]),
     "drums": Measure("drums or none", "drums", lambda estimate, truth: estimate.drums == truth["drums"]),
@@ -78,21 +80,30 @@ MEASURES = {
     ),
 }
 HEADLINE = ("instrument", "drums", "mode", "tempo")
-# The ground truth that estimators are fitted on and judged by.
+# The attributes that the evaluation needs of each clip.
 _TRUTH = ("instrument", "drums", "tonic", "mode", "tempo", "tempo_bpm")
 _NUM_RESAMPLES = 2000
 
 
 def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estimate], real: Sequence[Estimate], *, rng: np.random.Generator):
-    """Generated, ceiling, chance and how far the generated clips have come from chance to ceiling, with 95 % bootstrap intervals.
+    """Evaluates one measure, with 95% bootstrap intervals.
 
-    Returns {"count"} alone where fewer than two captions name the attribute; "fraction" is None where the ceiling is not above chance.
+    Args:
+        measure: the measure.
+        prompts: the captions, with the attributes of their clips.
+        generated, real: the estimates for the generated and the real clip of each caption.
+        rng: for the bootstrap.
+
+    Returns:
+        {"count", "generated", "ceiling", "chance", "fraction"}, and intervals under "generated_95" etc. "fraction" is the place of the generated clips
+        between chance, 0, and the ceiling, 1; it is None if the ceiling is not above chance. {"count"} only, if fewer than two captions name the
+        attribute.
     """
     rows = [i for i, prompt in enumerate(prompts) if measure.needs in prompt.named]
     if len(rows) < 2:
         return {"count": len(rows)}
     truths = [prompts[i].attributes for i in rows]
-    # agree[i, j]: clip i against caption j.
+    # agree[i, j]: whether clip i agrees with caption j.
     agree = np.array([[measure.agrees(generated[i], truth) for truth in truths] for i in rows])
     ceiling = np.array([measure.agrees(real[i], truth) for i, truth in zip(rows, truths, strict=True)])
     resamples = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=_NUM_RESAMPLES)
@@ -108,11 +119,11 @@ def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estim
 
 
 def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Float[np.ndarray, "R"]]:
-    """The four figures for each row of weights (how often each clip is drawn)."""
+    """The four figures of `score` for each row of weights, which are the numbers of times that each clip is drawn."""
     total = weights.sum(axis=1)
     own = weights @ np.diag(agree) / total
     top = weights @ ceiling / total
-    # Pairs of different clips only: a clip drawn twice does not meet its own caption.
+    # Only pairs of different clips count: a clip that is drawn twice is not paired with its own caption.
     squares = np.square(weights).sum(axis=1)
     pairs = np.einsum("ri,ri->r", weights @ agree, weights) - np.square(weights) @ np.diag(agree)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -139,26 +150,26 @@ def evaluate_adherence(
     """Generates one clip per held-out caption and measures how well it follows the caption.
 
     Args:
-        model: anything with `generate`.
+        model: a `MusicLM`, or another object with `generate`.
         data_dir: a corpus folder with ground truth (metadata.jsonl with "attributes"); see `read_clips` for its splits.
-        num_captions: held-out captions, one per clip.
+        num_captions: number of held-out captions, one per clip.
         seconds: length of the generated clips; real ones are cut to their first `seconds`.
-        seed: of the choice of captions, of every call of `generate`, and of the estimators' degradations.
+        seed: random seed of the choice of captions, of every call of `generate`, and of the estimators' degradations.
         batch_size: captions per call of `generate`. MusicLM's clips do not depend on it.
-        fit_clips: training clips on which the estimators are fitted, at most. With 300 the verdict on a mode that is not clear depended on which they were.
-        out_dir: where to write adherence.json and the generated clips as 000.wav, 001.wav ...; None writes nothing.
-        progress: called with a line about each step.
+        fit_clips: largest number of training clips on which the estimators are fitted. With 300 clips, estimates of unclear modes depended on the choice.
+        out_dir: the folder for adherence.json and the generated clips, 000.wav, 001.wav, ... None: nothing is written.
+        progress: called with one line per step.
 
     Returns:
         A report of plain JSON types: "results" {measure: count, generated, ceiling, chance, fraction, each with its 95 % interval},
-        "clips" [caption, the estimates of the generated and the real clip], and the settings. `format_report` prints it.
+        "clips", a list of each caption with the estimates for its generated and its real clip, and the settings. `format_report` formats it.
 
     Raises:
-        UserError: a bad setting; a package of the extra `eval` is missing; the folder lacks ground truth or held-out clips, or its training clips
-            do not do for the estimators.
+        UserError: a setting is out of range, a package of the extra `eval` is missing, the folder has no ground truth or too few held-out clips, or the
+            estimators cannot be fitted on its training clips.
     """
     if seconds < 2:
-        raise UserError(f"seconds={seconds}: tempo and key need at least 2 s")
+        raise UserError(f"seconds={seconds}: choose at least 2 s, which tempo and key need")
     check_seed(seed)
     require("librosa", "sklearn")
     num_samples, folder = round(seconds * SAMPLE_RATE_HZ), read_clips(data_dir, progress=progress)
@@ -173,7 +184,7 @@ def evaluate_adherence(
 
     progress(f"fitting the estimators on {len(train)} real training clips")
     estimators = _fit(folder, train, num_samples, rng)
-    progress(f"judging {num_captions} real held-out clips")
+    progress(f"estimating the attributes of {num_captions} real held-out clips")
     real = [estimators.estimate(audio.read(folder.path / prompt.file_name)[:num_samples]) for prompt in prompts]
 
     generated: list[Estimate] = []
@@ -198,8 +209,8 @@ def evaluate_adherence(
                 "file_name": prompt.file_name,
                 "named": sorted(prompt.named),
                 "attributes": prompt.attributes,
-                "heard_in_generated": dataclasses.asdict(estimate),
-                "heard_in_real": dataclasses.asdict(estimate_real),
+                "estimated_in_generated": dataclasses.asdict(estimate),
+                "estimated_in_real": dataclasses.asdict(estimate_real),
             }
             for prompt, estimate, estimate_real in zip(prompts, generated, real, strict=True)
         ],
@@ -210,40 +221,40 @@ def evaluate_adherence(
 
 
 def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
-    """Raises UserError where a clip's attributes cannot be compared with estimates, before hours are spent on generating."""
+    """Raises UserError if a clip's attributes cannot be compared with estimates, before the clips are generated."""
     some = Estimate("piano", True, 0, "major", 120.0)
     for clip in clips:
         try:
             for measure in MEASURES.values():
                 measure.agrees(some, clip.attributes)
         except (KeyError, TypeError, ValueError) as error:
-            what = f"the attributes of {clip.file_name} have values that no corpus has ({error})"
-            raise UserError(f"{folder.path}: {what}, the ground truth of this evaluation; use a corpus of `musiclm corpus`") from None
+            what = f"the attributes of {clip.file_name} have unexpected values ({error})"
+            raise UserError(f"{folder.path}: {what}; this evaluation needs a corpus of `musiclm corpus`") from None
 
 
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder for the results") from None
+        raise unwritable(path, error) from error
 
 
 def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.random.Generator) -> Estimators:
-    """Estimators fitted on a crop from anywhere in each clip, since what is generated need not begin as a piece begins."""
+    """Fits the estimators on a random crop of each clip, because generated clips need not begin like the beginning of a piece."""
 
     def crop(clip: Entry) -> Float[np.ndarray, "N"]:
         wave = audio.read(folder.path / clip.file_name)
         start = int(rng.integers(max(len(wave) - num_samples, 0) + 1))
-        return wave[start : start + num_samples].copy()  # A view would keep the whole clip in memory.
+        return wave[start : start + num_samples].copy()  # A copy, because a view would keep the whole clip in memory.
 
     try:
         return fit_estimators([crop(clip) for clip in clips], [clip.attributes for clip in clips], rng=rng)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips ({error}); fit on more clips") from error
+        raise UserError(f"{folder.path}: the estimators cannot be fitted on its training clips ({error}); raise fit_clips, or add clips") from error
 
 
 def _generate(model: Generator, captions: list[str], num_samples: int, seed: int) -> list[Float[np.ndarray, "N"]]:
-    """Waves at 24 kHz, one per caption, each of `num_samples`."""
+    """Generates one wave per caption, of `num_samples` samples at 24 kHz. Raises ValueError if the model returns other shapes."""
     import soxr
 
     music = model.generate(captions, seconds=num_samples / SAMPLE_RATE_HZ, seed=seed)
@@ -261,7 +272,7 @@ def _generate(model: Generator, captions: list[str], num_samples: int, seed: int
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """A table in plain text: one line per measure, 95 % intervals in brackets."""
+    """The report as a table in plain text: one line per measure, 95% intervals in brackets."""
     lines = [
         f"Prompt adherence: {report['num_captions']} held-out captions, {report['seconds']:g} s each; estimators of {report['fit_clips']} clips; "
         "95 % intervals in brackets",

@@ -1,4 +1,4 @@
-"""Codec quality on held-out clips: mel distance, SI-SDR, and how evenly each level uses its codes."""
+"""Codec quality on held-out clips: mel distance, SI-SDR, and the perplexity of the codes of each level."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from musiclm_jax.training.losses import mel_distance
 
 @runtime_checkable
 class Codec(Protocol):
-    """`tokenizers.AcousticTokenizer`, or anything like it. `config.num_codes` is the size of each codebook."""
+    """The interface of the evaluated codec, that of `tokenizers.AcousticTokenizer`. `config.num_codes` is the size of each codebook."""
 
     config: Any
 
     def encode(self, wave: Any) -> Any:
-        """[B, N] -> [B, T, Q]."""
+        """Waves [B, N] -> codes [B, T, Q]."""
         ...
 
     def decode(self, codes: Any) -> Any:
-        """[B, T, q] -> [B, N'], from the first q levels."""
+        """The first q levels of codes, [B, T, q] -> waves [B, N'], N' >= N."""
         ...
 
 
 def si_sdr_db(wave: Float[np.ndarray, "N"], reference: Float[np.ndarray, "N"]) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508), both without their means."""
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508). The means of both waves are subtracted first."""
     wave, reference = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (wave, reference))
     target = wave @ reference / (reference @ reference + 1e-12) * reference
     distortion = wave - target
@@ -50,22 +50,29 @@ def evaluate_codec(
     seconds: float = 10.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Codes and decodes the first `seconds` of the first `num_clips` held-out clips of any folder of clips; captions are not needed.
+    """Encodes and decodes the beginnings of held-out clips and compares the result with the original. Captions are not needed.
+
+    Args:
+        codec: the codec.
+        data_dir: a folder of clips; see `read_clips` for its splits.
+        num_clips: the number of held-out clips. The first ones are used.
+        seconds: length of the beginning of each clip that is used. Shorter clips are used whole.
+        progress: called with one line per clip.
 
     Returns:
         A report of plain JSON types: "quality", a list of {"levels", "mel_distance", "si_sdr_db"} (means over clips) for the first level
-        alone, a third of the levels and all of them; "perplexity" of each level over all frames of all clips; "num_codes", "num_frames",
-        "num_clips", "seconds". Mel distance is descript-audio-codec's (`losses.mel_distance`): 0 is equal, lower is better.
+        only, a third of the levels and all levels; "perplexity" of each level over all frames of all clips; "num_codes", "num_frames", "num_clips",
+        "seconds". Mel distance is descript-audio-codec's (`losses.mel_distance`): 0 for equal waves, lower is better.
 
     Raises:
-        UserError: fewer than `num_clips` held-out clips.
+        UserError: there are fewer than `num_clips` held-out clips, or a clip cannot be read.
     """
     folder, num_samples = read_clips(data_dir, progress=progress), round(seconds * audio.SAMPLE_RATE_HZ)
     held_out = folder.split("test")
     if not held_out:
-        raise UserError(f"{folder.path} has no held-out clips: give some the split 'test' in metadata.jsonl")
+        raise UserError(f"{folder.path} has no held-out clips: give some clips the split 'test' in metadata.jsonl")
     if not 1 <= num_clips <= len(held_out):
-        raise UserError(f"num_clips={num_clips}, and {folder.path} has {len(held_out)} held-out clips: ask for 1 to {len(held_out)}")
+        raise UserError(f"num_clips={num_clips}, but {folder.path} has {len(held_out)} held-out clips: choose 1 to {len(held_out)}")
     distance = jax.jit(functools.partial(mel_distance, sample_rate_hz=audio.SAMPLE_RATE_HZ))
     num_codes, counts, quality = codec.config.num_codes, None, {}
     for i, clip in enumerate(held_out[:num_clips]):
@@ -92,14 +99,14 @@ def evaluate_codec(
 
 
 def format_codec_report(report: dict[str, Any]) -> str:
-    """Two tables in plain text: quality by number of levels, and perplexity of each level beside half its number of codes."""
+    """The report as two tables in plain text: quality by number of levels, and the perplexity of each level, marked if it is below half of its codes."""
     lines = [
         f"Codec on {report['num_clips']} held-out clips, {report['seconds']:g} s each",
         "",
         "levels  mel distance  SI-SDR",
         *(f"{row['levels']:6}  {row['mel_distance']:12.3f}  {row['si_sdr_db']:3.1f} dB" for row in report["quality"]),
         "",
-        # N frames cannot show more than N codes.
+        # The number of frames limits the perplexity.
         f"level  perplexity  (half of {report['num_codes']} codes is {report['num_codes'] / 2:g}; {report['num_frames']} frames)",
     ]
     for level, value in enumerate(report["perplexity"], start=1):

@@ -1,8 +1,8 @@
-"""Estimates of a clip's lead instrument, drums, key, mode and tempo, by means that share nothing with the models they judge.
+"""Estimates of a clip's lead instrument, drums, key, mode and tempo, independent of the models that they evaluate.
 
-Spectra, chroma and onset autocorrelations, and linear models on top of them, fitted on real training clips. No neural network, no JAX,
-and no codec of ours. The fit takes each clip twice, as it is and mildly degraded (`degrade`), so that a dull or grainy rendering
-of a piano is still a piano.
+The estimators are linear models of spectra, chroma and onset autocorrelations, fitted on real training clips. They use no neural network, no JAX and no
+codec of this package. The fit uses each clip twice, unchanged and mildly degraded (`degrade`), so that a piano with coding artefacts is still recognized
+as a piano.
 
 All waves are mono at `SAMPLE_RATE_HZ`. librosa and scikit-learn, of the extra `eval`, are imported where they are used.
 """
@@ -31,13 +31,13 @@ MODES = ("major", "minor")
 KEYS = tuple((tonic, mode) for mode in MODES for tonic in range(12))
 # Candidates of the tempo, 1.5 % apart.
 TEMPI_BPM = np.geomspace(55.0, 185.0, 82)
-# A candidate this near to the truth counts as right in the fit.
+# In the fit, candidates within this distance of the true tempo (in its logarithm) are right.
 _TEMPO_FIT_TOLERANCE = 0.025
 
 _HOP = 240  # 10 ms.
-_WINDOW = 1024  # 43 ms: onsets and timbre.
+_WINDOW = 1024  # 43 ms, for onsets and timbre.
 _CHROMA_HOP = 1200  # 50 ms.
-_CHROMA_WINDOW = 4096  # 171 ms: semitones apart from C3 on.
+_CHROMA_WINDOW = 4096  # 171 ms, which resolves semitones from C3 on.
 _CHROMA_HZ = (55.0, 2500.0)
 _NUM_CEPSTRA = 24
 _RMS = 0.1
@@ -45,7 +45,7 @@ _RMS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The estimates for one clip. Fields are named as in the corpus' metadata."""
+    """The estimates for one clip. The fields have the names of the attributes in a corpus' metadata."""
 
     instrument: str
     drums: bool
@@ -57,14 +57,13 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """All that the estimators look at.
+    """The features of a clip, the input of the estimators."""
 
-    timbre: [D], statistics of the spectrum over time. keys: [24, D], the chroma as seen from each of KEYS.
-    tempi: [82, D], onset autocorrelations as seen from each of TEMPI_BPM.
-    """
-
+    # Statistics of the spectrum over time.
     timbre: Float[np.ndarray, "D"]
+    # Chroma features relative to each of KEYS.
     keys: Float[np.ndarray, "24 D1"]
+    # Onset autocorrelations relative to each of TEMPI_BPM.
     tempi: Float[np.ndarray, "82 D2"]
 
 
@@ -72,7 +71,11 @@ class Features:
 
 
 def extract(wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Features:
-    """Features of one clip at 24 kHz, of one second at least. Loudness has no influence; silence is allowed."""
+    """Features of one clip at 24 kHz, of at least one second. They do not depend on its loudness. Silence is allowed.
+
+    Raises:
+        ValueError: the clip is shorter than 1 s, or has NaN or infinite samples.
+    """
     wave = np.asarray(wave, np.float32)
     if len(wave) < SAMPLE_RATE_HZ:
         raise ValueError(f"expected a clip of {SAMPLE_RATE_HZ} samples (1 s) or more, got {len(wave)}")
@@ -85,7 +88,7 @@ def extract(wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Features:
 
 
 def _spectrogram(wave, *, window: int, hop: int, num_fft: int | None = None) -> np.ndarray:
-    """Magnitudes [T, F] under a Hann window, frames centred; a sine of amplitude 1 is 1."""
+    """Magnitudes [T, F] with a Hann window and centred frames. A sine of amplitude 1 has magnitude 1."""
     hann = scipy.signal.get_window("hann", window).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, window // 2), window)[::hop]
     return np.abs(scipy.fft.rfft(frames * (hann / (window / 4)), n=num_fft or window, axis=1))
@@ -98,7 +101,7 @@ def _mel_filters() -> np.ndarray:
 
 
 def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
-    """Cepstra, spectral contrast, centroid, bandwidth and flatness, their statistics over time, and how suddenly bands rise and fall."""
+    """Statistics over time of cepstra, spectral contrast, centroid, bandwidth and flatness, and of the rises and falls of the level in bands."""
     hz = np.arange(power.shape[1]) * (SAMPLE_RATE_HZ / _WINDOW)
     cepstra = scipy.fft.dct(mel_db, norm="ortho", axis=1)[:, :_NUM_CEPSTRA]
     contrast = extra("librosa").feature.spectral_contrast(S=np.sqrt(power).T, sr=SAMPLE_RATE_HZ, n_fft=_WINDOW, fmin=200.0, n_bands=5).T
@@ -110,7 +113,7 @@ def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
     slow = np.concatenate([cepstra, contrast, shape], axis=1)
 
     rises = (mel_db[3:] - mel_db[:-3]).reshape(-1, 16, 4).mean(axis=2)  # dB in 30 ms, 16 bands.
-    # What the hardest strokes add, and what is left of it a little later: struck skins and noise die at once.
+    # The level that the strongest onsets add, and the level 80 ms later: drum sounds decay faster than notes.
     strokes = np.argsort(np.maximum(rises, 0).mean(axis=1))[-max(1, len(rises) // 20) :] + 3
     bands = mel_db.reshape(-1, 16, 4).mean(axis=2)
     later = np.minimum(strokes + 8, len(bands) - 1)
@@ -130,7 +133,7 @@ def _timbre(power: np.ndarray, mel_db: np.ndarray) -> np.ndarray:
 def _chroma(wave: np.ndarray) -> np.ndarray:
     """Strength of the pitch classes over time, [T, 12], C first, for A = 440 Hz.
 
-    Only spectral peaks count, placed by parabolic interpolation, and those near a semitone most: noise of drums falls away.
+    It counts spectral peaks only, located by parabolic interpolation and weighted by their closeness to a semitone, which suppresses the noise of drums.
     """
     magnitudes = _spectrogram(wave, window=_CHROMA_WINDOW, hop=_CHROMA_HOP, num_fft=2 * _CHROMA_WINDOW)
     bin_hz = SAMPLE_RATE_HZ / (2 * _CHROMA_WINDOW)
@@ -149,10 +152,10 @@ def _chroma(wave: np.ndarray) -> np.ndarray:
 
 
 def _key_features(chroma: np.ndarray) -> np.ndarray:
-    """Chroma of the clip, and how often each triad sounds, turned so that the candidate's tonic comes first.
+    """The clip's chroma and frequencies of triads, [24, D], rotated so that the tonic of each candidate comes first.
 
-    A major candidate fills the first half of the columns, a minor one the second: one linear model scores both. Nothing of how the clip begins: pieces
-    begin with their tonic, clips that are cut out of one, or generated, need not.
+    Major candidates use the first half of the columns, minor ones the second half, so that one linear model scores both. The beginning of the clip has no
+    features of its own: pieces begin with their tonic, but crops and generated clips need not.
     """
     blocks = chroma[: len(chroma) // 8 * 8].reshape(-1, 8, 12).sum(axis=1)  # 0.4 s
     blocks = blocks / (blocks.sum(axis=1, keepdims=True) + 1e-6)
@@ -168,29 +171,29 @@ def _unit_sum(x: np.ndarray) -> np.ndarray:
     return x / (x.sum() + 1e-6)
 
 
-# In beats. Thirds tell three-four time and triplets, eight is two bars.
+# Lags of the autocorrelation, in beats. Multiples of a third are for three-four time and triplets; eight beats are two bars.
 _LAGS_BEATS = np.array([1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 3 / 2, 2, 3, 4, 6, 8])
 
 
 def _tempo_features(mel_db: np.ndarray) -> np.ndarray:
-    """Autocorrelation of the onset strength at lags counted in beats of the candidate tempo, and where the tempo lies."""
+    """For each candidate tempo, the autocorrelation of the onset strength at lags in beats of this tempo, and its octave relative to 100 bpm."""
     onsets = extra("librosa").onset.onset_strength(S=mel_db.T, sr=SAMPLE_RATE_HZ, hop_length=_HOP)
     onsets = onsets - onsets.mean()
     num = len(onsets)
     correlation = scipy.fft.irfft(np.square(np.abs(scipy.fft.rfft(onsets, 2 * num))))[:num]
-    correlation /= np.maximum(num - np.arange(num), num / 3)  # Fewer pairs at long lags.
+    correlation /= np.maximum(num - np.arange(num), num / 3)  # There are fewer pairs at long lags.
     correlation /= correlation[0] + 1e-9
-    correlation = np.convolve(correlation, [0.25, 0.5, 0.25], mode="same")  # Players are some milliseconds early or late.
+    correlation = np.convolve(correlation, [0.25, 0.5, 0.25], mode="same")  # Notes may be some milliseconds early or late.
     lags = (60 * SAMPLE_RATE_HZ / _HOP) * _LAGS_BEATS / TEMPI_BPM[:, None]  # In frames.
     octave = np.log2(TEMPI_BPM / 100)
     return np.column_stack([np.interp(lags, np.arange(num), correlation, right=0.0), octave, np.square(octave)])
 
 
 def degrade(wave: Float[np.ndarray, "N"], *, rng: np.random.Generator) -> Float[np.ndarray, "N"]:
-    """A mild, random degradation of the kinds that any lossy coder makes, float32.
+    """A mild random degradation like those of lossy codecs, float32.
 
-    A low-pass at 2.5 to 11 kHz, an equalizer of +-4 dB, weak partials lost (as in MP3 at a low rate), noise that follows the signal
-    through wrong magnitudes and phases, more so at high frequencies, and white or pink hiss 15 to 50 dB below the signal.
+    It has a low-pass at 2.5 to 11 kHz, an equalizer of +-4 dB, removal of weak partials (as in MP3 at a low bitrate), noise in magnitudes and phases that is
+    proportional to the signal and stronger at high frequencies, and white or pink noise 15 to 50 dB below the signal.
     """
     hz, _, spectrum = scipy.signal.stft(wave, SAMPLE_RATE_HZ, nperseg=1024, noverlap=768)  # [F, T]
     spectrum = spectrum.astype(np.complex64)
@@ -202,7 +205,7 @@ def degrade(wave: Float[np.ndarray, "N"], *, rng: np.random.Generator) -> Float[
     noise = _complex_noise(rng, spectrum.shape)
     noisy = spectrum * (1 + spread[:, None].astype(np.float32) * noise)
     size = np.abs(spectrum)
-    local = scipy.ndimage.maximum_filter1d(size, 33, axis=0)  # The loudest within 400 Hz.
+    local = scipy.ndimage.maximum_filter1d(size, 33, axis=0)  # The loudest bin within 400 Hz.
     noisy[size < local * 10 ** (-rng.uniform(20, 45) / 20)] *= 0.1
     color = (hz + 100.0) ** rng.uniform(-0.5, 0.0)
     level = np.sqrt(np.mean(np.square(size)) / np.mean(np.square(color))) * 10 ** (-rng.uniform(15, 50) / 20)
@@ -221,16 +224,17 @@ def _complex_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceModel:
-    """Conditional logit: candidate k of a clip scores features[k] . weights, the same weights for every candidate."""
+    """Conditional logit: candidate k of a clip has the score features[k] . weights, with the same weights for all candidates."""
 
     weights: Float[np.ndarray, "D"]
 
     def probabilities(self, features: Float[np.ndarray, "K D"]) -> Float[np.ndarray, "K"]:
+        """The probability of each candidate of a clip."""
         return scipy.special.softmax(features @ self.weights)
 
 
 def fit_choice(features: Float[np.ndarray, "n K D"], right: Bool[np.ndarray, "n K"], *, penalty: float = 1e-3) -> ChoiceModel:
-    """Maximum likelihood that one of the right candidates is chosen, with an L2 penalty on the weights of standardized features."""
+    """Fits a ChoiceModel by maximum likelihood of the right candidates of n clips, with an L2 penalty on the weights of standardized features."""
     scale = 1 / (features.std(axis=(0, 1)) + 1e-3)
     scaled = features * scale
 
@@ -249,7 +253,7 @@ def fit_choice(features: Float[np.ndarray, "n K D"], right: Bool[np.ndarray, "n 
 
 @dataclasses.dataclass(frozen=True)
 class Estimators:
-    """Fitted estimators: call `estimate`."""
+    """The fitted estimators of all attributes."""
 
     # scikit-learn pipelines over Features.timbre.
     instrument: Any
@@ -258,10 +262,10 @@ class Estimators:
     tempo: ChoiceModel
 
     def estimate(self, wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Estimate:
-        """Estimates for one clip at 24 kHz, best of the length that the estimators were fitted on."""
+        """Estimates for one clip at 24 kHz, preferably of the length on which the estimators were fitted."""
         features = extract(wave)
         keys = self.key.probabilities(features.keys)
-        minor = keys[12:].sum() > keys[:12].sum()  # The mode is surer than the key: all tonics vote.
+        minor = keys[12:].sum() > keys[:12].sum()  # The sum over all tonics is more reliable than the mode of the best key.
         tonic = int((keys[12:] if minor else keys[:12]).argmax())
         return Estimate(
             instrument=str(self.instrument.predict(features.timbre[None])[0]),
@@ -273,9 +277,9 @@ class Estimators:
 
 
 def fit_spectral_classifier(timbre: Float[np.ndarray, "n D"], labels: Sequence[str] | Sequence[bool]):
-    """Standardization and multinomial logistic regression, a scikit-learn pipeline with `predict(timbre)`."""
+    """Fits standardization and multinomial logistic regression. Returns a scikit-learn pipeline with `predict(timbre)`."""
     make_pipeline = extra("sklearn.pipeline").make_pipeline
-    # Stronger than scikit-learn's default penalty: there are hardly more clips than features.
+    # A stronger penalty than scikit-learn's default, because there are hardly more clips than features.
     regression = extra("sklearn.linear_model").LogisticRegression(C=0.1, max_iter=2000)
     return make_pipeline(extra("sklearn.preprocessing").StandardScaler(), regression).fit(timbre, np.asarray(labels))
 
@@ -283,20 +287,20 @@ def fit_spectral_classifier(timbre: Float[np.ndarray, "n D"], labels: Sequence[s
 def fit_estimators(
     waves: Sequence[Float[np.ndarray, "N"]], attributes: Sequence[Mapping[str, Any]], *, rng: np.random.Generator, degraded: bool = True
 ) -> Estimators:
-    """Fits all four on real training clips, cut to the length of the clips to be judged.
+    """Fits all estimators on real training clips, which should have the length of the clips to be evaluated.
 
     Args:
         waves: clips at 24 kHz.
-        attributes: of each clip: "instrument", "drums", "tonic" (0 = C), "mode", "tempo_bpm".
+        attributes: of each clip, "instrument", "drums", "tonic" (0 = C), "mode" and "tempo_bpm".
         rng: for the degradations.
-        degraded: also fit on a degraded copy of every clip (see `degrade`).
+        degraded: whether to fit on a degraded copy of each clip as well (see `degrade`).
 
     Raises:
-        ValueError: no clips, or clips that all have the same instrument or the same drums.
+        ValueError: there are no clips, or all clips have the same instrument or the same drums.
     """
     for name in ("instrument", "drums"):
         if len({clip[name] for clip in attributes}) < 2:
-            raise ValueError(f"expected clips with at least two values of {name!r} to tell apart: fit on more or other clips")
+            raise ValueError(f"expected clips with at least two different values of {name!r}: fit on more or other clips")
     features = [extract(wave) for wave in waves]
     labels = list(attributes)
     if degraded:
@@ -309,7 +313,7 @@ def fit_estimators(
     return Estimators(
         instrument=fit_spectral_classifier(timbre, [clip["instrument"] for clip in labels]),
         drums=fit_spectral_classifier(timbre, [clip["drums"] for clip in labels]),
-        # Whatever the penalty, real clips are told apart. With a small one, verdicts on less clear clips depend on which clips were fitted: docs/demo.md.
+        # Real clips are classified well with any penalty. With a small one, estimates of less clear clips depend on the clips of the fit: docs/log.md.
         key=fit_choice(np.stack([f.keys for f in features]), key_is, penalty=1e-2),
         tempo=fit_choice(np.stack([f.tempi for f in features]), tempo_is),
     )
@@ -317,15 +321,15 @@ def fit_estimators(
 
 # ------------------------------------------------------------------ scoring
 
-# Beside the octave, a waltz may be felt once per bar.
+# Factors between tempi that may be confused. Besides the octave, a waltz may be counted once per bar.
 _RELATED = {"4/4": (1.0, 2.0, 1 / 2), "3/4": (1.0, 2.0, 1 / 2, 3.0, 1 / 3)}
 
 
 def same_tempo(estimate_bpm: float, truth_bpm: float, *, meter: str | None = None, tolerance: float = 0.06) -> bool:
-    """Whether two tempi agree within `tolerance`.
+    """Whether two tempi agree within the relative `tolerance`.
 
     Args:
-        meter: None: the tempo itself must agree. "4/4": double and half are right as well. "3/4": also three times and a third.
+        meter: which multiples of the tempo are also right. None: none. "4/4": double and half. "3/4": double, half, three times and a third.
     """
     factors = (1.0,) if meter is None else _RELATED[meter]
     return any(abs(np.log(estimate_bpm / (factor * truth_bpm))) <= np.log1p(tolerance) for factor in factors)

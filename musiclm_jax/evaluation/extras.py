@@ -1,4 +1,4 @@
-"""Packages that only evaluations need, the extra `eval`: imported where they are used, and where they are missing an error says how to get them."""
+"""Imports of packages that only evaluations need, the extra `eval`, with an error that names the remedy if one is missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from musiclm_jax.errors import UserError
 
 
 def require(*names: str) -> None:
-    """Raises UserError where one of these packages is missing, before the work begins that would need it."""
+    """Raises UserError if one of these packages is missing. Called before the work that needs them."""
     for name in names:
         extra(name)
 
 
 def extra(name: str) -> ModuleType:
-    """The module `name`, such as "sklearn.metrics".
+    """Imports the module `name`, such as "sklearn.metrics".
 
     Raises:
         UserError: its package is not installed.
@@ -35,9 +35,9 @@ def extra(name: str) -> ModuleType:
 
 @functools.cache
 def _give_caches() -> None:
-    """Where the user has no cache folder, such as a user without a home directory, sets a temporary one in the environment.
+    """Sets a temporary cache folder in the environment if the user has none, for example without a home directory.
 
-    librosa asks pooch for a folder when it is imported, and numba for one where its compiled functions are kept: both raise where there is none.
+    When librosa is imported, pooch needs such a folder, and numba needs one for compiled functions. Both raise if there is none.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     usable = os.path.isabs(base)  # Without a home directory "~" stays "~".

@@ -1,4 +1,4 @@
-"""Retrieval of a melody in another rendering: does the melody embedder tell the tune, or what plays it?"""
+"""Retrieval of melodies in other renderings: whether the melody embedder represents the melody or the instruments that play it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.nn.quantize import rvq_decode
-from musiclm_jax.records import from_dict, read_json
+from musiclm_jax.records import from_dict
 
 _BATCH_SIZE = 16
 
 
 def ranks(vectors: Float[np.ndarray, "R M W D"]) -> Int[np.ndarray, "R M W"]:
-    """Where each window finds its melody, 1 being the first place, by cosine.
+    """The rank of the right melody for each query, by cosine similarity. 1 is the best rank.
 
-    The query is window w of rendering r of melody m; the candidates are the windows w of the next rendering (after the last the first one) of all M
-    melodies. Candidates as near as the right one count as nearer.
+    The query is window w of rendering r of melody m; the candidates are the windows w of the next rendering (the first one after the last) of all M
+    melodies. Candidates with the same similarity as the right one count as better.
     """
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     cosines = np.einsum("rmwd,rnwd->rwmn", vectors, np.roll(vectors, -1, axis=0))
@@ -38,39 +39,52 @@ def ranks(vectors: Float[np.ndarray, "R M W D"]) -> Int[np.ndarray, "R M W"]:
 
 
 def scores(places: Int[np.ndarray, "*R"]) -> dict[str, float]:
-    """The shares of queries with the right one in the first place and among the first ten, and the mean of 1 / place."""
+    """Recall at 1, recall at 10 and mean reciprocal rank of ranks that count from 1."""
     return {"recall_at_1": float(np.mean(places <= 1)), "recall_at_10": float(np.mean(places <= 10)), "mean_reciprocal_rank": float(np.mean(1 / places))}
 
 
 def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
-    """The embedder that `musiclm train melody` left in `workdir`: its config and {"params", "quantizer"}."""
+    """Loads the embedder that `musiclm train melody` wrote to `workdir`. Returns (its config, its variables {"params", "quantizer"}).
+
+    Raises:
+        UserError: there is no such embedder, or its files are damaged.
+    """
     folder = Path(workdir) / "melody"
     if not (folder / "done.json").exists():
         raise UserError(f"{workdir} has no trained melody embedder: run `musiclm train melody DATA --workdir {workdir}` first")
-    config = from_dict(MelodyConfig, read_json(folder / "config.json"), where=f"{folder / 'config.json'}: melody")
+    try:
+        config = from_dict(MelodyConfig, read_json(folder / "config.json"), where="melody")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{folder / 'config.json'} is damaged: delete it, and `musiclm train melody` makes it again") from error
     variables, _ = bundle.read_arrays(folder / "variables.safetensors")
     bundle.check_shapes(variables, melody.variable_shapes(config), where=f"{folder / 'variables.safetensors'}")
     return config, jax.tree.map(jnp.asarray, variables)
 
 
 def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Asks the embedder that `musiclm train melody` left in `workdir` for each window of each held-out melody: see `ranks`.
+    """Evaluates the embedder that `musiclm train melody` wrote to `workdir` by retrieval among the held-out melodies (see `ranks`).
 
-    As many renderings and windows of each melody are compared as all of them have.
+    The numbers of renderings and windows are those that all melodies have.
+
+    Args:
+        workdir: the work folder.
+        progress: called with one line per batch.
 
     Returns:
         A report of plain JSON types: "num_melodies" M, "num_renderings" R, "num_windows" W, "window_sec", and "rows", each the `scores` of one
-        vector per window: "embedding"; "codes", the embedding that its tokens stand for; "log_mel", the mean log-mel of the window, each band
-        standardised over all windows; and "chance".
+        vector per window: "embedding"; "codes", the quantized embedding; "log_mel", the mean log-mel of the window, standardized per band over all
+        windows; and "chance".
 
     Raises:
-        UserError: no trained embedder there, or fewer than two held-out melodies with two renderings.
+        UserError: there is no trained embedder, or there are fewer than two held-out melodies with two renderings.
     """
     config, variables = load_embedder(workdir)
     store = ClipStore.open(Path(workdir) / "prepare")
     melodies = renderings(store, "test")
     if len(melodies) < 2:
-        raise UserError(f"{workdir} has {len(melodies)} held-out melodies in two renderings, where two are the least: give more clips the split 'test'")
+        raise UserError(f"{workdir} has {len(melodies)} held-out melodies with two renderings, expected at least 2: give more clips the split 'test'")
     vectors = _vectors(config, variables, store, melodies, progress)
     rows = {name: scores(ranks(each)) for name, each in vectors.items()}
     num_renderings, num_melodies, num_windows, _ = vectors["embedding"].shape
@@ -79,7 +93,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
         "num_renderings": num_renderings,
         "num_windows": num_windows,
         "window_sec": config.window_sec,
-        # A random order has each place equally often.
+        # In a random order all ranks have the same probability.
         "rows": rows | {"chance": scores(np.arange(1, num_melodies + 1))},
     }
 
@@ -87,7 +101,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
 def _vectors(
     config: MelodyConfig, variables: Any, store: ClipStore, melodies: list[list[Clip]], progress: Callable[[str], None]
 ) -> dict[str, Float[np.ndarray, "R M W D"]]:
-    """What a window is told by: "embedding", "codes" and "log_mel" of `evaluate_melody`."""
+    """The vectors of all windows: "embedding", "codes" and "log_mel" of `evaluate_melody`."""
     shape = (
         min(len(clips) for clips in melodies),
         len(melodies),
@@ -113,7 +127,7 @@ def _vectors(
 
 
 def format_melody_report(report: dict[str, Any]) -> str:
-    """A table in plain text."""
+    """The report as a table in plain text."""
     titles = {"embedding": "embedding", "codes": "its codes", "log_mel": "mean log-mel", "chance": "chance"}
     return "\n".join(
         [

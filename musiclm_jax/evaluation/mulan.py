@@ -1,11 +1,11 @@
-"""Does MuLan place a clip near its caption? Retrieval in both directions, and tags that it was never trained to give.
+"""Evaluates MuLan by retrieval between clips and captions, in both directions, and by zero-shot tagging.
 
-Retrieval is among N held-out clips with one caption each. Captions of short vocabulary fit several clips, so that even a perfect reader
-cannot always tell which is meant. The bound says how far one would come who knows each clip's ground truth and what each caption states
-(`statements`): clips are ranked by how many of the stated attributes they have, ties broken at random. For captions of a clip, those that it
-does not contradict come first, the one that fits fewest clips before the others. All ranks are expected values over ties, computed exactly.
+Retrieval is among N held-out clips with one caption each. A caption may fit several clips, so that even a perfect model cannot always find the right one.
+The bound is the recall of a model that knows each clip's ground truth and what each caption states (`statements`): clips are ranked by the number of
+stated attributes that they have, with ties in random order. Captions of a clip are ranked alike: those that it does not contradict come first, and among
+them the one that fits the fewest clips. Recalls are exact expectations over ties.
 
-Retrieval is measured on any folder of captioned clips; the bound and the tags only where clips have the attributes of the corpus.
+Retrieval needs a folder of captioned clips only; the bound and the tags need clips with the attributes of a corpus.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from musiclm_jax.evaluation.statements import facts, lacking, num_disagreements,
 
 @runtime_checkable
 class Embedder(Protocol):
-    """`tokenizers.MuLanTokenizer`, or anything like it."""
+    """The interface of the evaluated model, that of `tokenizers.MuLanTokenizer`."""
 
     def embed_audio(self, wave: Any) -> Any:
         """24 kHz waves [B, N] -> unit embeddings [B, D]."""
@@ -39,7 +39,7 @@ class Embedder(Protocol):
 
 
 RANKS = (1, 10)
-# {attribute: {value: prompt}}, in words of the corpus' captions.
+# {attribute: {value: prompt}}, in the words of the corpus' captions.
 TAGS: dict[str, dict[Any, str]] = {
     "instrument": {name: f"a piece with {names[0][1]}" for name, names in captions.INSTRUMENT_NAMES.items()},
     "drums": {True: "a piece with drums", False: "a piece without drums"},
@@ -49,16 +49,16 @@ TAGS: dict[str, dict[Any, str]] = {
 
 
 def recall_at(scores: Float[np.ndarray, "n n"], k: int) -> float:
-    """Share of rows whose own column (the diagonal) is among the k highest scores of the row; ties count as the mean over all their orders."""
+    """Recall at k: the share of rows whose diagonal entry is among the k highest of the row, in expectation over the orders of ties."""
     own = np.diag(scores)[:, None]
     higher, equal = (scores > own).sum(axis=1), (scores == own).sum(axis=1)
     return float(np.clip((k - higher) / equal, 0, 1).mean())
 
 
 def bound_scores(texts: Sequence[str], truths: Sequence[dict[str, Any]]) -> Float[np.ndarray, "n n"]:
-    """Row i, column j: how well clip j, of which `facts` are known, fits caption i.
+    """Scores of the bound: row i, column j is how well clip j with the `facts` truths[j] fits caption i.
 
-    Minus the number of stated attributes that the clip does not have; where it has all of them, log(n / clips that have all).
+    A score is minus the number of stated attributes that the clip does not have. For a clip with all of them it is log(n / number of such clips).
     """
     wrong = np.array([[num_disagreements(statements, truth) for truth in truths] for statements in map(stated, texts)], np.float64)
     fits = wrong == 0
@@ -66,7 +66,7 @@ def bound_scores(texts: Sequence[str], truths: Sequence[dict[str, Any]]) -> Floa
 
 
 def tag_auc(scores: Float[np.ndarray, "n"], has_tag: Bool[np.ndarray, "n"]) -> float | None:
-    """Area under the ROC curve of one tag: how often a clip that has it scores above one that has not. None if all have it, or none."""
+    """Area under the ROC curve of one tag: how often a clip with the tag has a higher score than one without it. None if all clips have it, or none."""
     return float(extra("sklearn.metrics").roc_auc_score(has_tag, scores)) if 0 < has_tag.sum() < len(has_tag) else None
 
 
@@ -80,31 +80,31 @@ def evaluate_mulan(
     batch_size: int = 10,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Retrieval among held-out clips of any captioned folder by one caption each, and zero-shot tagging of the same clips.
+    """Evaluates retrieval among held-out clips with one caption each, and zero-shot tagging of the same clips.
 
     Args:
-        mulan: embeds waves and texts.
+        mulan: the model.
         data_dir: a folder of captioned clips; see `read_clips` for its splits.
-        num_clips: held-out clips with captions, 2 or more; None takes all. Captions are drawn as for `evaluate_adherence`: those that name the most.
-        seconds: of each clip, from its start. A clip must be that long.
-        seed: of the choice of clips and captions.
-        batch_size: clips, or texts, embedded at once.
-        progress: called with a line about each step.
+        num_clips: number of held-out clips with captions, 2 or more. None: all. Their captions are drawn by `choose_prompts`.
+        seconds: length of the beginning of each clip that is embedded. Clips must not be shorter.
+        seed: random seed of the choice of clips and captions.
+        batch_size: number of clips, or of texts, that are embedded at once.
+        progress: called with one line per step.
 
     Returns:
         A report of plain JSON types: "retrieval" {"text to audio", "audio to text": {"1", "10": {"recall", "bound", "chance"}}}, "tags"
-        {attribute: {"auc": mean over its values, "values": {value: auc}}} and "macro_auc", the mean over attributes; an AUC is None where
-        all clips have the value or none has; "left_out", a line for each figure that the clips' attributes do not allow: a bound is None then,
-        and a tag is not there; "num_clips", "seconds", "seed".
+        {attribute: {"auc": mean over its values, "values": {value: auc}}} and "macro_auc", the mean over attributes, where an AUC is None if all clips
+        have the value or none has it; "left_out", a line for each figure for which the clips lack attributes (bounds are None then, and tags missing);
+        "num_clips", "seconds", "seed".
 
     Raises:
-        UserError: a bad seed; scikit-learn is missing; the folder has no captions, or too few or too short held-out clips.
+        UserError: the seed is out of range, scikit-learn is missing, the folder has no captions, or it has too few or too short held-out clips.
     """
     check_seed(seed)
     require("sklearn")
     folder, num_samples = read_clips(data_dir, progress=progress), round(seconds * audio.SAMPLE_RATE_HZ)
     if not folder.captioned:
-        raise UserError(f"{folder.path}: no clip has a caption to be retrieved by; add captions to metadata.jsonl")
+        raise UserError(f"{folder.path}: no clip has a caption, which this evaluation needs; add captions to metadata.jsonl")
     prompts = choose_prompts(folder.captioned, num_captions=num_clips, rng=np.random.default_rng([seed, 0]), name="num_clips")
     tag_names, truths, left_out = _ground_truth(prompts)
 
@@ -141,7 +141,7 @@ def evaluate_mulan(
 
 
 def _ground_truth(prompts: Sequence[Prompt]) -> tuple[list[str], list[dict[str, Any]] | None, list[str]]:
-    """The attributes of TAGS that all clips have; the `facts` of all clips, or None where some clip lacks some; what is left out, and why."""
+    """Returns (the attributes of TAGS that all clips have, the `facts` of all clips or None if a clip lacks some, lines for "left_out")."""
     tags = [name for name in TAGS if all(name in prompt.attributes for prompt in prompts)]
     left_out = [f"tags of {name}: not all clips have that attribute" for name in TAGS if name not in tags]
     for prompt in prompts:
@@ -152,7 +152,7 @@ def _ground_truth(prompts: Sequence[Prompt]) -> tuple[list[str], list[dict[str, 
 
 
 def _embed(embed_text: Callable[[Sequence[str]], Any], texts: list[str], batch_size: int) -> Float[np.ndarray, "n D"]:
-    """Batches of one size, the last filled up with its own first text, so that there is one program for all of them."""
+    """Embeds texts in batches of one size, so that they share one compiled program. The last batch is padded with its first text."""
     rows = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
@@ -166,7 +166,7 @@ def _mean(values) -> float | None:
 
 
 def format_mulan_report(report: dict[str, Any]) -> str:
-    """Two tables in plain text: recall beside bound and chance, AUC by attribute."""
+    """The report as two tables in plain text: recall with bound and chance, and AUC by attribute."""
     lines = [
         f"MuLan on {report['num_clips']} held-out clips, one caption each, {report['seconds']:g} s",
         "",

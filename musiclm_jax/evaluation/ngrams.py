@@ -1,6 +1,6 @@
-"""What counting alone would reach: the lines beside which a stage's nats per token are read. NumPy only.
+"""Unigram and bigram cross-entropies of codes, the baselines for the nats per token of a stage. NumPy only.
 
-Codes come in chunks, such as `TokenArray.chunks` cuts them out of its files, so that data of any length are counted in little memory.
+Codes come in chunks, such as those of `TokenArray.chunks`, so that data of any length need little memory.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ from musiclm_jax.arrays import Float, Int
 def ngram_nats(
     train: Iterable[np.ndarray], held_out: Iterable[np.ndarray], *, num_codes: int, weight: float = 20.0
 ) -> tuple[Float[np.ndarray, "Q"], Float[np.ndarray, "Q"]]:
-    """Cross-entropy of held-out codes, nats per code and level, under counts over training codes: (unigram, bigram).
+    """Cross-entropies of held-out codes under models that count the training codes, in nats per code, for each level.
 
-    The bigram knows the code of the same level one time step before; its counts are smoothed by `weight` codes drawn from the unigram, and
-    the unigram's by one code of each kind (Dirichlet priors). Clips may lie end to end: the few steps from one into the next are counted.
+    The bigram model conditions on the code of the same level one time step before. Its counts are smoothed by `weight` codes distributed like the unigram
+    model's, and those of the unigram model by one code of each kind (Dirichlet priors). Clips may be concatenated: the few transitions between clips are
+    counted as well.
 
     Args:
-        train: chunks [n, Q] of integers in [0, num_codes), in order. How codes are divided into chunks does not matter.
-        held_out: the same of the held-out codes, two time steps or more.
-        num_codes: codes of each level. Memory is Q * num_codes**2 counts, whatever the number of chunks.
+        train: chunks [n, Q] of integers in [0, num_codes), in order. The division into chunks does not matter.
+        held_out: the held-out codes in the same form, at least two time steps.
+        num_codes: number of codes of each level. Memory is Q * num_codes**2 counts.
+        weight: strength of the bigram model's prior.
+
+    Returns:
+        (unigram, bigram).
+
+    Raises:
+        ValueError: a code is out of range, or there are fewer than two time steps.
     """
     unigram, bigram = [], []
     for (singles, pairs), (held_out_singles, held_out_pairs) in zip(_count(train, num_codes), _count(held_out, num_codes), strict=True):
@@ -36,7 +44,7 @@ def ngram_nats(
 
 
 def _count(chunks: Iterable[np.ndarray], num_codes: int) -> list[tuple[Int[np.ndarray, "C"], Int[np.ndarray, "C C"]]]:
-    """How often each code, and each pair of a code and the next, is there, for each level."""
+    """For each level, the counts of each code and of each pair of consecutive codes."""
     counts: list[tuple[np.ndarray, np.ndarray]] = []
     last = None
     for chunk in chunks:
@@ -49,10 +57,10 @@ def _count(chunks: Iterable[np.ndarray], num_codes: int) -> list[tuple[Int[np.nd
             if codes.min() < 0 or codes.max() >= num_codes:
                 raise ValueError(f"expected codes in [0, {num_codes}), got {codes.min()} to {codes.max()}")
             singles += np.bincount(codes, minlength=num_codes)
-            if last is not None:  # The pair over the border of two chunks.
+            if last is not None:  # The pair across the boundary of two chunks.
                 codes = np.concatenate([last[level : level + 1], codes])
             np.add.at(pairs, codes[:-1] * num_codes + codes[1:], 1)
         last = chunk[-1].astype(np.int64)
     if not counts or not counts[0][1].any():
-        raise ValueError("expected two time steps of codes or more")
+        raise ValueError("expected at least two time steps of codes, got fewer: give longer clips")
     return [(singles, pairs.reshape(num_codes, num_codes)) for singles, pairs in counts]

@@ -1,10 +1,10 @@
-"""Do semantic tokens say what sounds? What they share with the ground truth of held-out clips, and whether a note gets the same token again.
+"""Evaluates semantic tokens: their mutual information with the ground truth of held-out clips, and whether equal notes get equal tokens.
 
-On any folder of clips, how often tokens repeat is measured; the rest as far as the clips have the attributes of the corpus, and its notes.
+The share of repeated tokens is measured on any folder of clips. The other figures need clips with the attributes of a corpus, and its notes.
 
-Beside each figure stands the same of a reference: k-means with as many clusters on plain log-mel frames of the same front end, at the same rate.
-What the tokens have beyond it, w2v-BERT has learned. Chance is measured too, against the ground truth of other clips: few clips and many
-clusters share something by accident.
+Each figure comes with that of a reference, k-means with the same number of clusters on log-mel frames of the same front end, at the same rate: the
+difference is what w2v-BERT has learned. Mutual information also comes with its value for shuffled clips, because with few clips and many clusters it is
+above 0 by chance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from musiclm_jax.nn.clustering import assign, kmeans
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """`tokenizers.SemanticTokenizer`, or anything like it. `config`: mel (a LogMelConfig), token_samples and num_clusters."""
+    """The interface of the evaluated tokenizer, that of `tokenizers.SemanticTokenizer`. config: has mel (a LogMelConfig), token_samples, num_clusters."""
 
     config: Any
 
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
         ...
 
 
-# One value per clip.
+# Attributes with one value per clip.
 LABELS = ("instrument", "tonic", "mode", "drums")
 PITCH = "melody pitch"
 _NUM_SHUFFLES = 20
@@ -52,10 +52,10 @@ _BATCH = 10
 
 
 def information(tokens: Int[np.ndarray, "n T"], labels: Int[np.ndarray, "n T"], *, rng: np.random.Generator) -> dict[str, float]:
-    """{"nmi", "chance"}: normalized mutual information of tokens with labels (over the mean of both entropies, 0 to 1), and its mean where
-    whole clips have swapped their labels.
+    """Mutual information of the tokens and the labels of n clips of T tokens, normalized by the mean of both entropies to 0 to 1.
 
-    Both are ids of n clips of T tokens.
+    Returns:
+        {"nmi", "chance"}, where "chance" is the mean over permutations of the labels among clips.
     """
     nmi = lambda order: extra("sklearn.metrics").normalized_mutual_info_score(labels[order].ravel(), tokens.ravel())  # noqa: E731
     return {
@@ -65,7 +65,7 @@ def information(tokens: Int[np.ndarray, "n T"], labels: Int[np.ndarray, "n T"], 
 
 
 def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
-    """Share of tokens that are equal to the one before in the same clip."""
+    """Share of tokens that are equal to the token before them in the same clip."""
     return float((tokens[:, 1:] == tokens[:, :-1]).mean())
 
 
@@ -73,7 +73,7 @@ def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
 
 
 def read_notes(data_dir: str | Path, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
-    """Attributes and lead notes of each clip, composed again from the corpus' seed. None where the folder is not a corpus of this version."""
+    """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a corpus of this version."""
     try:
         corpus = json.loads((Path(data_dir) / "corpus.json").read_text(encoding="utf-8"))
         if corpus["version"] != CORPUS_VERSION:
@@ -91,14 +91,14 @@ def _compose(seed: int, index: int, variant: int = 0) -> tuple[Attributes, list[
 
 
 def sounding_pitch(attributes: Attributes, notes: Sequence[Note], *, num_tokens: int, token_sec: float) -> Int[np.ndarray, "T"]:
-    """MIDI pitch of the melody in the middle of each token: of the last note that has begun; before the first note, of that one."""
+    """MIDI pitch of the melody at the middle of each token: that of the last note that has begun, or of the first note before it begins."""
     onsets = np.array([onset_sec(note, tempo_bpm=attributes.tempo_bpm) for note in notes])
     last = np.searchsorted(onsets, (np.arange(num_tokens) + 0.5) * token_sec, side="right") - 1
     return np.array([note.pitch for note in notes])[np.maximum(last, 0)]
 
 
 def middle_tokens(attributes: Attributes, notes: Sequence[Note], *, num_tokens: int, token_sec: float) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
-    """(token, pitch): where the middle of each note lies, counted in tokens, and its MIDI pitch. Notes that end after the last token are left out."""
+    """Returns (the token at the middle of each note, its MIDI pitch). Notes that end after the last token are omitted."""
     eighth_sec = 30 / attributes.tempo_bpm
     begin = np.array([onset_sec(note, tempo_bpm=attributes.tempo_bpm) for note in notes])
     length = np.array([note.length * eighth_sec for note in notes])
@@ -107,11 +107,11 @@ def middle_tokens(attributes: Attributes, notes: Sequence[Note], *, num_tokens: 
 
 
 def notes_repeat(tokens: Int[np.ndarray, "k"], clips: Int[np.ndarray, "k"], instruments: Int[np.ndarray, "k"], pitches: Int[np.ndarray, "k"]):
-    """How often two different notes have the same token, over all pairs. One row per note: its middle token, clip, instrument and pitch.
+    """How often two different notes have the same token, over pairs of notes. The arrays have one row per note: its middle token, clip, etc.
 
     Returns:
-        {"same clip, same pitch", "same clip, any pitch", "other clip, same pitch and instrument", "other clip, any note"}: shares, None where
-        there is no such pair. The second of each two is what the first is without the note's identity.
+        {"same clip, same pitch", "same clip, any pitch", "other clip, same pitch and instrument", "other clip, any note"}: shares of pairs, None if there
+        is no such pair. The second and the fourth are references for the first and the third.
     """
     everything = np.zeros_like(tokens)
     clip, clip_pitch = (_pairs(tokens, *keys) for keys in ((clips,), (clips, pitches)))
@@ -127,7 +127,7 @@ def notes_repeat(tokens: Int[np.ndarray, "k"], clips: Int[np.ndarray, "k"], inst
 
 
 def _pairs(tokens: Int[np.ndarray, "k"], *keys: Int[np.ndarray, "k"]) -> np.ndarray:
-    """(pairs of rows with the same keys and the same token, pairs of rows with the same keys)."""
+    """Returns (the number of pairs of rows with equal keys and equal tokens, the number of pairs with equal keys)."""
     pairs = lambda columns: sum(n * (n - 1) // 2 for n in np.unique(np.stack(columns), axis=1, return_counts=True)[1].tolist())  # noqa: E731
     return np.array([pairs([*keys, tokens]), pairs(keys)])
 
@@ -145,24 +145,24 @@ def evaluate_semantic(
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Codes the first `seconds` of held-out clips, drawn at random, and compares the tokens with the ground truth.
+    """Tokenizes the beginnings of random held-out clips and compares the tokens with the ground truth.
 
     Args:
-        tokenizer: of waves into semantic tokens.
-        data_dir: a folder of clips; see `read_clips` for its splits. With the attributes of a corpus there is ground truth, with its corpus.json notes.
-        num_clips: held-out clips, 2 or more; None takes all. The fewer, the higher is chance: a cluster of few tokens is in few clips.
-        seconds: of each clip, from its start. A clip must be that long.
-        fit_clips: training clips, whole, on whose log-mel frames the reference is fitted. 334 of 30 s are the 10,000 s of `FitConfig.kmeans_sec`.
-        seed: of the choice of clips, of the reference's k-means and of the swaps.
-        progress: called with a line about each step.
+        tokenizer: the tokenizer.
+        data_dir: a folder of clips; see `read_clips` for its splits. The attributes of a corpus are the ground truth; notes also need its corpus.json.
+        num_clips: number of held-out clips, 2 or more. None: all. With fewer clips chance is higher, because a rare token is in few clips.
+        seconds: length of the beginning of each clip that is tokenized. Clips must not be shorter.
+        fit_clips: number of training clips on whose log-mel frames the reference is fitted. 334 clips of 30 s have 10,000 s, `W2vBertPart.kmeans_sec`.
+        seed: random seed of the choice of clips, of the reference's k-means and of the permutations.
+        progress: called with one line per step.
 
     Returns:
         A report of plain JSON types: "results" {"tokens", "log-mel": {"information" {label: {"nmi", "chance"}}, "neighbours_repeat",
-        "notes_repeat" (see `notes_repeat`; None without notes)}}; "left_out", a line for each label that not all clips have; "num_clusters",
+        "notes_repeat" (see `notes_repeat`; None without notes)}}; "left_out", a line for each label that some clips lack; "num_clusters",
         "num_clips", "num_notes", "fit_clips", "seconds", "seed".
 
     Raises:
-        UserError: a bad seed; scikit-learn is missing; the folder has too few or too short clips.
+        UserError: the seed is out of range, scikit-learn is missing, or the folder has too few or too short clips.
     """
     check_seed(seed)
     require("sklearn")
@@ -173,25 +173,25 @@ def evaluate_semantic(
     train = draw_clips(train, fit_clips, name="fit_clips", kind="training", least=1, rng=np.random.default_rng([seed, 1]))
     known = [name for name in LABELS if all(name in clip.attributes for clip in held_out)]
 
-    progress(f"k-means of the log-mel frames of {fit_clips} training clips")
+    progress(f"fitting k-means on the log-mel frames of {fit_clips} training clips")
     mel = dataclasses.replace(config.mel, hop_samples=config.token_samples)
     frames = jax.jit(lambda wave: log_mel(wave, mel))
     fitting = np.concatenate([np.asarray(frames(audio.read(folder.path / clip.file_name)[None]))[0] for clip in train])
     if len(fitting) < config.num_clusters:
-        raise UserError(f"fit_clips={fit_clips}: their {len(fitting)} frames are fewer than the {config.num_clusters} clusters; ask for more")
+        raise UserError(f"fit_clips={fit_clips}: their {len(fitting)} frames are fewer than the {config.num_clusters} clusters; choose more clips")
     centroids = kmeans(jax.random.key(seed), jnp.asarray(fitting), num_clusters=config.num_clusters)
 
     rows: dict[str, list] = {"tokens": [], "log-mel": []}
     for start in range(0, num_clips, _BATCH):
         batch = held_out[start : start + _BATCH]
-        progress(f"coding held-out clips {start + 1} to {start + len(batch)} of {num_clips}")
+        progress(f"tokenizing held-out clips {start + 1} to {start + len(batch)} of {num_clips}")
         waves = read_waves([folder.path / clip.file_name for clip in batch], round(seconds * audio.SAMPLE_RATE_HZ))
         rows["tokens"].append(np.asarray(tokenizer.encode(waves)))
         rows["log-mel"].append(np.asarray(assign(frames(waves), centroids)))
     streams = {name: np.concatenate(batches) for name, batches in rows.items()}
 
     num_tokens, token_sec = streams["tokens"].shape[1], config.token_samples / audio.SAMPLE_RATE_HZ
-    # As JSON, for the attributes of a user's own clips may be of any kind.
+    # As JSON, because attributes of a user's clips may have any type.
     ids = {name: np.unique([json.dumps(clip.attributes[name]) for clip in held_out], return_inverse=True)[1] for name in known}
     labels = {name: np.repeat(of_clip[:, None], num_tokens, axis=1) for name, of_clip in ids.items()}
     place = {"num_tokens": num_tokens, "token_sec": token_sec}
@@ -223,7 +223,7 @@ def evaluate_semantic(
 
 
 def format_semantic_report(report: dict[str, Any]) -> str:
-    """A table in plain text: what tokens and reference share with the ground truth, chance in brackets, and how often they repeat."""
+    """The report as a table in plain text: mutual information with chance in brackets, and the shares of repeated tokens."""
     results = report["results"]
     lines = [
         f"Semantic tokens on {report['num_clips']} held-out clips, {report['seconds']:g} s each; {report['num_clusters']} clusters, "

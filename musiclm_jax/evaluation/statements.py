@@ -1,10 +1,9 @@
-"""What a caption of the corpus says: a small parser over the tables of the grammar that wrote it (corpus/captions.py).
+"""Parses captions of the corpus into the attributes that they state, with the tables of the grammar that writes them (corpus/captions.py).
 
-Every phrase of the tables stands for the values that an attribute may then have: "bowed strings" for the instrument strings, "leisurely pace"
-for the tempo slow, "sad" for the mode minor, "calm" for soft dynamics at a slow or mid tempo. Moods count here, though they are hints rather
-than names (see `named_attributes`): a perfect reader would take them, and what is asked is how far reading can lead. Long phrases
-come first, so that "with a steady drum beat" is no mood, and each word is read once. Of phrases about the same attribute, the values that all
-of them allow remain.
+Each phrase of the tables allows certain values of an attribute: "bowed strings" the instrument strings, "leisurely pace" the tempo slow, "sad" the mode
+minor, "calm" soft dynamics at a slow or mid tempo. Moods count here, although they are hints rather than names (see `named_attributes`), because the
+result serves as a bound for any reader. Long phrases are matched first, so that the "steady" of "with a steady drum beat" is not a mood, and each word is
+matched once. If several phrases are about the same attribute, the values that all of them allow remain.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from typing import Any
 from musiclm_jax.corpus import captions
 from musiclm_jax.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
 
-# {attribute: the values that it may have}.
+# {attribute: the values that a caption allows}.
 Statements = dict[str, frozenset]
-# As they stand in the metadata; the grammar says tempi to the nearest 5 beats per minute, as "bpm".
+# Attributes of the metadata, and "bpm", the tempo in beats per minute rounded to a multiple of 5, as in captions.
 ATTRIBUTES = ("instrument", "drums", "mode", "key", "tempo", "bpm", "meter", "style", "dynamics")
 
 
 def lacking(attributes: Mapping[str, Any]) -> list[str]:
-    """The attributes that `facts` needs and does not find, in the metadata of a clip."""
+    """The attributes that `facts` needs and the metadata of a clip lack."""
     needed = [name for name in ATTRIBUTES if name != "bpm"]
     missing = [name for name in needed if not isinstance(attributes.get(name), (str, int))]
     tempo = attributes.get("tempo_bpm")
@@ -33,12 +32,12 @@ def lacking(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A clip's value of each of ATTRIBUTES, from its metadata, where `lacking` finds nothing missing."""
+    """The values of ATTRIBUTES from the metadata of a clip for which `lacking` returns nothing."""
     return {name: attributes[name] for name in ATTRIBUTES if name != "bpm"} | {"bpm": 5 * round(attributes["tempo_bpm"] / 5)}
 
 
 def stated(caption: str) -> Statements:
-    """The attributes that a caption states. An attribute that it leaves open is not there; one that it contradicts itself about has no values."""
+    """The attributes that a caption states, with the values that it allows. The set is empty for an attribute with contradicting phrases."""
     found: Statements = {}
     pattern, meanings = _grammar()
     for match in pattern.finditer(caption):
@@ -49,12 +48,12 @@ def stated(caption: str) -> Statements:
 
 
 def num_disagreements(statements: Statements, truth: Mapping[str, Any]) -> int:
-    """How many of the stated attributes a clip with these `facts` does not have."""
+    """The number of stated attributes that a clip with the `facts` `truth` does not have."""
     return sum(truth[name] not in values for name, values in statements.items())
 
 
-# Words by which a caption of the corpus names an attribute (corpus/captions.py). Moods are hints, not names: "sad" does not count
-# as minor, nor does "waltz" as a tempo.
+# Words with which captions of the corpus (corpus/captions.py) name an attribute. Moods are hints, not names: "sad" does not count as naming the mode, nor
+# "waltz" the tempo.
 _NAMES = {
     "instrument": r"piano|guitar|flute|strings?|violins?|organ|rhodes|bells?|glockenspiel|chimes?|synth|synthesizer",
     "drums": r"drums?|percussion",
@@ -67,22 +66,23 @@ _NAMES = {attribute: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for attribut
 
 
 def named_attributes(caption: str) -> frozenset[str]:
-    """Which of instrument, drums, mode, tempo and tempo_bpm the caption names. Prompt adherence is measured by these alone."""
+    """The attributes among instrument, drums, mode, tempo and tempo_bpm that a caption names. Prompt adherence is measured by these only."""
     return frozenset(attribute for attribute, words in _NAMES.items() if words.search(caption))
 
 
 @functools.cache
 def _grammar() -> tuple[re.Pattern, dict[str, Statements]]:
-    """A pattern of all phrases and their meanings, by phrase in lower case."""
+    """Returns (a pattern that matches all phrases, {phrase in lower case: its meaning})."""
     meanings: dict[str, Statements] = {}
     for phrase, meaning in _phrases():
         meanings[phrase.lower()] = {name: frozenset(values) for name, values in meaning.items()}
-    # The tonic is a capital, as no other "a" before "minor" is.
+    # The tonic must be a capital letter, which distinguishes "A minor" from "a minor".
     words = (f"(?-i:{phrase[0].upper()}){re.escape(phrase[1:])}" if "key" in meanings[phrase] else re.escape(phrase) for phrase in meanings)
     return re.compile(rf"(?<![\w-])(?:(?P<bpm>\d+) bpm|{'|'.join(sorted(words, key=len, reverse=True))})(?![\w-])", re.IGNORECASE), meanings
 
 
 def _phrases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (phrase, {attribute: the values that it allows}) from the tables of the grammar."""
     for instrument, names in captions.INSTRUMENT_NAMES.items():
         for before_noun, alone in names:
             yield before_noun, {"instrument": [instrument]}
@@ -102,7 +102,7 @@ def _phrases() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{tonic[0]}{ {'#': ' sharp', 'b': ' flat'}.get(tonic[1:], '') } {mode}", {"key": [f"{tonic} {mode}"], "mode": [mode]}
     yield from ((style, {"style": [style]}) for style in STYLES)
     for mood in {mood for moods in captions.DYNAMIC_MOODS.values() for mood in moods}:
-        # A mood goes with every pair of some dynamics and some tempi. One that goes with all tempi says nothing of the tempo.
+        # A mood fits all pairs of some dynamics and some tempi. If it fits all tempi it states nothing about the tempo, and likewise for dynamics.
         fitting = [pair for pair, moods in captions.DYNAMIC_MOODS.items() if mood in moods]
         dynamics, tempi = ({pair[i] for pair in fitting} for i in range(2))
         meaning = {"dynamics": dynamics, "tempo": tempi}

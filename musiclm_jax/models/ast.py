@@ -1,4 +1,4 @@
-"""The Audio Spectrogram Transformer (arXiv 2104.01778): MuLan's second audio tower (arXiv 2208.12415), a vision Transformer over mel patches."""
+"""The Audio Spectrogram Transformer (arXiv 2104.01778), a Vision Transformer over mel patches. It is MuLan's second audio tower (arXiv 2208.12415)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _embedding_init = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class ASTConfig:
-    """The paper's base size, 86M parameters (section 2.1). MuLan shows it 128 mel bins: give MuLanConfig a `mel` with num_mels=128."""
+    """Sizes of the AST. The defaults are the paper's base size, 86M parameters (section 2.1). It expects 128 mel bins: set num_mels=128 in MuLan's `mel`."""
 
-    # The name of this class in files, where a field may be one of several.
+    # Identifies this class in JSON, where a field may have one of several classes.
     kind: ClassVar[str] = "ast"
-    # The longest input, in mel frames. A shorter one uses the first positions; 1000 are MuLan's 10 s.
+    # The longest input, in mel frames. A shorter one uses the first positions. 1000 frames are MuLan's 10 s.
     max_frames: int = 1000
     # Side of the square patches, in frames and mel bins.
     patch_size: int = 16
-    # From one patch to the next, likewise. Below patch_size they overlap.
+    # Step from one patch to the next, in frames and mel bins. Patches overlap if it is below patch_size.
     patch_stride: int = 10
     dim: int = 768
     num_layers: int = 12
@@ -37,24 +37,27 @@ class ASTConfig:
     def __post_init__(self):
         check_numbers(self, max_frames=SIZE, patch_size=SIZE, patch_stride=SIZE, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE)
         if self.dim % self.num_heads:
-            raise UserError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+            raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         if self.patch_size > self.max_frames:
-            raise UserError(f"patch_size={self.patch_size}, max_frames={self.max_frames}: choose patches of at most so many frames")
+            raise UserError(f"patch_size={self.patch_size}, max_frames={self.max_frames}: choose a patch_size of at most max_frames")
 
     def num_patches(self, size: int) -> int:
-        """Whole patches along `size` frames or mel bins; what is left behind the last one is not seen."""
+        """Whole patches along `size` frames or mel bins. A remainder after the last patch is ignored."""
         return (size - self.patch_size) // self.patch_stride + 1
 
 
 class AST(nn.Module):
-    """Spectrogram [B, T, M] -> the mean of two learned tokens after all layers, DeiT's class and distillation tokens: [B, D]. No dropout.
+    """The AST: spectrogram [B, T, M] -> features [B, D] float32, the mean of the class and the distillation token (DeiT) after all layers.
 
-    The tokens' position vectors are part of the tokens, since only the sums matter: add the two to load published weights.
+    There is no dropout. The tokens include their position vectors, since only the sums matter: to load published weights, add the two.
+
+    Raises:
+        ValueError: more than `max_frames` frames, or fewer frames or mel bins than one patch.
     """
 
     config: ASTConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each layer in the backward pass, for memory.
+    # Recompute each layer in the backward pass, to save memory.
     remat: bool = False
 
     @nn.compact

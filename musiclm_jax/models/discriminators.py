@@ -1,6 +1,6 @@
-"""SoundStream's discriminators (arXiv 2107.03312, section III-D): three on the wave at falling rates, one on the complex STFT.
+"""SoundStream's discriminators (arXiv 2107.03312, section III-D): three of the wave at decreasing rates, one of the complex STFT.
 
-All return the activations of every layer, the last being the logits; real is positive.
+Each returns the activations of all its layers. The last ones are the logits, which are positive for real waves.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Activations = list[jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Sizes; the defaults are the paper's, the wave discriminators being MelGAN's (arXiv 1910.06711, appendix A)."""
+    """Sizes of the discriminators. The defaults are the paper's, with MelGAN's wave discriminators (arXiv 1910.06711, appendix A)."""
 
-    # Wave discriminators: copies at the full rate, half, a quarter, ... 0: none.
+    # Number of wave discriminators, which see the wave at the full rate, half, a quarter, ... 0: none.
     wave_scales: int = 3
-    # Width of the first layer; the four strided ones multiply it by 4 up to wave_max_channels.
+    # Width of their first layer. Each of the four strided layers multiplies it by 4, up to wave_max_channels.
     wave_channels: int = 16
     wave_max_channels: int = 1024
-    # Width of the STFT discriminator's first layer. 0: none.
+    # Width of the STFT discriminator's first layer. 0: no STFT discriminator.
     stft_channels: int = 32
     stft_window_samples: int = 1024
     stft_hop_samples: int = 256
@@ -39,13 +39,13 @@ class DiscriminatorConfig:
         check_numbers(self, wave_scales=DEPTH_OR_NONE, wave_channels=SIZE, wave_max_channels=SIZE, stft_channels=COUNT)
         check_numbers(self, stft_window_samples=SIZE, stft_hop_samples=SIZE)
         if self.wave_scales == 0 and self.stft_channels == 0:
-            raise UserError("wave_scales=0 and stft_channels=0 leave no discriminator: raise one, or never start adversarial training")
+            raise UserError("wave_scales=0, stft_channels=0: there is no discriminator; raise one of them, or train without an adversarial loss")
         if self.stft_window_samples % 128:
-            raise UserError(f"stft_window_samples={self.stft_window_samples} must be a multiple of 128: six blocks divide the bins by 64")
+            raise UserError(f"stft_window_samples={self.stft_window_samples} must be a multiple of 128, because six blocks divide the bins by 64")
 
 
 class WaveDiscriminator(nn.Module):
-    """One plain, four grouped and strided, two plain convolutions, all with weight normalization, as in MelGAN: logits at 1/256 of the rate."""
+    """MelGAN's discriminator: a plain convolution, four grouped strided ones, two plain ones, all with weight normalization. One logit per 256 samples."""
 
     channels: int
     max_channels: int
@@ -56,7 +56,7 @@ class WaveDiscriminator(nn.Module):
         width = self.channels
         layers = [conv(width, (1, 15))]
         for _ in range(4):
-            # Groups of four inputs.
+            # Each group has four input channels.
             groups = width // 4
             width = min(4 * width, self.max_channels)
             layers.append(conv(width, (1, 41), strides=(1, 4), groups=groups))
@@ -69,7 +69,7 @@ class WaveDiscriminator(nn.Module):
 
 
 class SpectrumBlock(nn.Module):
-    """Residual block of the STFT discriminator: a 3 x 3 convolution, a strided one, and a strided pointwise shortcut."""
+    """A residual block of the STFT discriminator: a 3 x 3 convolution, a strided one, and a strided pointwise shortcut."""
 
     features: int
     strides: tuple[int, int]
@@ -82,9 +82,9 @@ class SpectrumBlock(nn.Module):
 
 
 class SpectrumDiscriminator(nn.Module):
-    """Real and imaginary part as two channels, six residual blocks with strides (1, 2), (2, 2), ...: one logit per 8 hops.
+    """The STFT discriminator: real and imaginary parts as two channels, then six residual blocks with strides (1, 2), (2, 2), ... One logit per 8 hops.
 
-    The widths, in units of the first layer's, are those of the paper's figure 4: 2, 4, 4, 8, 8, 16.
+    The widths of the blocks are those of the paper's figure 4: 2, 4, 4, 8, 8, 16 times the width of the first layer.
     """
 
     channels: int
@@ -93,19 +93,19 @@ class SpectrumDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, wave: Float[Array, "B N"]) -> Activations:
-        # Divided by the window's root energy, so that the input has the wave's scale; the Nyquist bin is left out, for F = window / 2.
+        # The root of the window's energy divides the spectrum, so that it has the scale of the wave. Without the Nyquist bin F = window / 2.
         spectrum = stft(wave, window=self.window, hop=self.hop)[..., :-1] * (3 / 8 * self.window) ** -0.5
         x = Conv2d(self.channels, (7, 7))(jnp.stack([spectrum.real, spectrum.imag], axis=-1))
         activations = [x]
         for i, multiple in enumerate((2, 4, 4, 8, 8, 16)):
             x = SpectrumBlock(multiple * self.channels, strides=(1 + i % 2, 2))(x)
             activations.append(x)
-        # The kernel spans all remaining bins: one logit per time.
+        # The kernel spans all remaining bins: one logit per time step.
         return [*activations, Conv2d(1, (1, x.shape[2]), padding="VALID")(elu(x))]
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a config, each as a list of activations."""
+    """All discriminators of a config: wave [B, N] -> a list of activations for each, the wave discriminators first."""
 
     config: DiscriminatorConfig
 

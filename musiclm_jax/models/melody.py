@@ -1,10 +1,10 @@
-"""MusicLM's melody embedder (arXiv 2301.11325, section 6 and appendix C): windows of a recording to vectors that tell the tune and little else.
+"""MusicLM's melody embedder (arXiv 2301.11325, section 6 and appendix C): it maps windows of a recording to vectors of their melody.
 
     wave, 4 s -> log-mel frames -> linear -> Transformer encoder -> mean over frames -> linear -> unit vector [192] -> 24 residual codes of 512
 
-The paper gives the Transformer's 12 layers, 6 heads, width 512 and feed-forward 1024, one input per spectrogram frame, the 4 s, the 192 and
-the codes; for conditioning, 10 s of audio as three embeddings 3 s apart. 6 heads do not divide 512: ours are 64 wide each, as in ViT. It leaves
-the spectrogram, the positions and the pooling open; ours are stated where they are.
+The paper gives the Transformer's 12 layers, 6 heads, width 512 and feed-forward width 1024, one input per spectrogram frame, the window of 4 s, the
+embedding of width 192 and its codes; for conditioning, three embeddings 3 s apart for 10 s of audio. 6 heads do not divide 512: here each head has
+width 64, as in ViT. The paper does not state the spectrogram, the positions and the pooling; the comments below give the choices.
 
 `params` is the tree that `init` returns, `variables` is {"params": ..., "quantizer": {"codebooks"}}.
 """
@@ -30,12 +30,13 @@ from musiclm_jax.nn.quantize import rvq_fit
 
 @dataclasses.dataclass(frozen=True)
 class MelodyConfig:
-    """The paper's sizes; 22.4M parameters."""
+    """Sizes of the melody embedder. The defaults are the paper's, with 22.4M parameters."""
 
-    # 85 ms windows, 20 ms apart: shorter ones cannot tell the semitones of a tune's usual range. Below 1 kHz a band is 23 Hz wide,
+    # Windows of 85 ms, 20 ms apart, because shorter ones do not resolve the semitones of a usual melody. Below 1 kHz a mel band is 23 Hz wide, which is
     # a semitone at 400 Hz.
     mel: LogMelConfig = LogMelConfig(window_samples=2048, hop_samples=480, num_fft=2048, num_mels=128)
-    # Log-mels reach the network as (x - mel_mean) / mel_std: roughly their mean and deviation over our corpus.
+    # The network gets (x - mel_mean) / mel_std of the log-mels. The defaults are about their mean and standard deviation over the clips of
+    # `musiclm corpus`.
     mel_mean: float = -5.0
     mel_std: float = 2.0
     dim: int = 512
@@ -44,18 +45,19 @@ class MelodyConfig:
     # num_heads * head_dim need not equal dim.
     head_dim: int = 64
     mlp_dim: int = 1024
-    # Of embedded frames and sublayer outputs, in training. Not stated in the paper; ViT's.
+    # Dropout rate of embedded frames and sublayer outputs in training: ViT's, as the paper does not state it.
     dropout: float = 0.1
     embedding_dim: int = 192
-    # What one embedding hears, and how far apart the embeddings of a longer clip are.
+    # Length of the window of one embedding.
     window_sec: float = 4.0
+    # Step from one window of a longer clip to the next.
     hop_sec: float = 3.0
-    # Residual quantizer of the embeddings.
+    # Sizes of the residual quantizer of the embeddings.
     num_levels: int = 24
     num_codes: int = 512
-    # Of the matrix products: "float32" or "bfloat16".
+    # Type of the matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
-    # Recompute layers in the backward pass: about a third more work for much less memory.
+    # Recompute layers in the backward pass: much less memory, about a third more time.
     remat: bool = False
 
     def __post_init__(self):
@@ -75,15 +77,18 @@ class MelodyConfig:
 
     @property
     def num_frames(self) -> int:
-        """Frames of a window, the inputs of the Transformer: 200."""
+        """Frames of a window, which are the inputs of the Transformer: 200 with the defaults."""
         return -(-self.window_samples // self.mel.hop_samples)
 
 
 class MelodyEmbedder(nn.Module):
-    """Waves of one window each -> unit vectors, float32. With `train=True` and dropout, `apply` wants the rng "dropout".
+    """The melody embedder: waves [B, N] of one window each -> unit vectors [B, D] float32. Dropout in training needs the rng "dropout".
 
-    A pre-norm ViT (arXiv 2010.11929) over frames instead of patches, with learned positions. The mean over the frames takes the place of
-    a class token (arXiv 2205.01580 finds it no worse).
+    A pre-norm ViT (arXiv 2010.11929) over frames instead of patches, with learned positions. The mean over the frames replaces the class token, which
+    is no worse (arXiv 2205.01580).
+
+    Raises:
+        ValueError: a wave that is not one window long.
     """
 
     config: MelodyConfig
@@ -110,42 +115,43 @@ class MelodyEmbedder(nn.Module):
             name="layers",
         )
         x, _ = layers(x)
-        # float32 from here on: embeddings are compared closely.
+        # float32 from here on, because small differences between embeddings matter.
         x = jnp.mean(LayerNorm(epsilon=NORM_EPSILON, name="final_norm")(x), axis=1)
         return l2_normalize(Dense(config.embedding_dim, axes=("embed", None), name="out")(x))
 
 
 def init(config: MelodyConfig, rng: Key) -> Any:
-    """Fresh parameters, in their logical-partitioning boxes."""
+    """Initial parameters, boxed with their logical axis names."""
     return MelodyEmbedder(config).init(rng, jnp.zeros((1, config.window_samples)))["params"]
 
 
 def embed(config: MelodyConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B D"]:
-    """Unit embeddings of waves that are one window each."""
+    """Unit embeddings, float32, of waves that are one window long."""
     return MelodyEmbedder(config).apply({"params": params}, wave)
 
 
 def num_windows(config: MelodyConfig, num_samples: int) -> int:
-    """Windows of a wave: 3 for 10 s, 1 for 4 s or less. Samples after the last whole window are not heard."""
+    """Number of windows of a wave: 3 for 10 s, 1 for 4 s or less. Samples after the last whole window are ignored."""
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
 def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyConfig, num_iters: int = 50) -> dict[str, Array]:
-    """{"codebooks" [Q, C, D]}: residual k-means of embeddings, one row per window. How the paper fits its quantizer it does not say."""
+    """Fits the quantizer to embeddings, one row per window, by residual k-means; the paper does not state its method. Returns {"codebooks": [Q, C, D]}.
+
+    Raises:
+        UserError: there are fewer windows than codes.
+    """
     if len(embeddings) < config.num_codes:
-        raise UserError(
-            f"{len(embeddings)} windows cannot fill num_codes={config.num_codes} codes: lower num_codes of the melody config or give more audio"
-        )
+        raise UserError(f"{len(embeddings)} windows are too few for num_codes={config.num_codes} codes: lower num_codes of the melody config, or add audio")
     return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
 
 
 def variable_shapes(config: MelodyConfig) -> dict[str, Any]:
-    """The shapes of `variables`."""
+    """The shapes of `variables`, as a nested dict of ShapeDtypeStructs."""
     params = nn.unbox(jax.eval_shape(lambda: init(config, jax.random.key(0))))
     return {"params": params, "quantizer": {"codebooks": jax.ShapeDtypeStruct((config.num_levels, config.num_codes, config.embedding_dim), jnp.float32)}}
 
 
 def tokens(config: MelodyConfig, variables: Any, embeddings: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:
-    """Melody tokens in [0, num_codes), int32, of embeddings from `embed`: 3 x 24 for 10 s."""
     codebooks = variables["quantizer"]["codebooks"]
     return embedders.residual_codes(codebooks, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes)

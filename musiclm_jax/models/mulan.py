@@ -1,6 +1,6 @@
-"""MuLan (arXiv 2208.12415): one space for music and the words about it, and MusicLM's 12 tokens in that space (arXiv 2301.11325, 3.1).
+"""MuLan (arXiv 2208.12415): joint embeddings of music and text, and MusicLM's 12 tokens of an embedding (arXiv 2301.11325, section 3.1).
 
-`MuLan` is the pair of towers; the functions below it are what the rest of the package calls. `params` is the tree that `init` returns,
+`MuLan` is the module with both towers; the rest of the package calls the functions below it. `params` is the tree that `init` returns,
 `variables` is {"params": ..., "quantizer": {"audio_mean", "text_mean", "codebooks"}}, the content of mulan.safetensors.
 """
 
@@ -28,13 +28,15 @@ from musiclm_jax.nn.quantize import rvq_decode, rvq_fit
 
 @dataclasses.dataclass(frozen=True)
 class SpecAugmentConfig:
-    """Blanks in training spectrograms (arXiv 1904.08779, section 2, without time warping). A count of 0 turns a kind off."""
+    """SpecAugment: masks in training spectrograms (arXiv 1904.08779, section 2, without time warping)."""
 
+    # Masks of frames in each spectrogram. 0: none.
     num_time_masks: int = 2
-    # Widths are drawn from 0 to this, frames.
+    # The largest width of such a mask, in frames. Widths are uniform from 0 on.
     max_time_frames: int = 100
+    # Masks of mel bins in each spectrogram. 0: none.
     num_mel_masks: int = 2
-    # Likewise, mel bins.
+    # The largest width of such a mask, in mel bins.
     max_mel_bins: int = 10
 
     def __post_init__(self):
@@ -43,35 +45,36 @@ class SpecAugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MuLanConfig:
-    """MuLan with the ResNet-50 audio tower by default."""
+    """Sizes of MuLan. The defaults are the paper's, with the ResNet-50 audio tower that MusicLM uses."""
 
     mel: LogMelConfig = LogMelConfig(num_mels=64)
-    # Log-mels reach the network as (x - mel_mean) / mel_std: two rough constants, since a norm follows the first convolution.
+    # The network gets (x - mel_mean) / mel_std of the log-mels. Rough values suffice, since a norm follows the first convolution.
     mel_mean: float = -6.0
     mel_std: float = 3.0
-    # The paper's two audio towers: ResNet-50, which MusicLM takes, or the Audio Spectrogram Transformer, for which `mel` wants num_mels=128.
-    # Or one of ours for little data and time, for which `mel` wants scale="octave".
+    # The audio tower: the paper's ResNet-50, which MusicLM uses, or its Audio Spectrogram Transformer, which expects num_mels=128 in `mel`; or a small
+    # tower for little data (PitchRhythmConfig, not from a paper), which expects scale="octave" in `mel`.
     audio: ResNetConfig | ASTConfig | PitchRhythmConfig = ResNetConfig()
     text: TextTowerConfig = TextTowerConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
-    # Of the shared space.
+    # Width of the joint embedding space.
     embedding_dim: int = 128
-    # "decoupled" (MuLan's: the positive pair is not in the denominator, both directions share one), "infonce" (CLIP's, symmetric) or
-    # "sigmoid" (SigLIP's: each pair of the batch is a yes-or-no question; adds a learned bias).
+    # The contrastive loss: "decoupled" (MuLan's: the denominator lacks the positive pair, and both directions share it), "infonce" (CLIP's, symmetric)
+    # or "sigmoid" (SigLIP's: a binary classification of each pair of the batch, with a learned bias).
     loss: str = "decoupled"
-    # Cosines are divided by it. It is learned, but never falls below min_temperature.
+    # The initial temperature, which divides the cosines. It is learned, and is at least min_temperature.
     init_temperature: float = 0.1
     min_temperature: float = 0.01
-    # Windows whose embeddings are averaged to that of a longer clip.
+    # Length of the windows whose embeddings are averaged to that of a longer clip.
     window_sec: float = 10.0
+    # Step from one window to the next.
     hop_sec: float = 1.0
-    # Residual quantizer of the embeddings. Clips and their captions can agree on a code only while its cell is wider than the distance between
-    # the two: a small model wants few codes and more levels (`quantizer_report` tells).
+    # Sizes of the residual quantizer of the embeddings. A clip and its caption get the same code only if the code's cell is wider than their distance:
+    # a small model needs fewer codes and more levels (see `quantizer_report`).
     num_levels: int = 12
     num_codes: int = 1024
-    # "float32" or "bfloat16", of the towers' products.
+    # Type of the towers' matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
-    # Recompute blocks and layers in the backward pass: about a third more work for much less memory.
+    # Recompute blocks and layers in the backward pass: much less memory, about a third more time.
     remat: bool = False
 
     def __post_init__(self):
@@ -79,7 +82,9 @@ class MuLanConfig:
         check_numbers(self, init_temperature=POSITIVE, min_temperature=POSITIVE)
         check_choices(self, loss=("decoupled", "infonce", "sigmoid"), dtype=DTYPES)
         if not self.min_temperature <= self.init_temperature:
-            raise UserError(f"0 < min_temperature={self.min_temperature} <= init_temperature={self.init_temperature} must hold")
+            raise UserError(
+                f"min_temperature={self.min_temperature}, init_temperature={self.init_temperature}: choose a min_temperature of at most init_temperature"
+            )
 
     @property
     def window_samples(self) -> int:
@@ -94,7 +99,7 @@ _AUDIO_TOWERS = {ResNetConfig: ResNet, ASTConfig: AST, PitchRhythmConfig: PitchR
 
 
 class MuLan(nn.Module):
-    """The two towers, the temperature and, for the sigmoid loss, the bias. With `train=True`, `apply` wants the rngs "dropout" and "augment"."""
+    """The audio and the text tower, the temperature and, for the sigmoid loss, the bias. Training needs the rngs "dropout" and "augment"."""
 
     config: MuLanConfig
 
@@ -103,25 +108,25 @@ class MuLan(nn.Module):
         dtype = jnp.dtype(config.dtype)
         self.audio_tower = _AUDIO_TOWERS[type(config.audio)](config.audio, dtype=dtype, remat=config.remat)
         self.text_tower = TextTower(config.text, dtype=dtype, remat=config.remat)
-        # float32: the embeddings are compared at a fine temperature.
+        # The heads are float32, because a low temperature magnifies small differences between embeddings.
         self.audio_head = Dense(config.embedding_dim, axes=("conv", "embed"))
         self.text_head = Dense(config.embedding_dim, axes=("embed", None))
         log_temperature = nn.initializers.constant(jnp.log(config.init_temperature))
         self.log_temperature = self.param("log_temperature", partitioned(log_temperature, ()), (), jnp.float32)
         if config.loss == "sigmoid":
-            # SigLIP's start: nearly all pairs are no pairs.
+            # SigLIP's initial bias: nearly all pairs of a batch are negative.
             self.bias = self.param("bias", partitioned(nn.initializers.constant(-10.0), ()), (), jnp.float32)
 
     def __call__(
         self, audio: Float[Array, "B ..."], ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"], Float[Array, ""], Float[Array, ""]]:
-        """(audio embeddings, text embeddings, temperature, bias; the bias is 0 but for the sigmoid loss). audio: as in `embed_audio`."""
+        """Returns (audio embeddings, text embeddings, temperature, bias). The bias is 0 except with the sigmoid loss. audio: as in `embed_audio`."""
         temperature = jnp.maximum(jnp.exp(self.log_temperature), self.config.min_temperature)
         bias = self.bias if self.config.loss == "sigmoid" else jnp.zeros(())
         return self.embed_audio(audio, train=train), self.embed_text(ids, mask, train=train), temperature, bias
 
     def embed_audio(self, audio: Float[Array, "B ..."], *, train: bool = False) -> Float[Array, "B D"]:
-        """audio: waves [B, N], or their log-mels [B, T, M]."""
+        """Unit embeddings of waves [B, N], or of their log-mels [B, T, M]."""
         config = self.config
         mels = audio if audio.ndim == 3 else log_mel(audio, config.mel)
         mels = (mels - config.mel_mean) / config.mel_std
@@ -130,11 +135,12 @@ class MuLan(nn.Module):
         return l2_normalize(self.audio_head(self.audio_tower(mels)))
 
     def embed_text(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        """Unit embeddings of token ids. mask: True = a token."""
         return l2_normalize(self.text_head(self.text_tower(ids, mask, train=train)))
 
 
 def spec_augment(mels: Float[Array, "B T M"], config: SpecAugmentConfig, *, rng: Key) -> Float[Array, "B T M"]:
-    """`mels` with bands of frames and of mel bins set to 0, drawn for each example."""
+    """SpecAugment: sets random bands of frames and of mel bins to 0, drawn for each example."""
     for axis, count, widest in ((1, config.num_time_masks, config.max_time_frames), (2, config.num_mel_masks, config.max_mel_bins)):
         if not count:
             continue
@@ -149,40 +155,43 @@ def spec_augment(mels: Float[Array, "B T M"], config: SpecAugmentConfig, *, rng:
 
 
 def init(config: MuLanConfig, rng: Key) -> Any:
-    """Fresh parameters, in their logical-partitioning boxes."""
+    """Initial parameters, boxed with their logical axis names."""
     # No parameter's shape depends on either length.
     wave, ids = jnp.zeros((1, 32 * config.mel.hop_samples)), jnp.zeros((1, 3), jnp.int32)
     return MuLan(config).init(rng, wave, ids, ids == 0)["params"]
 
 
 def embed_audio(config: MuLanConfig, params: Any, audio: Float[Array, "B ..."]) -> Float[Array, "B D"]:
-    """Unit embeddings of waves [B, N], or of log-mels [B, T, M], that are one window each (of any length, though 10 s is what training saw)."""
+    """Unit embeddings of waves [B, N], or of log-mels [B, T, M], one window each. Any length is possible, but training uses 10 s."""
     return MuLan(config).apply({"params": params}, audio, method=MuLan.embed_audio)
 
 
 def token_mels(config: MuLanConfig, spectra: Float[Array, "V M"], tokens: Int[Array, "B T"], *, token_samples: int) -> Float[Array, "B T2 M"]:
-    """Log-mels of semantic tokens of `token_samples` each: for each frame the spectrum that its token stands for."""
+    """Log-mels that semantic tokens of `token_samples` samples stand for. spectra: one log-mel spectrum per token of the vocabulary."""
     return jnp.repeat(spectra[tokens], token_samples // config.mel.hop_samples, axis=1)
 
 
 def embed_text(config: MuLanConfig, params: Any, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """Unit embeddings of texts from `TextTokenizer.encode`."""
+    """Unit embeddings of the ids and masks that `TextTokenizer.encode` returns."""
     return MuLan(config).apply({"params": params}, ids, mask, method=MuLan.embed_text)
 
 
 def num_windows(config: MuLanConfig, num_samples: int) -> int:
-    """Windows of a wave: 21 for 30 s, 1 for 10 s or less. Samples after the last whole window are not seen."""
+    """Number of windows of a wave: 21 for 30 s, 1 for 10 s or less. Samples after the last whole window are ignored."""
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
 def fit_quantizer(
     audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "m D"], *, rng: Key, config: MuLanConfig, num_iters: int = 50
 ) -> dict[str, Array]:
-    """{"audio_mean" [D], "text_mean" [D], "codebooks" [Q, C, D]}: one residual quantizer for both modalities.
+    """Fits one residual quantizer for audio and text. Returns {"audio_mean": [D], "text_mean": [D], "codebooks": [Q, C, D]}.
 
-    Contrastive training may leave audio and text in two separate cones (the modality gap, arXiv 2203.02053), and the distance between the
-    cones would then decide the nearest code of every text. So each modality is centred on its own mean first; and the codebooks are
-    fitted to both together, where the paper fits to audio alone.
+    Contrastive training may leave audio and text in two separate cones (the modality gap, arXiv 2203.02053), and the distance between the cones would
+    then decide the nearest code of every text. So the mean of its modality is subtracted from each embedding, and the codebooks are fitted to both
+    modalities together. The paper fits them to audio alone.
+
+    Raises:
+        UserError: there are fewer embeddings than codes.
     """
     check_quantizer(config, num_clips=len(audio_embeddings), num_captions=len(text_embeddings))
     means = {"audio_mean": _mean_direction(audio_embeddings), "text_mean": _mean_direction(text_embeddings)}
@@ -192,29 +201,30 @@ def fit_quantizer(
 
 
 def check_quantizer(config: MuLanConfig, *, num_clips: int, num_captions: int) -> None:
-    """Raises UserError where so many embeddings are too few for `fit_quantizer`."""
+    """Raises UserError if `num_clips` and `num_captions` embeddings are too few for `fit_quantizer`."""
     if num_clips + num_captions < config.num_codes:
         raise UserError(
-            f"{num_clips} clips and {num_captions} captions cannot fill num_codes={config.num_codes} codes: "
-            "lower num_codes of the MuLan config or give more clips"
+            f"{num_clips} clips and {num_captions} captions are too few for num_codes={config.num_codes} codes: "
+            "lower num_codes of the MuLan config, or add clips"
         )
 
 
 def audio_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:
-    """MuLan tokens of clips, from their embeddings: the mean over windows, brought back to length 1."""
+    """MuLan tokens, int32 in [0, C), of the embeddings of clips: normalized means over their windows."""
     return _tokens(config, variables["quantizer"], embedding, "audio_mean")
 
 
 def text_tokens(config: MuLanConfig, variables: Any, embedding: Float[Array, "B D"]) -> Int[Array, "B Q"]:
-    """MuLan tokens of texts, from `embed_text`."""
+    """MuLan tokens, int32 in [0, C), of embeddings from `embed_text`."""
     return _tokens(config, variables["quantizer"], embedding, "text_mean")
 
 
 def quantizer_report(config: MuLanConfig, variables: Any, audio_embeddings: Float[Array, "n D"], text_embeddings: Float[Array, "n D"]) -> dict[str, float]:
-    """How well the tokens of n clips and of their captions (row i with row i) say what the embeddings say.
+    """Measures how well MuLan tokens represent the embeddings of n clips and their captions, pair by pair.
 
-    Returns: audio_cosine, text_cosine: mean cosine of a centred embedding and its quantized form. pair_cosine: of the two quantized
-    forms of a pair. level1_agreement: share of pairs whose first token is the same, and level1_chance, the same for shuffled pairs.
+    Returns:
+        A dict: audio_cosine and text_cosine, the mean cosine of a centred embedding and its quantized form; pair_cosine, the mean cosine of the two
+        quantized forms of a pair; level1_agreement, the share of pairs with the same first token; level1_chance, its expectation for shuffled pairs.
     """
     quantizer = variables["quantizer"]
     codes, quantized, cosine = {}, {}, {}
@@ -234,7 +244,7 @@ def quantizer_report(config: MuLanConfig, variables: Any, audio_embeddings: Floa
 
 
 def variable_shapes(config: MuLanConfig) -> dict[str, Any]:
-    """The shapes of `variables`."""
+    """The shapes of `variables`, as a nested dict of ShapeDtypeStructs."""
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
     params = nn.unbox(jax.eval_shape(lambda: init(config, jax.random.key(0))))
     dim = config.embedding_dim
@@ -246,7 +256,7 @@ def _mean_direction(embeddings: Float[Array, "n D"]) -> Float[Array, "D"]:
 
 
 def _centre(embeddings: Float[Array, "n D"], mean: Float[Array, "D"]) -> Float[Array, "n D"]:
-    """Unit vectors, less their modality's mean, at length 1 again."""
+    """Normalizes embeddings, subtracts the mean of their modality, and normalizes again."""
     return l2_normalize(l2_normalize(embeddings) - mean)
 
 

@@ -1,12 +1,12 @@
-"""A small audio tower for MuLan that has music's symmetries built in, where ResNet-50 would have to learn them from 44 million clips.
+"""A small audio tower for MuLan whose layers are equivariant to transposition and measure periodicity, for training on little data.
 
     log-mels by the octave -> stem, block -> autocorrelation over time -------------------------> rhythm
-                                    |-> octaves laid over each other -> chords -> keys ----------> harmony, in any key
-                                    |-> blocks, shortened in time -> mean and deviation over time -> linear, band by band -> pitch and timbre
+                                    |-> octaves folded onto each other -> chords -> keys --------> harmony, in any key
+                                    |-> blocks with strides in time -> mean and deviation over time -> linear, per band -> pitch and timbre
 
-A chord is which intervals sound above its root, a mode which chords sound above the tonic: the same shapes wherever root and tonic lie on the circle
-of the twelve pitch classes, so convolutions around it find them in all keys from the examples of one. The tempo is at what lag onsets repeat. Ours, no
-paper's; it wants a front end with scale="octave".
+A chord is a set of intervals above its root, a mode a set of chords above its tonic. Both have the same shape wherever root and tonic lie on the circle
+of the twelve pitch classes, so that circular convolutions recognize them in all keys from examples in one. The tempo shows in the lags at which onsets
+repeat. This tower is not from a paper. It expects a front end with scale="octave".
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _SHAPES = ResNetConfig(bottleneck=False)
 
 @dataclasses.dataclass(frozen=True)
 class PitchRhythmConfig:
-    """0.6M parameters on 144 bands. Pairs are (time, frequency)."""
+    """Sizes of the tower: 0.6M parameters for 144 mel bands. Pairs are (time, frequency)."""
 
-    # The name of this class in files, where a field may be one of several.
+    # Identifies this class in JSON, where a field may have one of several classes.
     kind: ClassVar[str] = "pitch_rhythm"
-    # Channels of the stem and its block, then of each further block.
+    # Channels of the stem and the first block, then of each further block.
     widths: tuple[int, ...] = (16, 32, 64)
     stem_kernel: tuple[int, int] = (5, 5)
-    # What the stem leaves of the bands stays to the end: two per semitone before it should be one after it.
+    # No later layer reduces the bands. With two bands per semitone, a frequency stride of 2 leaves one per semitone.
     stem_stride: tuple[int, int] = (2, 2)
-    # By how much each further block shortens time.
+    # Time stride of each further block.
     time_strides: tuple[int, ...] = (2, 4)
-    # Lags of the autocorrelation, in steps of the stem's output: 64 of 80 ms are two bars of a slow tune.
+    # Lags of the autocorrelation, in steps of the stem's output: 64 steps of 80 ms are two bars at a slow tempo.
     num_lags: int = 64
     rhythm_width: int = 64
-    # Pitch classes of the octave: what the stem leaves of its bands.
+    # Pitch classes of an octave, which is the number of bands per octave after the stem.
     num_classes: int = 12
-    # Steps of the stem's output in which one chord sounds: 5 of 80 ms.
+    # Steps of the stem's output that are averaged to one chord: 5 steps of 80 ms.
     chord_steps: int = 5
     chord_width: int = 24
     key_width: int = 48
-    # Channels that each band keeps.
+    # Features per band in the output.
     band_width: int = 16
 
     def __post_init__(self):
@@ -59,11 +59,15 @@ class PitchRhythmConfig:
 
 
 class PitchRhythmTower(nn.Module):
-    """Spectrogram [B, T, M] -> features [B, D], D fixed by the config and by M. Any T will do."""
+    """The tower: spectrogram [B, T, M] -> features [B, D] float32. T is arbitrary; D depends on the config and on M.
+
+    Raises:
+        ValueError: the bands after the stem are not a whole number of octaves.
+    """
 
     config: PitchRhythmConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each block in the backward pass, for memory.
+    # Recompute each block in the backward pass, to save memory.
     remat: bool = False
 
     @nn.compact
@@ -85,33 +89,35 @@ class PitchRhythmTower(nn.Module):
         config = self.config
         batch, time, bands, width = x.shape
         if bands % config.num_classes:
-            raise ValueError(f"{bands} bands after the stem are no whole number of octaves of num_classes={config.num_classes}: change num_mels or stem_stride")
+            raise ValueError(
+                f"{bands} bands after the stem are not a whole number of octaves of num_classes={config.num_classes} bands: change num_mels or stem_stride"
+            )
         steps = min(config.chord_steps, time)
         x = jnp.mean(x[:, : time // steps * steps].reshape(batch, -1, steps, bands, width), axis=2)
         x = x.reshape(batch, -1, bands // config.num_classes, config.num_classes, width)
         x = jnp.moveaxis(x, 2, 3).reshape(batch, -1, config.num_classes, bands // config.num_classes * width)
         x = Dense(config.chord_width, axes=("conv", None), name="octaves")(x)
         chords = nn.relu(around(nn.relu(LayerNorm(name="octaves_norm")(x)), config.chord_width, name="chords"))
-        # What share of a chord's strength each root has: loud passages count no more than soft ones.
+        # Each root's share of a chord's activation, so that loud passages do not count more than soft ones.
         chords = chords / (jnp.sum(chords, axis=2, keepdims=True) + 1e-3)
         keys = nn.relu(around(LayerNorm(name="chords_norm")(_over_time(chords)), config.key_width, name="keys"))
         return jnp.concatenate([jnp.mean(keys, axis=1), jnp.max(keys, axis=1)], axis=-1)
 
 
 def autocorrelation(x: Float[Array, "B T D"], *, num_lags: int) -> Float[Array, "B L D"]:
-    """How much each channel, less its mean, is like itself 0, 1, ... num_lags - 1 steps later; at lag 0 it is 1, or 0 for a constant. Float32.
+    """Normalized autocorrelation of each channel, less its mean, at lags 0 to num_lags - 1. It is 1 at lag 0, or 0 for a constant channel.
 
-    A sum over the T - lag pairs there are, by Fourier transform; lags of T and more are 0.
+    Each lag sums over its T - lag pairs, so that lags of T and more give 0. Computed by Fourier transform.
     """
     x = x - jnp.mean(x, axis=1, keepdims=True)
-    length = x.shape[1] + max(x.shape[1], num_lags)  # Long enough not to wrap around.
+    length = x.shape[1] + max(x.shape[1], num_lags)  # Long enough that lags do not wrap around.
     power = jnp.square(jnp.abs(jnp.fft.rfft(x, length, axis=1)))
     products = jnp.fft.irfft(power, length, axis=1)[:, :num_lags] / x.shape[1]
     return products / (products[:, :1] + 1e-3)
 
 
 def around(x: Float[Array, "... C D"], features: int, *, name: str) -> Float[Array, "... C F"]:
-    """A convolution around a circle of C places, each of which sees all of it: turn the input, and the output turns along."""
+    """A circular convolution over C places with a kernel of C places: rotating the input rotates the output."""
     places = x.shape[-2]
     kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"), (None, None, "conv"))
     bias_init = partitioned(nn.initializers.zeros, ("conv",))
@@ -120,7 +126,7 @@ def around(x: Float[Array, "... C D"], features: int, *, name: str) -> Float[Arr
 
 
 def _over_time(x: Float[Array, "B T M D"]) -> Float[Array, "B M D2"]:
-    """Mean and deviation over time, beside each other."""
+    """Mean and standard deviation over time, concatenated."""
     mean = jnp.mean(x, axis=1)
     deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[:, None]), axis=1) + 1e-6)
     return jnp.concatenate([mean, deviation], axis=-1)

@@ -1,4 +1,4 @@
-"""A plain residual network over spectrograms (arXiv 1512.03385, strides as in its usual v1.5), from 16 channels to ResNet-50."""
+"""A residual network over spectrograms (arXiv 1512.03385), by default ResNet-50 with the strides of its version 1.5."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from musiclm_jax.nn.layers import partitioned
 _kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (None, None, None, "conv"))
 _scale_init = partitioned(nn.initializers.ones, ("conv",))
 _bias_init = partitioned(nn.initializers.zeros, ("conv",))
-# A bottleneck's output is this many times its width.
+# Output width of a bottleneck block, as a multiple of its inner width.
 _EXPANSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """ResNet-50 by default. Pairs are (time, frequency)."""
+    """Sizes of the residual network. The default is ResNet-50. Pairs are (time, frequency)."""
 
-    # The name of this class in files, where a field may be one of several.
+    # Identifies this class in JSON, where a field may have one of several classes.
     kind: ClassVar[str] = "resnet"
     # Residual blocks of each stage.
     depths: tuple[int, ...] = (3, 4, 6, 3)
-    # Channels inside the blocks of each stage; bottlenecks put out 4 times as many.
+    # Channels inside the blocks of each stage. The output of a bottleneck has 4 times as many.
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    # True: 1x1, 3x3, 1x1 (ResNet-50). False: 3x3, 3x3 (ResNet-18).
+    # Convolutions of a block. True: 1x1, 3x3, 1x1 (ResNet-50). False: 3x3, 3x3 (ResNet-18).
     bottleneck: bool = True
-    # Stride of the first block of each stage. A small frequency stride keeps pitch and harmonics apart until late.
+    # Stride of the first block of each stage. With smaller frequency strides, later layers still resolve pitches and harmonics.
     strides: tuple[tuple[int, int], ...] = ((1, 1), (2, 2), (2, 2), (2, 2))
-    # Channels of the stem, one convolution.
+    # Channels of the stem, which is one convolution.
     stem_width: int = 64
     stem_kernel: tuple[int, int] = (7, 7)
     stem_stride: tuple[int, int] = (2, 2)
-    # 3x3 max-pooling with stride 2 after the stem.
+    # Whether 3x3 max-pooling with stride 2 follows the stem.
     stem_pool: bool = True
-    # Channels per group of a norm; a layer of fewer channels is one group. Group norm (arXiv 1803.08494) has no state and mixes
-    # no examples, so a clip's embedding never depends on its batch mates; ResNet-50's batch norm would do both.
+    # Channels per group of the norms; a layer with fewer channels is one group. Group norm (arXiv 1803.08494) replaces ResNet-50's batch norm: it has no
+    # running statistics, and a clip's embedding does not depend on the other clips of its batch.
     norm_group_size: int = 16
 
     def __post_init__(self):
@@ -52,17 +52,17 @@ class ResNetConfig:
             raise UserError(f"depths={self.depths}, widths={self.widths}, strides={self.strides}: give each the same number of stages")
         for width in (self.stem_width, *self.widths):
             if width > self.norm_group_size and width % self.norm_group_size:
-                raise UserError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}")
+                raise UserError(f"width {width} is not a multiple of norm_group_size={self.norm_group_size}: change one of them")
 
 
 class ResNet(nn.Module):
-    """Spectrogram [B, T, M] -> features [B, D], means over time and frequency. Any T and M will do."""
+    """The network: spectrogram [B, T, M] -> features [B, D] float32, the means over time and frequency. T and M are arbitrary."""
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each block in the backward pass, for memory.
+    # Recompute each block in the backward pass, to save memory.
     remat: bool = False
-    # "group". Or "affine", scale and shift alone: a batch norm of fixed statistics is one, so weights that others trained run here.
+    # "group", or "affine": scale and bias only. A batch norm with fixed statistics is such a map, so that published weights can be loaded.
     norm: str = "group"
 
     @nn.compact
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """ReLU(x + convolutions(x)), each convolution followed by a norm. The shortcut is a 1x1 convolution where stride or width change shapes."""
+    """A residual block: ReLU(x + convolutions(x)), with a norm after each convolution. The shortcut is a 1x1 convolution where the shape changes."""
 
     config: ResNetConfig
     width: int
@@ -109,13 +109,13 @@ class Block(nn.Module):
 
 
 def convolution(width: int, kernel: tuple[int, int], stride: tuple[int, int], *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Conv:
-    # Padded alike on both sides for odd kernels, so that n becomes ceil(n / stride) as in other frameworks.
+    """A convolution without bias, padded so that a length n becomes ceil(n / stride). Odd kernels are padded equally on both sides."""
     padding = tuple(((k - 1) // 2, k // 2) for k in kernel)
     return nn.Conv(width, kernel, stride, padding=padding, use_bias=False, dtype=dtype, kernel_init=_kernel_init, name=name)
 
 
 class Affine(nn.Module):
-    """x * scale + bias, channel by channel."""
+    """x * scale + bias, with one scale and bias per channel."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -127,6 +127,7 @@ class Affine(nn.Module):
 
 
 def make_norm(kind: str, config: ResNetConfig, width: int, *, dtype: jnp.typing.DTypeLike, name: str) -> nn.Module:
+    """The norm of a layer with `width` channels. kind: "group" or "affine", else ValueError."""
     if kind == "affine":
         return Affine(dtype=dtype, name=name)
     if kind != "group":

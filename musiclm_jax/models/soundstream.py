@@ -1,4 +1,4 @@
-"""SoundStream (arXiv 2107.03312): a causal convolutional codec with a residual vector quantizer between encoder and decoder."""
+"""SoundStream (arXiv 2107.03312, sections III-A and III-B): the causal convolutional encoder and decoder of the codec."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from musiclm_jax.nn.conv import CausalConv, CausalConvTranspose, Past, ResidualU
 
 @dataclasses.dataclass(frozen=True)
 class SoundStreamConfig:
-    """Sizes. The defaults are the codec of MusicLM (arXiv 2301.11325, section 3.1): 24 kHz, 50 Hz, 12 levels of 1024 codes."""
+    """Sizes of SoundStream. The defaults are the codec of MusicLM (arXiv 2301.11325, section 3.1): 24 kHz, 50 Hz, 12 levels of 1024 codes."""
 
-    # The name of this class in files, where a field may be one of several.
+    # Identifies this class in JSON, where a field may have one of several classes.
     kind: ClassVar[str] = "soundstream"
-    # Width C of the encoder's first layer.
+    # Width of the encoder's first layer.
     channels: int = 32
-    # The decoder's. SoundStream, table I, trades it against the encoder's.
+    # Width of the decoder's last block. Table I of the paper compares widths of encoder and decoder.
     decoder_channels: int = 32
-    # Every strided block multiplies the width by it. More puts the work into the layers at low rates, which are cheap.
+    # Each strided block of the encoder multiplies the width by this factor. A larger one adds capacity where it is cheap, in the layers at low rates.
     growth: int = 2
-    # Of the encoder, from the wave on; the decoder runs them backwards. Their product is the frame: 480 samples. Large strides first
-    # are much cheaper, since most of the time goes into the layers at high rates.
+    # Strides of the encoder, from the wave on; the decoder has them in reverse order. Their product is the length of a frame, 480 samples. The paper does
+    # not give those of 24 kHz and 50 Hz. With the large ones first the codec is much faster, since the layers at high rates take most of the time.
     strides: tuple[int, ...] = (3, 4, 5, 8)
-    # Width of the latent vectors, and so of the codes.
+    # Width of the latent vectors and of the code vectors.
     dim: int = 256
     num_levels: int = 12
     num_codes: int = 1024
-    # Of the first, the last and the residual convolutions.
+    # Kernel size of the first, the last and the residual convolutions.
     kernel_size: int = 7
-    # One residual unit each, per block.
+    # Dilations of the residual units of each block.
     dilations: tuple[int, ...] = (1, 3, 9)
-    # Compute dtype of the convolutions: "float32" or "bfloat16". Parameters, codes and waves are float32.
+    # Type of the convolutions: "float32" or "bfloat16". Parameters, latents and waves are float32.
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -46,9 +46,9 @@ class SoundStreamConfig:
         check_numbers(self, num_levels=DEPTH, num_codes=SIZE)
         check_choices(self, dtype=DTYPES)
         if self.channels % 2 or self.decoder_channels % 2:
-            raise UserError(f"channels={self.channels}, decoder_channels={self.decoder_channels}: choose even numbers, as residual units halve them")
+            raise UserError(f"channels={self.channels}, decoder_channels={self.decoder_channels}: choose even numbers, because residual units halve them")
         if not self.strides:
-            raise UserError("strides=(): give at least one")
+            raise UserError("strides=(): give at least one stride")
 
     @property
     def frame_samples(self) -> int:
@@ -56,7 +56,7 @@ class SoundStreamConfig:
 
 
 class Encoder(nn.Module):
-    """wave [B, N] -> latents [B, T, D], N a multiple of the frame."""
+    """The encoder (section III-A): wave [B, N] -> latents [B, T, D] float32. N is a multiple of the frame length."""
 
     config: SoundStreamConfig
 
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latents [B, T, D] -> wave [B, N]. The mirror of the encoder; no tanh at the end."""
+    """The decoder (section III-B), which mirrors the encoder: latents [B, T, D] -> wave [B, N] float32. There is no tanh at the end."""
 
     config: SoundStreamConfig
 
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
 
 
 class SoundStream(nn.Module):
-    """Encoder and decoder; the codebooks live outside, beside the parameters."""
+    """Encoder and decoder of SoundStream. The codebooks are not part of the module (see `models/codec.py`)."""
 
     config: SoundStreamConfig
 
@@ -102,22 +102,22 @@ class SoundStream(nn.Module):
         self.decoder = Decoder(self.config)
 
     def encode(self, wave: Float[Array, "B N"]) -> Float[Array, "B T D"]:
-        """Latents, one per frame; the wave is padded on the right with zeros to whole frames, T = ceil(N / frame_samples)."""
+        """Latents, one per frame, T = ceil(N / frame_samples). The wave is zero-padded on the right to whole frames."""
         return self.encoder(pad_to_frames(wave, self.config.frame_samples))[0]
 
     def decode(self, latents: Float[Array, "B T D"]) -> Float[Array, "B N"]:
-        """The wave of T whole frames."""
+        """The wave of T frames, N = T * frame_samples."""
         return self.decoder(latents)[0]
 
     def decode_chunk(self, latents: Float[Array, "B T D"], past: Past) -> tuple[Float[Array, "B N"], Past]:
-        """The next T frames of a wave, given the past of those before them."""
+        """Decodes the next T frames. past: what the call for the frames before them returned, None at the start. Returns (wave, new past)."""
         return self.decoder(latents, past)
 
     def __call__(self, wave: Float[Array, "B N"]) -> Float[Array, "B N_"]:
-        """The wave through encoder and decoder, not quantized."""
+        """Reconstructs a wave without quantization. The output has whole frames."""
         return self.decode(self.encode(wave))
 
 
 def pad_to_frames(wave: Float[Array, "B N"], frame_samples: int) -> Float[Array, "B N_"]:
-    """Zeros on the right, up to a multiple of `frame_samples`."""
+    """Pads waves with zeros on the right to a multiple of `frame_samples`."""
     return jnp.pad(wave, ((0, 0), (0, -wave.shape[-1] % frame_samples)))

@@ -1,8 +1,8 @@
-"""One stage of MusicLM: token embedding, Transformer, and a head over the codes that are legal at each position.
+"""The model of one stage: token embedding, Transformer, and a head over the codes that are possible at each position.
 
-Semantic, coarse and fine are this model under three `StageLayout`s (arXiv 2301.11325, section 3.2). A target of level q can only be one of
-its level's C codes, so logits are computed for those C rows of the head and never for the rest of the vocabulary: the loss is a softmax
-over C classes, a step costs C * D products instead of V * D, and no id outside the block can be sampled.
+The semantic, coarse and fine stages are this model with three `StageLayout`s (arXiv 2301.11325, section 3.2). A target token of level q can only be one
+of its level's C codes, so logits are computed for the C rows of the head that belong to this level, and never for the rest of the vocabulary: the loss
+is a softmax over C classes, a decoding step costs C * D products instead of V * D, and no id outside the level can be sampled.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from musiclm_jax.tokens import StageLayout
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig(TransformerConfig):
-    """Size of a stage; the vocabulary comes from its layout. The defaults make the semantic stage 430.0M parameters, as published."""
+    """Sizes of a stage. The vocabulary comes from its layout. With the defaults the semantic stage has the paper's 430M parameters."""
 
-    # Whether attention also has a bias by what a key is and how far it is in time (`TimeBias`). The paper has T5's relative positions alone,
-    # which count tokens: how many lie between a coarse frame and the semantic token of the same 40 ms differs from frame to frame.
+    # Whether attention also has a bias by the segment of the key and its distance in time (`TimeBias`). The paper has T5's relative positions only, which
+    # count tokens: the number of tokens between a coarse frame and the semantic token of the same 40 ms differs from frame to frame.
     time_bias: bool = False
 
 
-# Steps of the target beyond which TimeBias tells distances no more apart, and how fast its first and last head forget at the start, per step.
+# All larger distances, in steps of the target, share TimeBias's outermost slots. The initial slopes, per step, of its first and last head.
 _FARTHEST = 16
 _SLOPES = (1.0, 0.05)
-# What the first head adds at the start for codes of the level that is to be written, and the second for what the prefix says of their time.
+# Initial bonus of the first head for codes of the level to be written, and of the second head for the timed segments of the prefix.
 _FAVOUR = 4.0
 
 
 class TimeBias(nn.Module):
-    """A learned bias of attention, [1, H, T, S], by the key's segment and the time between query and key; one table serves all layers.
+    """A learned attention bias, [1, H, T, S], by the key's segment and the time between query and key. All layers share one table.
 
-    In a target of several levels, codes of the level that the query is to write are a segment of their own, the last.
+    In a target of several levels, the codes of the level that the query predicts count as one more segment, the last.
 
-    It starts as a slope that falls off on both sides, from head to head less steep (ALiBi, arXiv 2108.12409, section 3): each head begins
-    by looking at what sounds near its own time, the first at what its level said just before, the second, as steep as the first, at what the
-    streams of the prefix say of this moment. Found by gradient from a flat start, that takes a small model thousands of steps. Segments without
-    time have one bias each, at first 0.
+    The bias is initialized to fall linearly with the distance in time, less steeply from head to head (ALiBi, arXiv 2108.12409, section 3), so that each
+    head first attends to tokens near its own time: the first head to earlier codes of its level, the second, with the slope of the first, to the streams
+    of the prefix. From a zero initialization a small model needs thousands of steps to learn this. Segments without time have one bias each, 0 at first.
+    Not in the paper.
     """
 
     num_heads: int
@@ -56,10 +56,10 @@ class TimeBias(nn.Module):
 
     @nn.compact
     def __call__(self, num_steps: int, queries: Int[Array, "T"], num_keys: int) -> Float[Array, "1 H T S"]:
-        """queries: the positions that are predicted, in a sequence of `num_steps` target steps. Keys: the first `num_keys` positions."""
+        """queries: the positions that they predict, in a sequence of `num_steps` target steps. The keys are the first `num_keys` positions."""
         segments, times, levels = self.layout.positions(num_steps)
         own_segment = self.layout.target.levels > 1
-        rows, slots = len(self.layout.segments) + own_segment, 2 * _FARTHEST + 2  # the last slot: query or key has no time
+        rows, slots = len(self.layout.segments) + own_segment, 2 * _FARTHEST + 2  # The last slot is for a query or a key without time.
         num_prefix = len(self.layout.prefix)
         init = _time_bias_init(num_prefix, timed=[i for i, segment in enumerate(self.layout.prefix) if segment.rate_hz])
         table = self.param("table", partitioned(init, ("heads", None, None)), (self.num_heads, rows, slots), jnp.float32)
@@ -74,10 +74,11 @@ class TimeBias(nn.Module):
 
 
 class Stage(nn.Module):
-    """Decoder-only model of p(target codes | prefix).
+    """The decoder-only model of p(target codes | prefix) of a stage.
 
-    Parameters: an input embedding [V + 1, D] (the last row is the layout's `mask_id`), the Transformer, and an untied head [V, D]. The head
-    has rows for the prefix too, as a single vocabulary has; they are never read, and are there to be the published parameter count.
+    Parameters: an input embedding [V + 1, D], whose last row is the layout's `mask_id`; the Transformer; and an untied head [V, D]. The rows of the head
+    that belong to the prefix are never read; with them the parameter count is the published one. With `unrolled` the Transformer is an unrolled one, for
+    `decode`.
     """
 
     config: StageConfig
@@ -95,9 +96,12 @@ class Stage(nn.Module):
     def __call__(
         self, prefix_ids: Int[Array, "B P"], codes: Int[Array, "B T Q"], *, hidden_steps: Bool[Array, "B T"] | None = None, train: bool = False
     ) -> Float[Array, "B T Q C"]:
-        """Float32 logits of every target code given all before it (teacher forcing). codes: the target's, in [0, C).
+        """Logits, float32, of every target code given all tokens before it (teacher forcing).
 
-        hidden_steps: True at time steps whose codes the stage is not shown: it reads `mask_id` in their place.
+        Args:
+            prefix_ids: from `StageLayout.prefix_ids`.
+            codes: the target codes, in [0, C).
+            hidden_steps: True at time steps whose codes are replaced by `mask_id` in the input. None: no such steps.
         """
         target = self.layout.target
         target_ids = self.layout.to_ids(len(self.layout.prefix), codes)
@@ -121,8 +125,10 @@ class Stage(nn.Module):
         position: Int[Array, ""] | int,
         level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], tuple[KVCache, ...]]:
-        """Ids at [position, position + T), of a sequence with `num_steps` target steps, into the cache; float32 logits of the code that
-        follows, which has level `level`."""
+        """Processes the ids at positions [position, position + T) of a sequence with `num_steps` target steps.
+
+        Returns (float32 logits of the next token, which has level `level`, the new cache).
+        """
         target = self.layout.target
         bias = self._bias(num_steps, position, ids.shape[1], cache[0].length)
         hidden, cache = self.body(self.embed(ids), bias=bias, cache=cache, position=position)
@@ -130,36 +136,45 @@ class Stage(nn.Module):
         return jnp.einsum("bd,cd->bc", hidden[:, -1].astype(jnp.float32), head), cache
 
     def _bias(self, num_steps: int, position: Int[Array, ""] | int, num_queries: int, num_keys: int) -> Float[Array, "1 H T S"] | None:
-        """Of queries at [position, position + T) and keys at [0, S). A query's time is that of the token it predicts, the next one."""
+        """The TimeBias of queries at [position, position + T) and keys at [0, S). A query has the time of the token that it predicts, the next one."""
         if not self.config.time_bias:
             return None
         return self.time_bias(num_steps, position + 1 + jnp.arange(num_queries), num_keys)
 
 
 def init(config: StageConfig, layout: StageLayout, rng: Key) -> dict[str, Any]:
-    """Fresh parameters, in their logical-partitioning boxes. Their shapes do not depend on the length of a window: a second of zeros does."""
+    """Initial parameters, boxed with their logical axis names. Their shapes do not depend on the length of the input, here one second."""
     prefix_ids = jnp.zeros((1, layout.num_tokens(1) - layout.num_target_tokens(1)), jnp.int32)
     codes = jnp.zeros((1, layout.target.steps(1), layout.target.levels), jnp.int32)
     return Stage(config, layout).init(rng, prefix_ids, codes)["params"]
 
 
 def variable_shapes(config: StageConfig, layout: StageLayout) -> dict[str, Any]:
-    """The shapes of a stage's variables, {"params"}."""
+    """The shapes of a stage's variables, {"params": a nested dict of ShapeDtypeStructs}."""
     return {"params": nn.meta.unbox(jax.eval_shape(lambda: init(config, layout, jax.random.key(0))))}
 
 
-# Of an input embedding that starts from a codebook, in parts of its mean square 1: what its code stands for, its level, and what is its own.
+# Shares of the mean square 1 of an input embedding that is initialized from a codebook: its code vector, a vector of its level, and its own noise.
 _CODE, _LEVEL, _OWN = 0.65, 0.25, 0.1
 
 
 def start_from_codebooks(
     params: dict[str, Any], layout: StageLayout, codebooks: Mapping[str, Float[Array, "Q C K"] | Float[np.ndarray, "Q C K"]], *, rng: Key
 ) -> dict[str, Any]:
-    """Fresh parameters of `Stage` in which codes that sound alike start alike.
+    """Initializes embedding and head from the tokenizers' codebooks, so that codes with similar sounds have similar parameters. Not in the paper.
 
-    A code is a vector of its tokenizer's codebook, and near vectors are near sounds. Embedding and head start as one random projection of these
-    vectors, level by level, where independent rows would have to meet every code in every context to find out. params: not boxed. codebooks:
-    of the streams for which it is to be done.
+    Codes that are close in a codebook stand for similar sounds. The rows of a level in embedding and head become one random projection of its code
+    vectors, so that what is learned about a code generalizes to similar codes.
+
+    Args:
+        params: initial parameters of `Stage`, without boxes.
+        codebooks: {stream: codebooks [Q, C, K]}. Rows of other streams are left unchanged.
+
+    Returns:
+        The new parameters.
+
+    Raises:
+        ValueError: a codebook does not have as many codes as the layout.
     """
     embedding, head = params["embed"]["embedding"], params["head"]
     width = embedding.shape[1]
@@ -168,7 +183,7 @@ def start_from_codebooks(
             rng, project_rng, level_rng, own_rng = jax.random.split(rng, 4)
             vectors = jnp.asarray(codebooks[segment.stream][segment.first_level + level], jnp.float32)
             if vectors.shape[0] != segment.codes:
-                raise ValueError(f"{segment.stream} has a codebook of {vectors.shape[0]}, its layout {segment.codes} codes")
+                raise ValueError(f"{segment.stream} has codebooks of {vectors.shape[0]} codes, its layout has {segment.codes}: take both from one tokenizer")
             vectors = vectors - jnp.mean(vectors, axis=0)
             vectors = vectors @ jax.random.normal(project_rng, (vectors.shape[1], width))
             vectors = vectors / jnp.sqrt(jnp.mean(jnp.square(vectors)) + 1e-12)
@@ -181,25 +196,28 @@ def start_from_codebooks(
 
 @dataclasses.dataclass(frozen=True)
 class StageDecoder:
-    """A stage as the pure functions that `sampling.py` calls. Hashable, hence a static argument of jit."""
+    """A stage as the pure functions that `generation/sampler.py` calls (its protocol `Decoder`). Hashable, so that it can be a static argument of jit."""
 
     config: StageConfig
     layout: StageLayout
 
     def prepare(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Parameters of `Stage` -> parameters for `__call__`, with the layers unstacked: a copy. Prepared ones come back as they are."""
+        """Converts the parameters of `Stage` to those of `__call__`, with unstacked layers (a copy). Converted ones are returned unchanged."""
         params = nn.meta.unbox(params)
         return _unstack(params, self.config.num_layers) if "layers" in params["body"] else params
 
     def init_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
+        """An empty cache for `batch` sequences of `length` positions: one KVCache per layer."""
         cfg = self.config
         make = functools.partial(KVCache.zeros, batch=batch, length=length, heads=cfg.num_heads, head_dim=cfg.head_dim)
         return tuple(make(dtype=jnp.dtype(cfg.dtype)) for _ in range(cfg.num_layers))
 
     def grow_cache(self, cache: tuple[KVCache, ...], length: int) -> tuple[KVCache, ...]:
+        """`KVCache.grow` of all layers."""
         return tuple(layer.grow(length) for layer in cache)
 
     def branch_cache(self, cache: tuple[KVCache, ...], batch: int) -> tuple[KVCache, ...]:
+        """`KVCache.branch` of all layers."""
         return tuple(layer.branch(batch) for layer in cache)
 
     def __call__(
@@ -212,6 +230,7 @@ class StageDecoder:
         position: Int[Array, ""] | int,
         level: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B C"], Any]:
+        """`Stage.decode` with parameters from `prepare`."""
         stage = Stage(self.config, self.layout, unrolled=True)
         return stage.apply({"params": params}, ids, cache, num_steps=num_steps, position=position, level=level, method="decode")
 
@@ -222,7 +241,7 @@ def _unstack(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
 
 
 def _time_bias_init(num_prefix: int, *, timed: list[int]):
-    """timed: the segments of the prefix that have time."""
+    """Initializer of TimeBias's table. timed: the numbers of the prefix segments that have time."""
 
     def init(rng, shape, dtype=jnp.float32):
         del rng
@@ -240,5 +259,5 @@ def _time_bias_init(num_prefix: int, *, timed: list[int]):
 
 
 def _head_init(rng, shape, dtype=jnp.float32):
-    """Fan-in init of [V, D]: the fan is D."""
+    """Fan-in initializer of the head [V, D], whose fan-in is D."""
     return nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=0)(rng, shape, dtype)

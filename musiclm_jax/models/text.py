@@ -1,7 +1,7 @@
-"""Our own WordPiece vocabulary: learned from the captions, applied by the `tokenizers` library.
+"""The text tokenizer: a WordPiece vocabulary, learned here from captions and applied by the `tokenizers` library.
 
-The library's trainer numbers its pieces by the order of a randomly seeded hash map, so that two runs on the same captions give two
-vocabularies, and with them two sets of weights that cannot be exchanged. The pieces are therefore learned here, in one exact order.
+The library's trainer numbers pieces in the order of a randomly seeded hash map, so that two runs on the same captions give different vocabularies, and
+weights that cannot be exchanged. `learn_pieces` is deterministic.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from musiclm_jax.arrays import Bool, Int
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import parse_json
+from musiclm_jax.files import parse_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID = range(4)
-# Marks a piece that continues a word.
+# Prefix of pieces that continue a word.
 _CONTINUES = "##"
 
 
 class TextTokenizer:
     """BERT's tokenization (arXiv 1810.04805): lower case, accents stripped, [CLS] pieces [SEP], padded with [PAD].
 
-    `to_json` and `from_json` carry it inside the metadata of mulan.safetensors. Instances never change.
+    The metadata of mulan.safetensors contain it as `to_json` returns it. Instances are immutable.
     """
 
     def __init__(self, pieces: Sequence[str]):
-        """pieces: by id, each once, SPECIAL_TOKENS first."""
+        """pieces: the vocabulary in the order of ids, without duplicates, SPECIAL_TOKENS first. Raises ValueError for any other list."""
         if tuple(pieces[:4]) != SPECIAL_TOKENS:
             raise ValueError(f"expected the ids 0-3 to be {SPECIAL_TOKENS}, got {tuple(pieces[:4])}: make it with TextTokenizer.train")
         if len(set(pieces)) < len(pieces):
-            raise ValueError(f"expected each piece once, got {len(pieces) - len(set(pieces))} of {len(pieces)} again: remove the doubles")
+            raise ValueError(f"expected each piece once, got {len(pieces) - len(set(pieces))} of {len(pieces)} again: remove the duplicates")
         self._tokenizer = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
         self._tokenizer.normalizer, self._tokenizer.pre_tokenizer = _normalizer(), pre_tokenizers.BertPreTokenizer()
         self._tokenizer.post_processor = processors.BertProcessing(("[SEP]", SEP_ID), ("[CLS]", CLS_ID))
@@ -43,18 +43,28 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int) -> TextTokenizer:
-        """Learns at most `vocab_size` pieces, specials and single letters included. The same captions give the same ids, in any order."""
+        """Learns a vocabulary of at most `vocab_size` pieces, including special tokens and single letters.
+
+        The order of the captions does not matter.
+
+        Raises:
+            UserError: all captions are empty.
+        """
         normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
         words = collections.Counter(word for text in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
         if not words:
-            raise UserError("the captions are all empty, so there is no vocabulary to learn: check the `captions` of metadata.jsonl")
+            raise UserError("all captions are empty, so that there is no vocabulary to learn: check the `captions` of metadata.jsonl")
         return cls([*SPECIAL_TOKENS, *learn_pieces(words, num_pieces=vocab_size - len(SPECIAL_TOKENS))])
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "the text vocabulary") -> TextTokenizer:
-        """The inverse of `to_json`. Only the pieces are read; how text is split into them is this class's, whatever the file asks for.
+        """The inverse of `to_json`. It reads the pieces only: other settings of the text, such as its normalizer, are ignored.
 
-        where: what the message calls it, such as the path of the file. Raises UserError for anything but such a vocabulary.
+        Args:
+            where: the name of the text in error messages, such as the path of its file.
+
+        Raises:
+            UserError: the text is not a vocabulary that `to_json` wrote.
         """
         try:
             ids = parse_json(text)["model"]["vocab"]
@@ -63,10 +73,11 @@ class TextTokenizer:
                 raise ValueError(f"expected ids from 0 to {len(pieces) - 1}, each once")
             return cls(pieces)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            says = f"expected pieces with the ids 0, 1, 2, ..., {', '.join(SPECIAL_TOKENS)} first"
-            raise UserError(f"{where} is not one that musiclm_jax wrote, {says}: copy the file again, or make it again") from error
+            expected = f"expected pieces with the ids 0, 1, 2, ..., {', '.join(SPECIAL_TOKENS)} first"
+            raise UserError(f"{where} is not in the format that musiclm_jax writes, {expected}: copy the file again, or make it again") from error
 
     def to_json(self) -> str:
+        """The vocabulary as JSON, in the format of the `tokenizers` library."""
         return self._tokenizer.to_str()
 
     @property
@@ -74,13 +85,15 @@ class TextTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def num_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, [CLS] and [SEP] included. More than the model's max_tokens: `encode` cuts it, and a caller may warn."""
+        """Number of tokens of each text, including [CLS] and [SEP]. `encode` truncates texts with more than `max_tokens`. UserError: as in `encode`."""
         return [len(encoding.ids) for encoding in self._encode(texts)]
 
     def encode(self, texts: Sequence[str], *, max_tokens: int) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-        """Ids int32 [B, max_tokens] and mask bool [B, max_tokens], True = a token. Longer texts are cut and still end in [SEP].
+        """Tokenizes texts. Returns ids int32 and mask bool, True = a token, both [B, max_tokens]. Longer texts are truncated and still end in [SEP].
 
-        Raises UserError for a text without a single visible character.
+        Raises:
+            UserError: a text has no visible character.
+            ValueError: `max_tokens` is below 3, or `texts` is one string.
         """
         if max_tokens < 3:
             raise ValueError(f"max_tokens={max_tokens} has no room for [CLS], a piece and [SEP]: at least 3")
@@ -93,15 +106,15 @@ class TextTokenizer:
         return ids, mask
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of one row of ids, without [PAD], [CLS] and [SEP]: lower case, spaces regularised."""
+        """The text of one row of ids, without [PAD], [CLS] and [SEP], in lower case and with single spaces."""
         return self._tokenizer.decode([int(i) for i in ids if i not in (PAD_ID, CLS_ID, SEP_ID)], skip_special_tokens=False)
 
     def normalize(self, text: str) -> str:
-        """The text as the model reads it: lower case, without accents, spaces regularised."""
+        """The text as the model reads it: in lower case, without accents, with single spaces."""
         return " ".join(self._tokenizer.normalizer.normalize_str(text).split())
 
     def words(self, text: str) -> list[str]:
-        """The words of a text, punctuation left out."""
+        """The normalized words of a text, without punctuation."""
         return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(self.normalize(text)) if any(map(str.isalnum, word))]
 
     def is_piece(self, word: str) -> bool:
@@ -109,7 +122,7 @@ class TextTokenizer:
         return self._tokenizer.token_to_id(word) is not None
 
     def is_spelled(self, word: str) -> bool:
-        """Whether a word can be put together from pieces."""
+        """Whether a word is a sequence of pieces of the vocabulary."""
         return UNK_ID not in self._tokenizer.encode(word).ids
 
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
@@ -127,10 +140,14 @@ def _normalizer() -> normalizers.Normalizer:
 
 
 def learn_pieces(words: dict[str, int], *, num_pieces: int) -> list[str]:
-    """Word pieces in the order in which they are learned: letters, then the most frequent pair of neighbours, joined, again and again.
+    """Learns word pieces by byte-pair encoding: first all letters, then repeatedly the most frequent pair of adjacent pieces, joined.
 
-    Args: words: how often each word occurs. num_pieces: at most so many; fewer if every word is one piece before that, more if there are
-    more distinct letters, all of which are kept. Ties go to the pair that sorts first.
+    Args:
+        words: {word: number of occurrences}.
+        num_pieces: the largest number of pieces. The result has fewer if each word has become one piece, and more if there are more distinct letters.
+
+    Returns:
+        The pieces in the order in which they are learned. Ties go to the pair that sorts first.
     """
     spelled = [[word[0], *(_CONTINUES + letter for letter in word[1:])] for word in sorted(words)]
     weights = [words[word] for word in sorted(words)]
@@ -140,7 +157,7 @@ def learn_pieces(words: dict[str, int], *, num_pieces: int) -> list[str]:
         for pair in zip(spelling, spelling[1:]):
             counts[pair] += weights[index]
             homes[pair].add(index)
-    # Entries of the queue go stale when a count changes; a fresh one is pushed then and the stale one is skipped.
+    # When a count changes, a new entry is pushed to the queue, and the old entry is skipped when it is popped.
     queue = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(queue)
     known = set(pieces)
@@ -149,7 +166,7 @@ def learn_pieces(words: dict[str, int], *, num_pieces: int) -> list[str]:
         if count == 0 or counts[pair] != -count:
             continue
         joined = pair[0] + pair[1].removeprefix(_CONTINUES)
-        if joined not in known:  # Two paths may lead to one piece.
+        if joined not in known:  # Different pairs may join to the same piece.
             known.add(joined)
             pieces.append(joined)
         changed = set()
@@ -167,7 +184,7 @@ def learn_pieces(words: dict[str, int], *, num_pieces: int) -> list[str]:
 
 
 def _join(spelling: list[str], pair: tuple[str, str], joined: str) -> list[str]:
-    """`spelling` with every `pair` of neighbours replaced by `joined`, from the left."""
+    """`spelling` with every adjacent `pair` replaced by `joined`, from the left."""
     out = []
     for piece in spelling:
         if out and (out[-1], piece) == pair:

@@ -1,4 +1,4 @@
-"""A BERT encoder (arXiv 1810.04805): BERT-base by default, a few small layers by config."""
+"""MuLan's text tower: a BERT encoder (arXiv 1810.04805), BERT-base by default."""
 
 from __future__ import annotations
 
@@ -18,37 +18,44 @@ _embedding_init = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
-    """BERT-base by default, less two things that one-sentence inputs leave idle: the table of sentence types (add its first row to every
-    row of the positions to load BERT's weights) and the pooler (MuLan's linear head takes its place)."""
+    """Sizes of the text tower. The defaults are BERT-base, without the table of sentence types and the pooler.
+
+    Inputs have one sentence: to load BERT's weights, add the first row of the table of sentence types to all position vectors. MuLan's linear head replaces
+    the pooler.
+    """
 
     # At least the tokenizer's vocab_size.
     vocab_size: int = 30_522
-    # The longest input, [CLS] and [SEP] included.
+    # The longest input in tokens, including [CLS] and [SEP].
     max_tokens: int = 512
     dim: int = 768
     num_layers: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    # False: norms after each sum, as in BERT. True: before each sublayer and once at the end; trains from scratch without care for warm-up.
+    # False: a norm after each residual sum, as in BERT. True: a norm before each sublayer and one at the end, which trains from scratch without a warm-up.
     pre_norm: bool = False
-    # Of embeddings and sublayer outputs, in training. BERT: 0.1.
+    # Dropout rate of embeddings and sublayer outputs in training. BERT's: 0.1.
     dropout: float = 0.1
 
     def __post_init__(self):
-        # [CLS], a piece and [SEP] are the least that a text is.
+        # A text has at least [CLS], one piece and [SEP].
         check_numbers(self, vocab_size=SIZE, max_tokens=(3, SIZE[1]), dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE, dropout=SHARE)
         if self.dim % self.num_heads:
-            raise UserError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+            raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         if self.dropout == 1:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
 
 
 class TextTower(nn.Module):
-    """Ids [B, T] and mask [B, T] -> the vector of the first token, [CLS]: [B, D]. What stands under a False mask has no influence."""
+    """The text tower: ids [B, T] and mask [B, T] -> the output at the first token, [CLS], [B, D] float32. Ids where the mask is False have no effect.
+
+    Raises:
+        ValueError: more than `max_tokens` tokens.
+    """
 
     config: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each layer in the backward pass, for memory.
+    # Recompute each layer in the backward pass, to save memory.
     remat: bool = False
 
     @nn.compact

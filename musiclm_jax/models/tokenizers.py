@@ -1,10 +1,10 @@
-"""The frozen models as functions between waves, texts and tokens. Nothing here learns, and nothing changes: a config and its variables.
+"""The trained models as functions between waves, texts and tokens. Each class has a config and its variables, and does not change them.
 
 MusicLM (arXiv 2301.11325, section 3.1): SoundStream's codes are the acoustic tokens, w2v-BERT's clusters the semantic tokens, and MuLan's
-quantized embeddings stand for the text at inference and for the music itself in training.
+quantized embeddings represent the audio in training and the text at inference.
 
-Waves and codes go in as NumPy or JAX arrays, and come out as NumPy. Long waves are worked through in pieces of one length, so that another length of
-clip needs no other program.
+Inputs are NumPy or JAX arrays, outputs NumPy arrays. Codes are decoded, and MuLan windows embedded, in pieces of one length, so that clips of another
+length need no new compilation.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from musiclm_jax.models.w2v_bert import W2vBertConfig
 Wave = Float[Array, "B N"] | Float[np.ndarray, "B N"]
 Codes = Int[Array, "B T q"] | Int[np.ndarray, "B T q"]
 
-# Acoustic frames decoded at once: 2 s. The decoder is causal and keeps its past, so the length bounds memory and not the result.
+# Acoustic frames decoded at once: 2 s. It bounds memory and does not change the result, because the decoder is causal and has a state.
 _DECODE_FRAMES = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AcousticTokenizer:
-    """The codec. variables: {"params", "quantizer": {"codebooks"}}."""
+    """The codec as a tokenizer. variables: {"params", "quantizer": {"codebooks"}}, as in `models/codec.py`."""
 
     config: CodecConfig
     variables: dict[str, Any]
 
     def encode(self, wave: Wave) -> Int[np.ndarray, "B T Q"]:
-        """Acoustic tokens of a 24 kHz wave, T = ceil(N / 480)."""
+        """Acoustic tokens, int32 in [0, C), of 24 kHz waves, T = ceil(N / 480)."""
         return np.asarray(_acoustic_encode(self.config, self.variables, jnp.asarray(wave)))
 
     def decode(self, codes: Codes) -> Float[np.ndarray, "B N"]:
-        """The wave of acoustic tokens, N = 480 T. The first q < Q levels alone give a coarser wave."""
+        """Decodes acoustic tokens to 24 kHz waves, float32, N = 480 T. The first q < Q levels give a coarser wave."""
         batch, frames, _ = codes.shape
-        # What follows a frame does not change it, so the last chunk may be filled up with anything.
+        # Later frames do not change earlier ones, so the last chunk may be padded with any codes.
         codes = np.pad(np.asarray(codes, np.int32), ((0, 0), (0, -frames % _DECODE_FRAMES), (0, 0)))
         carry = _acoustic_init(self.config, self.variables, batch)
         pieces = []
@@ -58,65 +58,69 @@ class AcousticTokenizer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SemanticTokenizer:
-    """w2v-BERT and k-means. variables: {"params", "standardize", "kmeans"}."""
+    """w2v-BERT and k-means as a tokenizer. variables: {"params", "standardize", "kmeans"}, as in `models/w2v_bert.py`."""
 
     config: W2vBertConfig
     variables: dict[str, Any]
 
     def encode(self, wave: Wave) -> Int[np.ndarray, "B T"]:
-        """Semantic tokens of a 24 kHz wave, T = ceil(N / 960)."""
+        """Semantic tokens, int32, of 24 kHz waves, T = ceil(N / 960)."""
         return np.asarray(w2v_bert.semantic_ids(self.config, self.variables, jnp.asarray(wave)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MuLanTokenizer:
-    """MuLan, its vocabulary and its quantizer. variables: {"params", "quantizer": {"audio_mean", "text_mean", "codebooks"}}."""
+    """MuLan with its vocabulary and its quantizer. variables: {"params", "quantizer": {"audio_mean", "text_mean", "codebooks"}}.
+
+    The variables of a reranker have no "quantizer", those of a semantic reranker "spectra" [V, M] instead. Without a quantizer there are no tokens.
+    """
 
     config: MuLanConfig
     variables: dict[str, Any]
     text: TextTokenizer
 
     def embed_audio(self, wave: Wave) -> Float[np.ndarray, "B D"]:
-        """Unit embeddings of 24 kHz waves: all 10 s windows, one each second, averaged and brought back to length 1."""
+        """Unit embeddings of 24 kHz waves, float32: normalized means over all 10 s windows, one every second (arXiv 2301.11325, section 3.1)."""
         embed = functools.partial(_embed_audio, self.config, self.variables["params"])
         short = max(0, self.config.window_samples - wave.shape[1])
         wave = np.pad(np.asarray(wave, np.float32), ((0, 0), (0, short)))
         return _average_windows(embed, wave, window=self.config.window_samples, hop=self.config.hop_samples)
 
     def embed_semantic(self, tokens: Int[np.ndarray, "B T"], *, token_samples: int) -> Float[np.ndarray, "B D"]:
-        """As `embed_audio`, of semantic tokens of so many samples: variables must have "spectra" [V, M], the log-mel spectra that they stand for."""
+        """`embed_audio` of semantic tokens of `token_samples` samples each, through the log-mel spectra that they stand for, `variables["spectra"]` [V, M]."""
 
         def embed(tokens: np.ndarray) -> jax.Array:
             return _embed_semantic(self.config, self.variables["params"], self.variables["spectra"], tokens, token_samples)
 
-        # No longer than the tokens: there is none that stands for silence.
+        # Windows are not longer than the sequence, because no token for padding stands for silence.
         window, hop = min(self.config.window_samples // token_samples, tokens.shape[1]), self.config.hop_samples // token_samples
         return _average_windows(embed, tokens, window=window, hop=hop)
 
     def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
-        """Unit embeddings of texts. A text of more than `max_tokens` pieces is cut: see `truncated`. UserError if one is empty."""
+        """Unit embeddings of texts, float32. Texts of more than `max_tokens` tokens are truncated: see `truncated`. Raises UserError for an empty text."""
         ids, mask = self.text.encode(texts, max_tokens=self.config.text.max_tokens)
         return np.asarray(_embed_text(self.config, self.variables["params"], ids, mask))
 
     def audio_tokens(self, wave: Wave) -> Int[np.ndarray, "B Q"]:
-        """MuLan tokens of waves, the conditions in training."""
+        """MuLan tokens, int32, of 24 kHz waves: the conditions of the stages in training."""
         return np.asarray(_audio_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_audio(wave)))
 
     def text_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "B Q"]:
-        """MuLan tokens of texts, the conditions at inference."""
+        """MuLan tokens, int32, of texts: the conditions of the stages at inference. Raises UserError for an empty text."""
         return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_text(texts)))
 
     def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
-        """(words of a text that no training caption had, all others).
+        """Splits the words of a text into (words that occur in no training caption, all others).
 
-        A vocabulary below its limit has every word of the captions as one piece. Of a full one only words with unknown letters are told.
+        A vocabulary below its size limit has each word of the captions as one piece. With a full vocabulary, only words with unknown letters can be
+        recognized as unknown.
         """
         is_known = self.text.is_piece if self.text.vocab_size < self.config.text.vocab_size else self.text.is_spelled
         words = self.text.words(text)
         return [word for word in words if not is_known(word)], [word for word in words if is_known(word)]
 
     def truncated(self, texts: Sequence[str]) -> list[tuple[str, str]]:
-        """(text, the part of it that is read) for every text that is longer than the text tower reads."""
+        """The texts that are longer than the text tower's input, each as (text, the part of it that the tower reads)."""
         limit = self.config.text.max_tokens
         long = [text for text, count in zip(texts, self.text.num_tokens(texts), strict=True) if count > limit]
         if not long:
@@ -126,7 +130,7 @@ class MuLanTokenizer:
 
 
 def _average_windows(embed: Callable[[np.ndarray], jax.Array], signal: np.ndarray, *, window: int, hop: int) -> Float[np.ndarray, "B D"]:
-    """The mean of the embeddings of all windows of waves or tokens [B, N], brought back to length 1."""
+    """The normalized mean of the embeddings of all windows of waves or tokens [B, N]."""
     starts = [hop * i for i in range(embedders.num_windows(signal.shape[1], window=window, hop=hop))]
     mean = np.mean([np.asarray(embed(signal[:, start : start + window]), np.float32) for start in starts], axis=0)
     return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)

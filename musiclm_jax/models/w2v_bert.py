@@ -1,9 +1,9 @@
-"""w2v-BERT (arXiv 2108.06209): log-mel frames to features whose k-means clusters are the semantic tokens (arXiv 2209.03143, section III-B).
+"""w2v-BERT (arXiv 2108.06209): features of audio, whose k-means clusters are the semantic tokens (AudioLM, arXiv 2209.03143, section III-B).
 
-    wave -> log-mel, 100 Hz -> two strided convolutions, 25 Hz -> conformers -> contrastive context -> conformers -> codes at masked frames
+    wave -> log-mel, 100 Hz -> two strided convolutions, 25 Hz -> Conformer blocks -> contrastive context -> Conformer blocks -> codes at masked frames
 
-The quantizer sees the unmasked convolution features; its codes are what both losses (tasks/w2v_bert.py) ask for. At inference nothing is
-masked, the quantizer is idle and the second stack stops at `feature_layer`.
+The quantizer gets the unmasked output of the convolutions; its codes are the targets of both losses (tasks/w2v_bert.py). At inference nothing is masked,
+the quantizer is not used, and the second stack ends at `feature_layer`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ SUBSAMPLING = 4  # Mel frames per feature: two convolutions of stride 2.
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertConfig:
-    """The defaults are w2v-BERT XL, 0.6B parameters (section 3.2), and MusicLM's 1,024 clusters of layer 7 (arXiv 2301.11325, section 3.1)."""
+    """Sizes of w2v-BERT. The defaults are w2v-BERT XL, 0.6B parameters (section 3.2).
+
+    MusicLM takes 1,024 clusters of layer 7 (arXiv 2301.11325, section 3.1).
+    """
 
     mel: LogMelConfig = LogMelConfig()
-    # Before the convolutions the log-mel spectrogram is shifted and scaled by these constants: its mean and deviation over our corpus.
+    # The convolutions get (x - mel_mean) / mel_std of the log-mels. The defaults are about their mean and standard deviation over the clips of
+    # `musiclm corpus`.
     mel_mean: float = -5.0
     mel_std: float = 3.0
     # Output channels of the two 3 x 3 convolutions.
@@ -43,28 +47,29 @@ class W2vBertConfig:
     dim: int = 1024
     num_heads: int = 8
     mlp_dim: int = 4096
-    # Of the depthwise convolution in each block, in 40 ms steps; odd.
+    # Kernel size of the depthwise convolution in each block, in steps of 40 ms. It must be odd.
     conv_kernel: int = 5
-    # Blocks before the contrastive loss.
+    # Blocks of the first stack, before the contrastive loss.
     num_contrastive_layers: int = 12
-    # Blocks between the contrastive context and the masked prediction.
+    # Blocks of the second stack, between the contrastive context and the masked prediction.
     num_masked_layers: int = 12
-    # The semantic features are the output of this block, counted from 1, of the masked-prediction stack.
+    # The block of the second stack, counted from 1, whose outputs are the features for the semantic tokens.
     feature_layer: int = 7
-    # The quantizer: one codebook of vectors, in whose space the contrastive loss compares.
+    # Codes of the quantizer.
     num_codes: int = 1024
+    # Width of its code vectors, which the contrastive loss compares with the context.
     code_dim: int = 1024
-    # False: the codes stay those of a random projection, as in BEST-RQ (arXiv 2202.01855). In small batches learned ones drift faster than
-    # the masked prediction can follow, which then learns nothing.
+    # False: codes are assigned by a fixed random projection, as in BEST-RQ (arXiv 2202.01855). In small batches learned codes change faster than the masked
+    # prediction can follow, so that it learns nothing.
     learn_codes: bool = True
-    # Semantic tokens: k-means clusters.
+    # Number of k-means clusters, which are the semantic tokens.
     num_clusters: int = 1024
-    # Whether k-means sees the features whitened, instead of each dimension standardised by itself, as in AudioLM. A few directions that many
-    # dimensions share else decide which cluster is nearest, and what the others tell of pitch and timbre is lost.
+    # Whether features are whitened for k-means, instead of standardized per dimension as in AudioLM. Otherwise a few directions that many dimensions share
+    # dominate the distances, and information about pitch and timbre in the other directions is lost.
     whiten: bool = False
     # Recompute blocks in the backward pass, to save memory.
     remat: bool = False
-    # Of the matrix products: "float32" or "bfloat16".
+    # Type of the matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -74,9 +79,9 @@ class W2vBertConfig:
         if self.dim % self.num_heads:
             raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         if self.conv_kernel % 2 == 0:
-            raise UserError(f"conv_kernel={self.conv_kernel} is even: choose an odd one, so that a frame sees as far back as ahead")
+            raise UserError(f"conv_kernel={self.conv_kernel} is even: choose an odd one, so that the kernel is centred on its frame")
         if not 1 <= self.feature_layer <= self.num_masked_layers:
-            raise UserError(f"feature_layer={self.feature_layer} must lie in 1..num_masked_layers={self.num_masked_layers}")
+            raise UserError(f"feature_layer={self.feature_layer}, num_masked_layers={self.num_masked_layers}: choose a layer from 1 to num_masked_layers")
 
     @property
     def token_samples(self) -> int:
@@ -86,11 +91,15 @@ class W2vBertConfig:
 
 @flax.struct.dataclass
 class W2vBertOutput:
-    """What the losses need, all at 25 Hz, float32.
+    """Outputs of w2v-BERT for its losses, at 25 Hz, float32 unless stated otherwise.
 
-    Fields: context: [B, T, E], the contrastive prediction. targets: [B, T, E], the sampled code vectors (straight-through), and sampled_ids:
-    int32 [B, T], their ids. code_ids: int32 [B, T], the most probable codes, which are the tokens to predict. code_probs: [B, T, V], the
-    quantizer's softmax. logits: [B, T, V], the masked prediction.
+    Attributes:
+        context: [B, T, E], the contrastive prediction.
+        targets: [B, T, E], the vectors of the sampled codes, with a straight-through gradient.
+        sampled_ids: [B, T] int32, the ids of the sampled codes.
+        code_ids: [B, T] int32, the most probable codes, which are the tokens to predict.
+        code_probs: [B, T, V], the quantizer's softmax.
+        logits: [B, T, V], the masked prediction.
     """
 
     context: jax.Array
@@ -102,10 +111,10 @@ class W2vBertOutput:
 
 
 class FeatureEncoder(nn.Module):
-    """Log-mel [B, 4T, M] -> [B, T, D]: two 3 x 3 convolutions of stride 2 in time and frequency, then a projection.
+    """The feature encoder: log-mel [B, T4, M] -> [B, T, D], two 3 x 3 convolutions of stride 2 in time and frequency, then a projection.
 
-    Both pad one frame on each side, whatever the length: frame t of the output is centred on frame 4t of the input, and T = ceil(ceil(4T / 2) / 2).
-    The LayerNorm at the end is ours (wav2vec 2.0 has one): the noise that replaces masked features is then of their size.
+    Both convolutions pad one frame on each side, so that output frame t is centred on input frame 4t, and T = ceil(ceil(T4 / 2) / 2). The LayerNorm at
+    the end is wav2vec 2.0's, not w2v-BERT's: it gives the features the scale of the noise that replaces masked ones.
     """
 
     channels: tuple[int, int]
@@ -133,15 +142,15 @@ class FeatureEncoder(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """One codebook with a straight-through Gumbel softmax (wav2vec 2.0, arXiv 2006.11477, section 2). All in float32.
+    """The quantizer: one codebook with a straight-through Gumbel softmax (wav2vec 2.0, arXiv 2006.11477, section 2), in float32.
 
-    Three things are ours, for batches far below the paper's 2,048. In trials with 8 clips per step, wide logits without them ended in a
-    single code for all frames within 20 steps; with all three the codebook stayed in use. They were not ablated one by one.
-      * The input is standardised over the batch: what all frames share would choose the same code for all. Inference does not use the
-        quantizer, so features stay free of batch mates.
-      * The gradient stops there: the encoder cannot make its own targets easy. It learns through the two stacks.
-      * Logits start with deviation 3, above the noise's 1.3, so that a code says something about its frame from the first step; their
-        kernel is of unit size, so that Adam turns it slowly and the masked prediction can follow.
+    It differs from the paper's in three points, for batches far below the paper's 2,048. In trials with 8 clips per step, the codebook collapsed to a
+    single code within 20 steps without them, and stayed in use with all three; they were not ablated one by one.
+      * The input is standardized over the batch, because a component that all frames share would select the same code for all of them. Inference does
+        not use the quantizer, so features do not depend on the other clips of a batch.
+      * The gradient stops at the input, so that the encoder cannot make its own targets easy. The encoder learns through the two stacks.
+      * The initial logits have a standard deviation of 3, above the noise's 1.3, so that codes depend on their frames from the first step. Their kernel has
+        unit scale, so that Adam changes it slowly and the masked prediction can follow.
     """
 
     num_codes: int
@@ -152,7 +161,7 @@ class GumbelQuantizer(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], *, rng: Key | None, temperature: Float[Array, ""] | float
     ) -> tuple[Float[Array, "B T E"], Int[Array, "B T"], Float[Array, "B T V"]]:
-        """(code vectors, their ids, logits). Without `rng` the best code is taken, without noise."""
+        """Returns (vectors of the chosen codes, their ids int32, logits). Without `rng` there is no noise, and the most probable code is chosen."""
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
         x = (x - jnp.mean(x, axis=(0, 1))) * jax.lax.rsqrt(jnp.var(x, axis=(0, 1)) + 1e-5)
         dense = Dense(self.num_codes, ("embed", "vocab"), kernel_init=nn.initializers.normal(1.0), name="logits")
@@ -168,7 +177,7 @@ class GumbelQuantizer(nn.Module):
 
 
 class W2vBert(nn.Module):
-    """See the top of the file. Parameters: encoder, quantizer, input, contrastive, context, masked, logits."""
+    """The w2v-BERT model, as shown in the docstring of this file. Parameters: encoder, quantizer, input, contrastive, context, masked, logits."""
 
     config: W2vBertConfig
 
@@ -184,10 +193,16 @@ class W2vBert(nn.Module):
         self.masked = ConformerStack(c.num_masked_layers, **block)
         self.logits = Dense(c.num_codes, ("embed", "vocab"))
 
-    def __call__(
-        self, wave: Float[Array, "B N"], *, mask: Bool[Array, "B T"], rng: Key, temperature: Float[Array, ""] | float, train: bool
-    ) -> W2vBertOutput:
-        """One pass with the frames of `mask` replaced by noise. train: sample the codes, at this Gumbel temperature."""
+    def __call__(self, wave: Float[Array, "B N"], *, mask: Bool[Array, "B T"], rng: Key, temperature: Float[Array, ""] | float, train: bool) -> W2vBertOutput:
+        """A pass for training or evaluation.
+
+        Args:
+            wave: 24 kHz.
+            mask: True at the frames whose features are replaced by noise.
+            rng: for the noise and the sampling of codes.
+            temperature: of the Gumbel softmax.
+            train: whether codes are sampled. If False, the most probable ones are chosen.
+        """
         rng_noise, rng_codes = jax.random.split(rng)
         x = self._encode(wave)
         targets, sampled_ids, code_logits = self.quantizer(x, rng=rng_codes if train else None, temperature=temperature)
@@ -195,12 +210,12 @@ class W2vBert(nn.Module):
         x = self.contrastive(self.input(x))
         context = self.context(x.astype(jnp.float32))
         logits = self.logits(self.masked(x).astype(jnp.float32))
-        # The noise serves the quantizer's gradient; the token to predict is the code that it holds most probable.
+        # The Gumbel noise is for the quantizer's gradient. The token to predict is the most probable code.
         code_ids = jnp.argmax(code_logits, axis=-1).astype(jnp.int32)
         return W2vBertOutput(context, targets, sampled_ids, code_ids, jax.nn.softmax(code_logits, axis=-1), logits)
 
     def features(self, wave: Float[Array, "B N"]) -> Float[Array, "B T D"]:
-        """The output of the last block, nothing masked, float32."""
+        """Outputs of the last block without masking, float32, T = ceil(N / 960)."""
         return self.masked(self.contrastive(self.input(self._encode(wave)))).astype(jnp.float32)
 
     def _encode(self, wave):
@@ -208,15 +223,15 @@ class W2vBert(nn.Module):
 
 
 def sample_mask(rng: Key, shape: tuple[int, int], *, start_rate: float, span: int) -> Bool[Array, "B T"]:
-    """Spans of `span` frames from starts drawn with probability `start_rate`; spans may overlap. True = masked."""
+    """Draws the mask: spans of `span` frames, each frame starting one with probability `start_rate`. Spans may overlap. True = masked."""
     starts = jax.random.bernoulli(rng, start_rate, shape)
     return jax.lax.reduce_window(starts, False, jax.lax.bitwise_or, (1, span), (1, 1), ((0, 0), (span - 1, 0)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def features(config: W2vBertConfig, params: Any, wave: Float[Array, "B N"]) -> Float[Array, "B T D"]:
-    """Features of `config.feature_layer`, float32, T = ceil(N / 960). Frame t is about samples [960 t, 960 t + 960), seen in context."""
-    # Blocks are stacked along their first axis, so a shallower model is a slice and the blocks above cost nothing.
+    """Features of block `config.feature_layer`, float32, T = ceil(N / 960). Frame t belongs to samples [960 t, 960 t + 960)."""
+    # Parameters of blocks are stacked along their first axis, so a slice gives a shallower model, without the cost of the blocks above.
     masked = {**params["masked"], "blocks": jax.tree.map(lambda p: p[: config.feature_layer], params["masked"]["blocks"])}
     model = W2vBert(dataclasses.replace(config, num_masked_layers=config.feature_layer))
     return model.apply({"params": {**params, "masked": masked}}, wave, method="features")
@@ -224,7 +239,7 @@ def features(config: W2vBertConfig, params: Any, wave: Float[Array, "B N"]) -> F
 
 @functools.partial(jax.jit, static_argnums=0)
 def semantic_ids(config: W2vBertConfig, variables: dict[str, Any], wave: Float[Array, "B N"]) -> Int[Array, "B T"]:
-    """Semantic tokens in [0, num_clusters), int32, T = ceil(N / 960).
+    """Semantic tokens of 24 kHz waves, int32 in [0, num_clusters), T = ceil(N / 960).
 
     variables: {"params", "standardize": {"mean", "matrix"}, "kmeans": {"centroids"}}, the last two from `fit_kmeans`.
     """
@@ -238,23 +253,23 @@ def _standardize(x: Float[Array, "... D"], *, mean: Float[Array, "D"], matrix: F
 
 
 def fit_kmeans(config: W2vBertConfig, features: Float[np.ndarray, "n D"], *, rng: Key, num_iters: int = 30) -> dict[str, Any]:
-    """Standardise or whiten features over the fitting set, then cluster (AudioLM, arXiv 2209.03143, section III-B, standardises).
+    """Fits k-means to features, standardized per dimension as in AudioLM (arXiv 2209.03143, section III-B) or whitened.
 
     Args:
-      features: One row per frame, from `features`.
-      rng: For the start of k-means.
+        features: one row per frame, from `features`.
+        rng: for the initialization of k-means.
 
     Returns:
-      {"standardize": {"mean" [D], "matrix" [D, D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables. k-means sees
-      (x - mean) @ matrix.
+        {"standardize": {"mean" [D], "matrix" [D, D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables. The centroids are in
+        the space of (x - mean) @ matrix.
     """
     mean = features.mean(0, dtype=np.float64).astype(np.float32)
     if config.whiten:
-        # Principal directions, each at unit variance: no matter how strong, all count alike.
+        # Principal directions, each scaled to unit variance, so that all of them count equally.
         variances, directions = np.linalg.eigh(np.cov(features, rowvar=False, dtype=np.float64))
     else:
         variances, directions = features.var(0, dtype=np.float64), np.eye(config.dim)
-    # What hardly varies is rounding, as along the one direction that a LayerNorm leaves empty: it stays out.
+    # Directions of almost no variance have rounding errors only, such as the one that a LayerNorm removes. They get the factor 0.
     scales = np.where(variances > 1e-6 * variances.max(), variances, np.inf) ** -0.5
     standardize = {"mean": jnp.asarray(mean), "matrix": jnp.asarray((directions * scales).astype(np.float32))}
     centroids = kmeans(rng, _standardize(jnp.asarray(features), **standardize), num_clusters=config.num_clusters, num_iters=num_iters)

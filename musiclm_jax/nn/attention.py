@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, once for all models: text tower, conformer and stage Transformer differ in bias, mask and cache."""
+"""Scaled dot-product attention (arXiv 1706.03762, section 3.2) with bias, mask, key-value cache and rotary positions. All models use it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from musiclm_jax.nn.layers import fan_in_init, partitioned
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values seen so far. Slots at or beyond the caller's position are garbage and must be masked.
+    """Keys and values of earlier positions. Entries at or beyond the next position to write are undefined, and the caller must mask them.
 
-    Fields: key, value: [B, H, S, K]. Heads come before positions because a batched product reads them so: in [B, S, H, K] the CPU
-    backend would transpose the whole cache at every step. trunk: what came before these positions, [b, H, P, K], each row of which B / b rows
-    that follow each other have in common (`branch`): it is kept, and read, once for all of them.
+    Attributes:
+        key, value: [B, H, S, K]. Heads come before positions because batched matrix products read this layout: with [B, S, H, K] the CPU backend
+            would transpose the whole cache at every step.
+        trunk: a cache of the P positions before these, with arrays [b, H, P, K]. Each of its rows is the common beginning of B / b consecutive rows
+            (see `branch`), and is stored and read once for all of them. None: P = 0.
     """
 
     key: jax.Array
@@ -35,7 +37,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """P + S."""
+        """P + S, the number of positions."""
         return self.start + self.key.shape[2]
 
     @property
@@ -52,15 +54,19 @@ class KVCache:
         )
 
     def grow(self, length: int) -> KVCache:
-        """The cache with room for `length` positions."""
+        """The cache, padded to `length` positions in all."""
         more = ((0, 0), (0, 0), (0, length - self.length), (0, 0))
         return self.replace(key=jnp.pad(self.key, more), value=jnp.pad(self.value, more))
 
     def branch(self, batch: int) -> KVCache:
-        """A cache of `batch` rows, a multiple of b, that all begin with this one, and have no room for more yet."""
+        """A cache of `batch` rows that share this one as their trunk, b rows each of which is followed by batch / b branches. S = 0: call `grow` next.
+
+        Raises:
+            ValueError: this cache has a trunk already, or `batch` is not a multiple of b.
+        """
         rows, heads, _, head_dim = self.key.shape
         if self.trunk is not None or batch % rows:
-            raise ValueError(f"{rows} rows {'that branched before ' if self.trunk else ''}cannot branch into {batch}")
+            raise ValueError(f"a cache of {rows} rows{' that branched before' if self.trunk else ''} cannot branch into {batch}: branch once, into a multiple")
         empty = jnp.zeros((batch, heads, 0, head_dim), self.key.dtype)
         return KVCache(empty, empty, trunk=self)
 
@@ -75,7 +81,7 @@ def dot_product_attention(
     scale: float,
     dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
 ) -> Float[Array, "B H T K"]:
-    """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend. dropout: applied to the weights [B, H, T, S]."""
+    """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend. dropout: a function applied to the weights [B, H, T, S]."""
     return _weighted(dropout(_attention_weights(_products(query, key), bias, mask, scale)), value)
 
 
@@ -101,10 +107,10 @@ def cached_attention(
     mask: Bool[Array, "#B #H #T S"] | None = None,
     scale: float,
 ) -> Float[Array, "B H T K"]:
-    """`dot_product_attention` over `cache.write(key, value, position)`, without writing first.
+    """`dot_product_attention` over `cache.write(key, value, position)`, computed without writing first.
 
-    The new entries' logits and values are put in by hand: a product that reads the freshly written cache makes XLA keep two versions
-    of it, and copy the whole of it at every step.
+    The logits and values of the T new entries are inserted separately: if the products read the updated cache, XLA would keep two versions of it
+    and copy all of it at every step.
     """
     start, at = cache.start, (0, 0, 0, position)
     products = _products(query, cache.key)
@@ -121,18 +127,20 @@ def cached_attention(
 
 
 def is_first(position: Int[Array, ""] | int) -> bool:
-    """Whether it is known, when the program is traced, that nothing comes before."""
+    """Whether `position` is known to be 0 when the program is traced, so that there are no earlier positions to attend to."""
     return isinstance(position, int) and position == 0
 
 
-def rotate(
-    x: Float[Array, "B H T K"], position: Int[Array, ""] | int, longest: float, *, limit: float = math.inf, sign: int = 1
-) -> Float[Array, "B H T K"]:
-    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.2) of queries or keys at [position, position + T): pairs of widths turn with the
-    position, so that the product of a query and a key depends on the distance between them, in a way that their content decides.
+def rotate(x: Float[Array, "B H T K"], position: Int[Array, ""] | int, longest: float, *, limit: float = math.inf, sign: int = 1) -> Float[Array, "B H T K"]:
+    """Rotates queries or keys at positions [position, position + T) by their positions (RoFormer, arXiv 2104.09864, section 3.2).
 
-    Periods: from 4 positions to `longest`, in geometric progression, where the paper's run from 6 to 60,000. Pairs whose period is above `limit`
-    stay as they are. sign: -1 turns back.
+    Each pair of components turns by an angle proportional to the position, so that the product of a query and a key depends on their distance, in a
+    way that their contents decide.
+
+    Args:
+        longest: the longest period, in positions. Periods are a geometric progression from 4 to `longest`; the paper's run from 6 to 60,000.
+        limit: pairs with a longer period are left unchanged.
+        sign: 1, or -1 for the inverse rotation.
     """
     half = x.shape[-1] // 2
     periods = np.geomspace(4.0, longest, half)
@@ -142,10 +150,10 @@ def rotate(
 
 
 def _after(x: jax.Array, position: jax.Array) -> jax.Array:
-    """`position`, computed from `x`: what is written there is written after x was read.
+    """Returns `position`, with a data dependency on `x`, so that a write at the result is ordered after the computation of `x`.
 
-    XLA updates the cache in place only where it can prove that its readers are done; otherwise it copies the cache at every step. On the
-    CPU `optimization_barrier` is dropped before that decision, so the order is spelled out as data: min(position, something >= 2**30).
+    XLA updates the cache in place only where it can prove that all reads of it are done; otherwise it copies the cache at every step. On CPU, XLA
+    drops `optimization_barrier` before that decision, so the order is expressed as a data dependency: min(position, a number >= 2**30).
     """
     bits = jax.lax.bitcast_convert_type(x[0, 0, 0, 0].astype(jnp.float32), jnp.uint32) >> 2
     return jnp.minimum(position, (bits | jnp.uint32(1 << 30)).astype(jnp.int32))
@@ -162,7 +170,7 @@ def _weighted(weights: jax.Array, value: jax.Array) -> jax.Array:
 def _across_branches(
     product: Callable[[jax.Array, jax.Array], jax.Array], x: Float[Array, "B H T X"], shared: Float[Array, "b H P K"]
 ) -> Float[Array, "B H T Y"]:
-    """`product` of each row of x with that of its trunk, which is read once for its w = B / b branches: they lie one after the other along T."""
+    """`product` of each row of `x` and its row of the trunk. The B / b branches of a trunk row are joined along T, so that the row is read once."""
     (batch, heads, length, width), rows = x.shape, len(shared)
     x = x.reshape(rows, batch // rows, heads, length, width).swapaxes(1, 2).reshape(rows, heads, -1, width)
     return product(x, shared).reshape(rows, heads, batch // rows, length, -1).swapaxes(1, 2).reshape(batch, heads, length, -1)
@@ -180,24 +188,25 @@ def _attention_weights(products: jax.Array, bias: jax.Array | None, mask: jax.Ar
 class SelfAttention(nn.Module):
     """Multi-head self-attention with optional bias, mask and cache.
 
-    With `cache`, the T inputs sit at positions [position, position + T); their keys and values are written there and the queries
-    see the whole cache, so `mask` and `bias` span the cache length S. Without it S = T. Returns (output, new cache or None).
+    With `cache`, the T inputs are at positions [position, position + T); their keys and values are written there, and the queries attend to the
+    whole cache, so that `mask` and `bias` have its length S. Without `cache` S = T. Returns (output [B, T, D], new cache or None).
     """
 
     num_heads: int
     head_dim: int
     use_bias: bool = True
-    # T5 does not divide the logits by sqrt(K): it draws smaller query weights instead. None: divide by sqrt(K).
+    # Factor of the logits. None: 1 / sqrt(K). With a number, T5's way, 1 / sqrt(K) is folded into the initial query weights instead.
     logit_scale: float | None = None
-    # Of the output kernel when it is drawn, relative to fan-in.
+    # Scale of the initial output kernel, relative to fan-in initialization.
     out_init_scale: float = 1.0
-    # Of the attention weights when `train`, one draw for all queries of a head, as in T5.
+    # Dropout rate of the attention weights when `train`. All queries of a head share one mask, as in T5.
     dropout: float = 0.0
-    # "xla", or "cudnn": `fused_causal_attention` where there is no cache; without mask and dropout.
+    # "xla", or "cudnn": `fused_causal_attention` where there is no cache, without mask and dropout.
     kernel: str = "xla"
-    # Longest period of the rotary positions, in positions. 0: none.
+    # Longest period of the rotary positions (`rotate`), in positions. 0: no rotary positions.
     rotary: float = 0.0
-    # Values turn too, in pairs of widths with a period up to this, and the output turns back: what a head reads then says how far away it was.
+    # Values are rotated too, in pairs with a period up to this many positions, and the output is rotated back, so that what a head reads encodes its
+    # distance. 0: values are not rotated.
     rotary_values: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
@@ -214,7 +223,7 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         width, heads, head_dim = x.shape[-1], self.num_heads, self.head_dim
         scale = head_dim**-0.5 if self.logit_scale is None else self.logit_scale
-        # One fused product; "qkv" stays unsharded, heads are split over the tensor axis. Without the division by sqrt(K), T5 folds it into the draw.
+        # One fused product. The axis of query, key and value is not sharded; heads are split over the tensor axis of the mesh.
         kernel = self.param(
             "qkv_kernel",
             partitioned(_qkv_init(head_dim if self.logit_scale is not None else 1), ("embed", None, "heads", "kv")),
@@ -251,18 +260,18 @@ class SelfAttention(nn.Module):
 
 
 def _qkv_init(query_shrink: int):
-    """Fan-in init of the fused kernel [D, 3, H, K]; the query third is divided by sqrt(query_shrink)."""
+    """Fan-in initializer of the fused kernel [D, 3, H, K]; the part of the query is divided by sqrt(query_shrink)."""
 
     def init(rng, shape, dtype=jnp.float32):
         kernel = jax.random.truncated_normal(rng, -2.0, 2.0, shape, dtype) * (shape[0] ** -0.5 / 0.87962566103423978)
-        # Not `kernel.at[:, 0].divide(...)`: XLA evaluates that scatter while it compiles, for seconds.
+        # Not `kernel.at[:, 0].divide(...)`: XLA evaluates that scatter at compile time, which takes seconds.
         return jnp.concatenate([kernel[:, :1] / query_shrink**0.5, kernel[:, 1:]], axis=1)
 
     return init
 
 
 def _out_init(scale: float):
-    """`scale` times the fan-in init of [H, K, D]: the fan is H * K."""
+    """`scale` times the fan-in initializer of a kernel [H, K, D], whose fan-in is H * K."""
 
     def init(rng, shape, dtype=jnp.float32):
         return scale * fan_in_init(rng, (shape[0] * shape[1], shape[2]), dtype).reshape(shape)

@@ -1,13 +1,13 @@
 """Conformer blocks (arXiv 2005.08100) and a scanned stack of them.
 
-Two departures from the paper, both in the direction of w2v-BERT's successors:
-  * LayerNorm instead of batch norm in the convolution module: no statistics across examples, hence no hidden state, and a clip's
-    features do not depend on its batch mates.
-  * Positions enter as T5's bidirectional bucketed bias (arXiv 1910.10683, section 2.1), one table per stack, instead of Transformer-XL's
-    relative encoding. It only adds to the logits, so the attention is the one all our models share.
+The blocks differ from the paper's in two points, in the direction of w2v-BERT's successors:
+  * The convolution module has LayerNorm instead of batch norm: there are no running statistics, and a clip's features do not depend on the other
+    clips of its batch.
+  * Positions enter as T5's bidirectional relative bias (arXiv 1910.10683, section 2.1), one table per stack, instead of Transformer-XL's relative
+    encoding. The bias is only added to the logits, so that all models share one attention layer.
 
-Every branch starts at a tenth of its usual size, so that a fresh stack is close to the identity. At full size three fresh blocks drown
-what tells one frame from another in what all frames of a clip share, and a short training does not bring it back.
+Every residual branch is initialized at a tenth of the usual scale, so that an untrained stack is close to the identity. At the usual scale, three
+untrained blocks make the frames of a clip nearly equal to each other, and a short training does not recover their differences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _branch_init = nn.initializers.variance_scaling(_BRANCH_SCALE**2, "fan_in", "tru
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, expand, swish, contract (section 2.3). Without dropout: the masks of w2v-BERT are noise enough."""
+    """The feed-forward module (section 2.3): LayerNorm, expansion, swish, contraction. No dropout: w2v-BERT's masking regularizes already."""
 
     mlp_dim: int
     dtype: jnp.dtype = jnp.float32
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One symmetric filter per channel, zero-padded to the same length."""
+    """A depthwise convolution: one centered filter of odd length per channel. Zero padding keeps the length T."""
 
     kernel_size: int
     dtype: jnp.dtype = jnp.float32
@@ -51,12 +51,12 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", partitioned(fan_in_init, ("conv", "embed")), shape, jnp.float32).astype(self.dtype)
         half = self.kernel_size // 2
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (half, half), (0, 0)))
-        # A sum of shifted copies fuses into one pass; XLA's grouped convolution is many times slower on CPUs.
+        # XLA fuses this sum of shifted copies into one pass; its grouped convolution is many times slower on CPU.
         return sum(padded[:, i : i + x.shape[1]] * kernel[i] for i in range(self.kernel_size))
 
 
 class ConvModule(nn.Module):
-    """LayerNorm, pointwise with GLU, depthwise, LayerNorm, swish, pointwise (section 2.2)."""
+    """The convolution module (section 2.2): LayerNorm, pointwise with GLU, depthwise, LayerNorm, swish, pointwise."""
 
     kernel_size: int
     dtype: jnp.dtype = jnp.float32
@@ -72,7 +72,7 @@ class ConvModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm (section 2.4, equation 1)."""
+    """A Conformer block (section 2.4, equation 1): half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm."""
 
     num_heads: int
     mlp_dim: int
@@ -91,9 +91,9 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerStack(nn.Module):
-    """`num_layers` blocks, `stacked`: the leaves of params["blocks"] have a leading axis L.
+    """A scanned stack of `num_layers` Conformer blocks: the leaves of params["blocks"] have a leading axis L.
 
-    Hence the first k layers of a trained stack are `jax.tree.map(lambda p: p[:k], params["blocks"])` in a stack of k.
+    So a stack of k layers with `jax.tree.map(lambda p: p[:k], params["blocks"])` computes the first k layers of a trained stack.
     """
 
     num_layers: int
@@ -112,7 +112,7 @@ class ConformerStack(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A block as `stacked` wants it: (x, bias) -> (x, nothing)."""
+    """A block with the signature that `stacked` expects: (x, bias) -> (x, None)."""
 
     num_heads: int
     mlp_dim: int
@@ -125,12 +125,12 @@ class _Layer(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learned number per head and bucket of the distance key - query, added to the attention logits."""
+    """T5's relative position bias: one learned number per head and bucket of the distance key - query, added to the attention logits."""
 
     num_heads: int
-    # Half of them for keys before the query, half for keys at or after it.
+    # Half of them are for keys at or before the query, half for keys after it.
     num_buckets: int = 32
-    # Distances from here on, in positions, share the last bucket of their side.
+    # All distances from this one on, in positions, share the last bucket of their side.
     max_distance: int = 128
 
     @nn.compact

@@ -1,8 +1,8 @@
-"""Convolutions: causal ones in one dimension with an explicit past, and a plain one in two.
+"""Causal 1-D convolutions with an explicit state, and a 2-D convolution.
 
-XLA on CPU runs a 1-D convolution up to 1.5x faster when it is written in two dimensions with time on the last of them, so all
-convolutions here are. A transposed convolution with kernel 2s and stride s is a causal convolution of kernel 2 to s times the
-channels whose outputs are then laid out in time: the same sums, and 3-5x faster to train on CPU than dilating the input.
+XLA on CPU runs a 1-D convolution up to 1.5x faster when it is written as a 2-D one with time on the last spatial axis, so the 1-D convolutions here
+are written this way. A transposed convolution with kernel 2s and stride s is written as a causal convolution of kernel 2 to s times the channels,
+which are then reshaped into time. It computes the same sums and trains 3-5x faster on CPU than a convolution of the dilated input.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.layers import fan_in_init, partitioned
 
-# What a causal layer remembers of its input between two chunks: [B, P, D], the last P positions. A chain of layers has a tuple of these.
+# The state of a causal layer between two chunks of a signal: the last P positions of its input, [B, P, D]. A chain of layers has a tuple of these.
 Past = tuple | jax.Array | None
 
 
 @jax.custom_jvp
 def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x where positive, exp(x) - 1 elsewhere. Without expm1, which costs twice as much on CPU; the absolute error is below 1e-7."""
+    """ELU: x where positive, exp(x) - 1 elsewhere. It avoids expm1, which costs twice as much on CPU; the absolute error is below 1e-7."""
     return jnp.maximum(x, 0) + jnp.exp(jnp.minimum(x, 0)) - 1
 
 
 @elu.defjvp
 def _elu_jvp(primals, tangents):
-    # The slope follows from the output: no exponential in the backward pass, where XLA on CPU would compute it inside the sum that
-    # is the gradient of a bias, one number at a time.
+    # The derivative is computed from the output, without an exponential: in the backward pass XLA on CPU would compute that inside the sum over
+    # positions which gives the gradient of a bias, one number at a time.
     y = elu(*primals)
     return y, tangents[0] * (jnp.minimum(y, 0) + 1)
 
@@ -43,6 +43,7 @@ def conv_2d(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Float[Array, "B H_ W_ F"]:
+    """A 2-D convolution in the layout of `Conv2d`. padding: "SAME", "VALID", or (before, after) for each axis."""
     return jax.lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -55,14 +56,14 @@ def conv_2d(
 
 
 class Conv2d(nn.Module):
-    """A plain 2-D convolution with bias; T x 1 inputs make it a 1-D one. padding: "SAME" or "VALID"."""
+    """A 2-D convolution with bias; on T x 1 inputs it is a 1-D one. padding: "SAME" or "VALID"."""
 
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     padding: str = "SAME"
     groups: int = 1
-    # Weight normalization (arXiv 1602.07868): of "kernel" only each output's direction counts, its length is a parameter of its own, "scale".
+    # Weight normalization (arXiv 1602.07868): "kernel" is normalized to length 1 per output channel and multiplied by a learned "scale".
     weight_norm: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -79,18 +80,20 @@ class Conv2d(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A 1-D convolution that sees only the past: output t covers inputs up to stride * (t + 1) - 1, zeros before the first.
+    """A causal 1-D convolution: output t depends on inputs up to stride * (t + 1) - 1. Zeros precede the first input.
 
-    Called as `conv(x, past) -> (y, past)`. `past=None` is the start of the signal; the returned past continues it, so that a
-    signal fed in chunks (each a multiple of `stride` long) gives the same output as in one piece.
+    It is called as `conv(x, past) -> (y, past)`. `past=None` is the start of the signal; the returned past belongs to the next chunk, so that a signal
+    processed in chunks (whose lengths are multiples of `stride`) gives the same output as in one piece.
 
-    Args of the module: activate: apply ELU to the input first (ELU(0) = 0, so the zero padding is unchanged).
+    Raises:
+        ValueError: the length of the input is not a multiple of `stride`.
     """
 
     features: int
     kernel_size: int
     stride: int = 1
     dilation: int = 1
+    # Apply ELU to the input first. ELU(0) = 0, so the zero padding is unchanged.
     activate: bool = False
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
@@ -115,9 +118,9 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-    """Upsampling by `stride` with a transposed convolution of kernel 2 * stride, cut on the right so that it is causal.
+    """Upsampling by `stride`: a transposed convolution of kernel 2 * stride, cut on the right so that it is causal.
 
-    Output samples [stride * t, stride * (t + 1)) depend on inputs t and t - 1. Called as `conv(x, past) -> (y, past)`.
+    Outputs [stride * t, stride * (t + 1)) depend on inputs t - 1 and t. It is called as `conv(x, past) -> (y, past)`, like `CausalConv`.
     """
 
     features: int
@@ -134,7 +137,11 @@ class CausalConvTranspose(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """x + W2 elu(W1 elu(x)): a dilated convolution to half the width and a pointwise one back (SoundStream, figure 3 and table I)."""
+    """A residual unit of SoundStream (arXiv 2107.03312, figure 3): x + W2 elu(W1 elu(x)).
+
+    W1 is a dilated convolution to half the width, W2 a pointwise one back to the full width. The paper does not state the inner width; half the width
+    gives the parameter counts of its table I.
+    """
 
     dilation: int
     kernel_size: int = 7
@@ -149,7 +156,7 @@ class ResidualUnit(nn.Module):
 
 
 def chain(layers: Sequence[nn.Module], x: Float[Array, "B T D"], past: Past = None) -> tuple[Float[Array, "B T_ F"], Past]:
-    """Runs causal layers one after another, each with its own past."""
+    """Applies causal layers one after another, each with its own past. Returns the output and the tuple of new pasts."""
     pasts = [None] * len(layers) if past is None else past
     news = []
     for layer, one in zip(layers, pasts, strict=True):

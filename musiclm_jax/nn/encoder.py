@@ -1,4 +1,4 @@
-"""Layers of a bidirectional Transformer encoder, BERT's (arXiv 1810.04805) or a vision Transformer's, which differ in where the norms stand."""
+"""Layers of a bidirectional Transformer encoder: BERT's (arXiv 1810.04805), or with `pre_norm` a Vision Transformer's (arXiv 2010.11929)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm
 from musiclm_jax.nn.stack import stacked
 
-# Of every norm in such encoders.
+# Epsilon of all norms in these encoders.
 NORM_EPSILON = 1e-12
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then two dense layers with an exact GELU between them; dropout, sum and norm around each."""
+    """One encoder layer: self-attention, then two dense layers with an exact GELU between them, each with dropout, residual connection and norm."""
 
     num_heads: int
     mlp_dim: int
-    # False: norms after each sum, as in BERT. True: before each sublayer; the caller owes a norm at the end.
+    # False: a norm after each residual sum, as in BERT. True: a norm before each sublayer; the caller must add one after the last layer.
     pre_norm: bool
-    # Of sublayer outputs, when `train`.
+    # Dropout rate of the sublayers' outputs when `train`.
     dropout: float = 0.0
     train: bool = False
-    # None: the width over num_heads.
+    # None: the width divided by num_heads.
     head_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -49,5 +49,5 @@ class EncoderLayer(nn.Module):
 
 
 def encoder_layers(num_layers: int, *, name: str, remat: bool = False, **fields) -> nn.Module:
-    """`num_layers` EncoderLayers, `stacked`: (x, mask) -> (x, None). `fields` are EncoderLayer's."""
+    """A scanned stack of `num_layers` EncoderLayers, called as (x, mask) -> (x, None). `fields` are EncoderLayer's. See `nn.stack.stacked`."""
     return stacked(EncoderLayer, num_layers, name=name, remat=remat, **fields)

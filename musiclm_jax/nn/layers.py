@@ -1,4 +1,4 @@
-"""The small layers that every model shares. Parameters are float32 and carry logical axis names (`sharding.py` maps them to a mesh)."""
+"""Small layers that all models share. Parameters are float32 and have logical axis names, which `training/sharding.py` maps to a mesh."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 
 
 def partitioned(init, axes: Sequence[str | None]):
-    """`init` with logical axis names attached, one per dimension of the parameter."""
+    """The initializer `init` with logical axis names attached, one per dimension of the parameter. None: the dimension is not sharded."""
     return nn.with_logical_partitioning(init, tuple(axes))
 
 
 class Dense(nn.Module):
-    """y = x W (+ b), over the last axis.
+    """y = x W (+ b), over the last axis."""
 
-    Args of the module: features: output width. axes: logical names of (input, output). use_bias: T5 has none. dtype: of the product.
-    """
-
+    # Output width, F.
     features: int
+    # Logical names of the input and the output axis.
     axes: tuple[str | None, str | None] = ("embed", "mlp")
+    # T5 has no biases.
     use_bias: bool = True
+    # Of the product. Parameters are float32.
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = fan_in_init
 
@@ -41,7 +42,7 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of `num` vectors, looked up by id. Ids outside [0, num) are the caller's error: JAX would clamp them."""
+    """A table of `num` vectors, looked up by id. The caller must keep ids in [0, num): larger ones give NaN."""
 
     num: int
     features: int
@@ -55,7 +56,7 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """T5's norm: scale only, no mean, statistics in float32 (arXiv 1910.10683, section 2.1)."""
+    """Root-mean-square norm, as in T5 (arXiv 1910.10683, section 2.1): scale only, no mean and no bias; statistics in float32."""
 
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
@@ -69,7 +70,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Mean and variance over the last axis in float32, then scale and shift."""
+    """Layer norm over the last axis: statistics in float32, then learned scale and bias."""
 
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
@@ -85,6 +86,6 @@ class LayerNorm(nn.Module):
 
 
 def l2_normalize(x: Float[Array, "*B D"], *, epsilon: float = 1e-12) -> Float[Array, "*B D"]:
-    """x divided by its length, in float32; a zero vector stays zero and has a finite gradient."""
+    """x divided by its L2 norm over the last axis, float32. A zero vector stays zero and has a finite gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + epsilon)

@@ -1,7 +1,7 @@
 """Residual vector quantization with codebooks learned by exponential moving averages (SoundStream, arXiv 2107.03312, section III-C).
 
-Level q quantizes what the levels before it left over; the sum of the chosen codes approximates the input. Distances and statistics
-are float32. All statistics are sums over the whole batch, so that under jit with a batch sharded over devices they are global sums.
+Level q quantizes the residual of the levels before it; the sum of the chosen codes approximates the input. Distances and statistics are float32.
+All statistics are sums over the whole batch, so that under jit with a batch sharded over devices they are global sums.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from musiclm_jax.nn.clustering import kmeans
 
 @dataclasses.dataclass(frozen=True)
 class RVQConfig:
-    """How codebooks learn. Their sizes are those of the `RVQState`."""
+    """How the codebooks are learned. Their sizes are those of the `RVQState`."""
 
-    # Of the running sums and counts of the frames assigned to a code.
+    # Decay of the moving averages of the sum and the count of the frames assigned to a code. The paper's: 0.99.
     ema_decay: float = 0.99
-    # A code is dead, and restarts at a random frame of the batch, when its running count is below this part of the mean count of
-    # its level. The paper's threshold is a count of 2 in a batch where the mean is about 9: it must scale with the batch. 0: never.
+    # A code is dead, and is replaced by a random frame of the batch, when its moving average of counts is below this share of the mean of its level.
+    # The paper's threshold is a count of 2, about 0.2 of the mean in a batch of 64 x 3 s; a share fits all batch sizes. 0: codes are never replaced.
     dead_code_ratio: float = 0.2
-    # Laplace smoothing of the counts.
+    # Constant of the Laplace smoothing of the counts.
     epsilon: float = 1e-5
-    # k-means iterations on the first batch.
+    # k-means iterations on the first batch, which initialize the codebooks.
     kmeans_iters: int = 10
 
     def __post_init__(self):
         check_numbers(self, ema_decay=SHARE, dead_code_ratio=SHARE, epsilon=POSITIVE, kmeans_iters=COUNT)
         if 1 in (self.ema_decay, self.dead_code_ratio):
-            raise UserError(f"ema_decay={self.ema_decay} and dead_code_ratio={self.dead_code_ratio} must both lie in [0, 1)")
+            raise UserError(f"ema_decay={self.ema_decay}, dead_code_ratio={self.dead_code_ratio}: choose both at least 0 and below 1")
 
 
 @flax.struct.dataclass
 class RVQState:
-    """Codebooks and their running statistics.
+    """Codebooks and their moving averages.
 
-    Fields, float32: codebooks [Q, C, D]; ema_sum [Q, C, D], ema_count [Q, C]: running sum and number of the frames of a code;
-    initialized: bool scalar, False until the first batch has been seen.
+    Attributes:
+        codebooks: [Q, C, D] float32.
+        ema_sum, ema_count: [Q, C, D] and [Q, C] float32, moving averages of the sum and the count of the frames assigned to each code.
+        initialized: bool scalar, False before the first batch.
     """
 
-    # Any: JAX rebuilds the class around shapes and shardings (eval_shape, tree.map), which the type checker would refuse.
+    # Annotated as Any, because JAX also builds this class from shapes and shardings (eval_shape, tree.map), which a type checker would reject.
     codebooks: Any
     ema_sum: Any
     ema_count: Any
@@ -55,21 +57,22 @@ class RVQState:
 
     @classmethod
     def empty(cls, *, num_levels: int, num_codes: int, dim: int) -> RVQState:
+        """A state of zeros, which the first call of `quantize_train` initializes."""
         vectors = jnp.zeros((num_levels, num_codes, dim), jnp.float32)
         return cls(vectors, vectors, jnp.zeros((num_levels, num_codes), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
 def nearest(x: Float[Array, "*B D"], codebook: Float[Array, "C D"]) -> Int[Array, "*B"]:
-    """Index of the nearest code in Euclidean distance; of equals, the first."""
+    """Index of the nearest code in Euclidean distance, int32. Ties go to the lower index."""
     products = jnp.einsum("...d,cd->...c", x, codebook, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     distances = jnp.sum(jnp.square(codebook), axis=-1) - 2 * products
-    # argmin in two steps: XLA on CPU runs two plain minima twice as fast, products included. Where all is NaN it is 0, as argmin's.
+    # argmin as two minima, which XLA on CPU runs twice as fast, products included. Where all distances are NaN the result is 0, as with argmin.
     further = distances > jnp.min(distances, axis=-1, keepdims=True)
     return jnp.min(jnp.where(further, len(codebook), jnp.arange(len(codebook), dtype=jnp.int32)), axis=-1)
 
 
 def rvq_encode(codebooks: Float[Array, "Q C D"], x: Float[Array, "*B D"]) -> Int[Array, "*B Q"]:
-    """Codes of x, greedily, level by level."""
+    """Quantizes x greedily, level by level. Returns the codes, int32 in [0, C)."""
 
     def level(residual, codebook):
         codes = nearest(residual, codebook)
@@ -80,15 +83,19 @@ def rvq_encode(codebooks: Float[Array, "Q C D"], x: Float[Array, "*B D"]) -> Int
 
 
 def rvq_decode(codebooks: Float[Array, "Q C D"], codes: Int[Array, "*B q"]) -> Float[Array, "*B D"]:
-    """The sum of the chosen codes. With q < Q levels: a coarser approximation."""
+    """The vectors that codes stand for, float32: the sum of the chosen code vectors. With q < Q levels the result is a coarser approximation.
+
+    Raises:
+        ValueError: the codes have more levels than there are codebooks.
+    """
     levels = codes.shape[-1]
     if levels > codebooks.shape[0]:
-        raise ValueError(f"codes of {levels} levels, but there are {codebooks.shape[0]} codebooks")
+        raise ValueError(f"codes have {levels} levels, expected at most {codebooks.shape[0]}, the number of codebooks")
     return jnp.sum(codebooks[jnp.arange(levels), codes], axis=-2)
 
 
 def rvq_fit(rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int, num_iters: int = 20) -> Float[Array, "{num_levels} {num_codes} D"]:
-    """Codebooks by residual k-means: level q is fitted to what the fitted levels before it leave over."""
+    """Fits codebooks by residual k-means: the codebook of level q is fitted to the residual of the levels before it. Returns [Q, C, D] float32."""
 
     def level(residual, rng):
         codebook = kmeans(rng, residual, num_clusters=num_codes, num_iters=num_iters)
@@ -99,25 +106,30 @@ def rvq_fit(rng: Key, x: Float[Array, "n D"], *, num_levels: int, num_codes: int
 
 
 def perplexity(counts: Float[Array, "*Q C"]) -> Float[Array, "*Q"]:
-    """exp(entropy) of the codes' frequencies: C when all are used equally, 1 when one is, or none. counts: or probabilities.
+    """exp(entropy) of the codes' frequencies: C if all codes are used equally, 1 if one code or none is used. `counts` may be probabilities.
 
-    The gradient is finite everywhere; by a code that is not used it takes only what the others lose.
+    The gradient is finite everywhere. With respect to the count of an unused code it has only the term of the other codes' frequencies.
     """
     total = jnp.sum(counts, axis=-1, keepdims=True)
     frequencies = counts / jnp.where(total > 0, total, 1)
-    # Not xlogy, whose gradient at 0 is infinite.
+    # xlogy has an infinite gradient at 0.
     return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.where(frequencies > 0, frequencies, 1)), axis=-1))
 
 
 def quantize_train(
     x: Float[Array, "B T D"], state: RVQState, config: RVQConfig, *, num_levels: Int[Array, "B"], rng: Key
 ) -> tuple[Float[Array, "B T D"], Int[Array, "B T Q"], Float[Array, ""], RVQState, dict[str, jax.Array]]:
-    """Quantizes a training batch and updates the codebooks; the first batch initializes them.
+    """Quantizes a training batch and updates the codebooks (section III-C, algorithm 1). The first batch initializes them by k-means.
 
-    num_levels: example b uses its first num_levels[b] levels (quantizer dropout); the others neither add to its output nor see it
-    in their statistics; their codes are filled in nevertheless.
-    Returns: y, the quantized x, with the gradient passed straight through; codes; commitment loss, the mean squared distance to the
-    codes over frames, widths and levels; the new state; metrics {"perplexity_<level>", "codebook_use_<level>"} of this batch.
+    Args:
+        num_levels: example b uses its first num_levels[b] levels (quantizer dropout). The other levels do not add to its output, and it does not
+            enter their statistics; their codes are returned nevertheless.
+        rng: for the k-means and for the replacement of dead codes.
+
+    Returns:
+        (y, codes, commitment, state, metrics): y, the quantized x with a straight-through gradient, in the dtype of x; codes, int32; the commitment
+        loss, the mean squared distance to the codes over frames, components and levels; the new state; and the metrics of this batch,
+        {"perplexity_<level>", "codebook_use_<level>"}, where codebook use is the share of the codes that occur and levels count from 1.
     """
     rng_init, rng_dead = jax.random.split(rng)
     count = state.codebooks.shape[0]
@@ -132,7 +144,7 @@ def quantize_train(
         distance = jnp.mean(jnp.square(residual - chosen), axis=-1)
         commitment = jnp.sum(jnp.where(used, distance, 0)) / jnp.maximum(jnp.sum(used), 1)
         book, usage = _update(book, jax.lax.stop_gradient(residual), codes, used, config, rng)
-        # The gradient of what is left over is that of x at every level, so the commitment of each reaches the encoder.
+        # The residual of every level has the gradient of x, so the commitment loss of every level reaches the encoder.
         return (residual - chosen, quantized + jnp.where(used[:, None], chosen, 0)), (codes, commitment, book, usage)
 
     used = jnp.repeat(jnp.arange(count)[:, None] < num_levels, x.shape[1], axis=1)  # [Q, B * T]
@@ -146,7 +158,7 @@ def quantize_train(
 
 
 class _Book(NamedTuple):
-    """One level of an `RVQState`, or all of them with a leading axis Q."""
+    """One level of an `RVQState`, or all levels with a leading axis Q."""
 
     codebook: jax.Array  # [C, D]
     ema_sum: jax.Array  # [C, D]
@@ -154,11 +166,11 @@ class _Book(NamedTuple):
 
 
 def _initialize(rng: Key, frames: Float[Array, "n D"], state: RVQState, num_iters: int) -> RVQState:
-    """Residual k-means on the first batch; the statistics are those of its assignment."""
+    """Initializes the codebooks by residual k-means on the frames of the first batch, and the moving averages by their assignment."""
     levels, codes, _ = state.codebooks.shape
     books = rvq_fit(rng, frames, num_levels=levels, num_codes=codes, num_iters=num_iters)
     counts = jax.vmap(lambda ids: jnp.sum(jax.nn.one_hot(ids, codes), axis=0), in_axes=-1)(rvq_encode(books, frames))
-    # A code without frames gets a token count, or its vector would be lost in 0 / 0; if it stays unused it dies.
+    # A code without frames gets a small count, so that its vector is not lost in 0 / 0. If it stays unused it becomes dead.
     counts = jnp.maximum(counts, 1e-2)
     return RVQState(books, books * counts[..., None], counts, jnp.ones((), jnp.bool_))
 
@@ -166,7 +178,7 @@ def _initialize(rng: Key, frames: Float[Array, "n D"], state: RVQState, num_iter
 def _update(
     book: _Book, x: Float[Array, "n D"], codes: Int[Array, "n"], used: Bool[Array, "n"], config: RVQConfig, rng: Key
 ) -> tuple[_Book, Float[Array, "C"]]:
-    """One EMA step of one level on the frames in `used`. Returns it with the counts of this batch."""
+    """One step of the moving averages of one level, with the frames in `used`. Returns the new level and the counts of this batch."""
     num_codes = book.codebook.shape[0]
     one_hot = jax.nn.one_hot(jnp.where(used, codes, -1), num_codes)  # An id of -1 is a row of zeros.
     usage = jnp.sum(one_hot, axis=0)
@@ -178,7 +190,7 @@ def _update(
     smooth = (ema_count + config.epsilon) / (mass + num_codes * config.epsilon) * mass
     codebook = ema_sum / smooth[:, None]
 
-    # Dead codes restart at frames drawn from the used ones. Sum and count restart with them, or the next step would undo it.
+    # Dead codes are replaced by random frames among the used ones. Their sum and count are replaced as well, or the next step would undo this.
     threshold = config.dead_code_ratio * mass / num_codes
     dead = ema_count < threshold
     draws = jax.random.randint(rng, (num_codes,), 0, jnp.maximum(total, 1).astype(jnp.int32))
@@ -188,5 +200,5 @@ def _update(
         jnp.where(dead[:, None], fresh * threshold, ema_sum),
         jnp.where(dead, threshold, ema_count),
     )
-    # A level that no example used learns nothing.
+    # A level that no example used does not change.
     return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), restarted, book), usage

@@ -1,29 +1,34 @@
-"""Layers of one kind, one after the other, as a scan over stacked parameters: compile time and sharding do not depend on the depth."""
+"""Stacks of equal layers as a scan over stacked parameters: compile time and sharding do not depend on the depth."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import flax.linen as nn
+import jax
 
-# Names under which stacks stand in a model. Parameters below one of them have a leading axis L, which the optimizer reads off these names.
+# The allowed names of stacks in a model. Parameters below such a name have a leading axis L, and the optimizer recognizes them by the name.
 STACKS = ("layers", "blocks")
 
 
-def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool = False, **fields: Any) -> nn.Module:
-    """`num_layers` of `layer(**fields)`, as a module that is called like one of them: (x, *shared) -> (x, what each layer returns beside x, stacked).
+def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool | str = False, **fields: Any) -> nn.Module:
+    """A stack of `num_layers` layers `layer(**fields)` as one module, called like one layer: (x, *shared) -> (x, the layers' second results, stacked).
 
-    A function, for use inside a compact module: it adds no level to the parameter tree.
+    For use inside a compact module. The stack adds one level, `name`, to the parameter tree.
 
     Args:
+        layer: a module called as (x, *shared) -> (x, second result).
         name: one of STACKS.
-        remat: recompute each layer in the backward pass: about a third more time, memory for one layer's activations instead of all.
+        remat: recompute each layer in the backward pass, which takes about a third more time, and memory for the activations of one layer only.
+
+    Raises:
+        ValueError: `name` is not one of STACKS.
     """
     if name not in STACKS:
-        raise ValueError(f"a stack named {name!r}: expected one of {STACKS}, by which the optimizer knows stacked parameters")
+        raise ValueError(f"a stack named {name!r}: expected one of {STACKS}, by which the optimizer recognizes stacked parameters")
     scan = nn.scan(
-        # Inside a scan XLA cannot merge the recomputed layer with the first computation, so nothing has to keep it from that.
-        nn.remat(layer, prevent_cse=False) if remat else layer,
+        # prevent_cse is not needed inside a scan: XLA cannot merge the recomputation with the first computation there.
+        nn.remat(layer, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None) if remat else layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,

@@ -1,12 +1,12 @@
 """The decoder-only Transformer of all three stages: T5 1.1's block under a causal mask.
 
-MusicLM (arXiv 2301.11325, section 4.2) gives 24 layers, 16 heads, width 1024, feed-forward 4096, dropout 0.1, the relative positions of
-Raffel et al. (arXiv 1910.10683) and 430M parameters. Those numbers meet in T5 1.1: RMSNorm before each sublayer, no biases, GEGLU
-(arXiv 2002.05202), head width 64, logits not divided by sqrt(K) and an untied output table.
+MusicLM (arXiv 2301.11325, section 4.2) gives 24 layers, 16 heads, width 1024, feed-forward width 4096, dropout 0.1, the relative positions of
+Raffel et al. (arXiv 1910.10683) and 430M parameters. T5 1.1's block has that number of parameters at these sizes: RMSNorm before each sublayer, no
+biases, GEGLU (arXiv 2002.05202), head width 64, logits that are not divided by sqrt(K), and an output table that is not tied to the input's.
 
-Training scans over the layers, whose parameters are stacked, so that compile time and sharding do not depend on the depth. Decoding loops
-over them in Python: under a scan each step would copy every layer's weights out of the stack (2.5x slower on a CPU) and the whole cache
-back into one. `unstack_layers` turns the one set of parameters into the other; the block is the same.
+Training scans over the layers, whose parameters are stacked, so that compile time and sharding do not depend on the depth. Decoding loops over the
+layers in Python: under a scan, each step would copy every layer's weights out of the stack (2.5x slower on CPU) and the whole cache back into one.
+`unstack_layers` converts the parameters; the block is the same.
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ from musiclm_jax.nn.stack import stacked
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Size of the stack. The defaults are MusicLM's."""
+    """Sizes of the Transformer of a stage. The defaults are the paper's."""
 
     dim: int = 1024
     num_layers: int = 24
     num_heads: int = 16
-    # T5's head width; num_heads * head_dim need not equal dim.
+    # Width of a head, T5's. num_heads * head_dim need not equal dim.
     head_dim: int = 64
     mlp_dim: int = 4096
-    # Of embeddings, attention weights, sublayer outputs and the final norm; one draw per sequence, shared by its positions. 0: none.
+    # Dropout rate of embeddings, attention weights, sublayer outputs and the final norm. The positions of a sequence share one mask. 0: no dropout.
     dropout: float = 0.1
-    # Relative positions: half the buckets hold one distance each, the others grow to max_distance; beyond, all distances share the last.
+    # Buckets of T5's relative positions. Half of them have one distance each, the others grow logarithmically up to max_distance.
     num_buckets: int = 32
+    # All distances from this one on, in tokens, share the last bucket.
     max_distance: int = 128
-    # Longest period of rotary positions, in tokens, beside T5's. T5's bias cannot depend on what is played: a query that looks one beat back has to
-    # know how long a beat is. The paper's: 0, none.
+    # Longest period of rotary positions (arXiv 2104.09864), in tokens, in addition to T5's bias. That bias cannot depend on the content, but the
+    # distance of one beat does. 0: no rotary positions, as in the paper.
     rotary: float = 0.0
-    # Rotary periods, in tokens, up to which the values turn too: a head that adds up what it finds is told when that was, as a phase, and several
-    # events at equal distances add up to a beat. The paper's: 0, none.
+    # Values are rotated too, in pairs whose rotary period is at most this many tokens. The phase of a value then encodes its distance, so that a head
+    # which sums over several events can represent the beat that they form. 0: values are not rotated, as in the paper.
     rotary_values: float = 0.0
-    # How attention is computed in training: "xla", or "cudnn", a fused kernel for bfloat16 on NVIDIA GPUs that does not store the weights of attention,
-    # and so cannot drop any (`attention_dropout`).
+    # How attention is computed in training: "xla", or "cudnn", a fused kernel for bfloat16 on NVIDIA GPUs. It does not store the attention weights, and
+    # so cannot drop any: set `attention_dropout` to 0.
     attention_kernel: str = "xla"
-    # Of attention weights. None: as `dropout`.
+    # Dropout rate of attention weights. None: that of `dropout`.
     attention_dropout: float | None = None
-    # Recompute each layer in the backward pass: memory for about a third more time.
-    remat: bool = False
-    # Of activations and cache: "float32" or "bfloat16". Parameters, softmax, norms and logits stay float32.
+    # What the backward pass recomputes of each layer. "none"; "all": least memory, about a third more time; "products": all but the matrix products.
+    remat: bool | str = False
+    # Type of activations and cache: "float32" or "bfloat16". Parameters, softmax, statistics of norms, and logits are float32.
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -68,21 +69,20 @@ class TransformerConfig:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
         if self.num_buckets % 2 or self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
             raise UserError(
-                f"num_buckets={self.num_buckets}, max_distance={self.max_distance}: choose an even number of buckets, "
-                "and a distance above half of it"
+                f"num_buckets={self.num_buckets}, max_distance={self.max_distance}: choose an even number of buckets, and a max_distance above half of it"
             )
         if self.rotary and (self.rotary < 4 or self.head_dim % 2):
-            raise UserError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose 4 or more with an even head_dim, or 0 for none")
+            raise UserError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose rotary=4 or more with an even head_dim, or rotary=0 for none")
         if self.rotary_values and not self.rotary:
-            raise UserError(f"rotary_values={self.rotary_values}: only with rotary, whose periods it reads")
+            raise UserError(f"rotary_values={self.rotary_values}, rotary=0: set rotary, whose periods the values use, or choose rotary_values=0")
 
 
 class CausalBias(nn.Module):
-    """T5's relative-position bias with the causal mask folded in; one table serves all layers.
+    """T5's relative position bias, with the causal mask included. All layers share one table.
 
-    Returns [1, H, T, S] for queries at positions [position, position + T) and keys at [0, S): the bias of the distance, or the most
-    negative float32 where the key lies ahead of the query. Biases are looked up for the T + S - 1 distinct distances and then laid out
-    along the diagonals by reshaping: a T x S lookup would make the backward pass a scatter of that size.
+    Returns [1, H, T, S] for queries at positions [position, position + T) and keys at [0, S): the bias of the distance, or the most negative float32
+    where the key comes after the query. Biases are looked up for the T + S - 1 distinct distances and reshaped onto the diagonals, because the
+    backward pass of a T x S lookup would be a scatter of that size.
     """
 
     num_heads: int
@@ -93,22 +93,22 @@ class CausalBias(nn.Module):
     def __call__(self, num_queries: int, num_keys: int, position: Int[Array, ""] | int = 0) -> Float[Array, "1 H T S"]:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("table", partitioned(init, ("heads", None)), (self.num_heads, self.num_buckets), jnp.float32)
-        distances = np.arange(self.max_distance + 1)  # larger ones share the last bucket
+        distances = np.arange(self.max_distance + 1)  # Larger ones share the last bucket.
         by_distance = table[:, relative_buckets(-distances, num_buckets=self.num_buckets, max_distance=self.max_distance, bidirectional=False)]
-        # Every distance that occurs, from the last query to key 0 down to the first query to key S - 1, and a spare entry.
+        # All distances that occur, from that of the last query to key 0 down to that of the first query to key S - 1, and one more.
         width = num_queries + num_keys
         distance = position + num_queries - 1 - jnp.arange(width)
         bias = jnp.take(by_distance, jnp.clip(distance, 0, self.max_distance), axis=1)
         bias = jnp.where(distance >= 0, bias, jnp.finfo(jnp.float32).min)
         if num_queries == 1:
             return bias[None, :, None, :num_keys]
-        # Row t of the result is bias[T-1-t : T-1-t+S]: in T copies laid end to end these rows start every width - 1 entries.
+        # Row t of the result is bias[T-1-t : T-1-t+S]. In T copies laid end to end, one such row begins every width - 1 entries.
         rows = jnp.tile(bias, (1, num_queries))[:, num_queries - 1 : num_queries - 1 + num_queries * (width - 1)]
         return rows.reshape(1, self.num_heads, num_queries, width - 1)[..., :num_keys]
 
 
 class GatedMlp(nn.Module):
-    """GEGLU: (gelu(x W_0) * x W_1) W_out, with W_0 and W_1 in one product."""
+    """GEGLU (arXiv 2002.05202): (gelu(x W_0) * x W_1) W_out, with W_0 and W_1 in one product."""
 
     config: TransformerConfig
     train: bool
@@ -124,7 +124,7 @@ class GatedMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Also returns the layer's cache."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, the layer's new cache or None)."""
 
     config: TransformerConfig
     train: bool = False
@@ -158,12 +158,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedded tokens to hidden states, causally.
+    """A causal Transformer, from embedded tokens [B, T, D] to hidden states [B, T, D]. Returns (hidden states, new cache or None).
 
-    Without `cache` the T inputs are the whole sequence. With `cache` (one KVCache per layer, length S) they are positions
-    [position, position + T), and see what was written before them; prefill and decoding differ only in T. Returns (hidden, new cache).
-    `bias`: of the caller's, added in all layers to that of the relative positions (S = T without a cache).
-    `unrolled`: parameters are those of `unstack_layers`; needed with a cache, and not for training.
+    Without `cache` the T inputs are the whole sequence. With `cache`, one KVCache of length S per layer, they are positions [position, position + T)
+    and attend to the entries before them as well; prefill and decoding differ only in T. `bias` is added to that of the relative positions in all
+    layers (without a cache S = T).
+
+    With `unrolled` the parameters are those that `unstack_layers` returns. A cache requires it, and training does not support it.
+
+    Raises:
+        ValueError: a cache without `unrolled`, or training with it.
     """
 
     config: TransformerConfig
@@ -181,7 +185,7 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[KVCache, ...] | None]:
         cfg = self.config
         if self.unrolled and train or cache is not None and not self.unrolled:
-            raise ValueError("a cache needs unrolled=True and the parameters of unstack_layers(params), training unrolled=False")
+            raise ValueError("expected unrolled=True and the parameters of unstack_layers(params) with a cache, and unrolled=False in training")
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not train)
         num_keys = x.shape[1] if cache is None else cache[0].length
         causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
@@ -202,17 +206,17 @@ class Transformer(nn.Module):
 
 @functools.partial(jax.jit, static_argnames=("config", "first"))
 def _block(config: TransformerConfig, params: Any, x: jax.Array, bias: jax.Array, cache: KVCache | None, position: jax.Array | int, first: bool):
-    """A layer of an unrolled Transformer: a program of its own, so that one is traced and lowered for all layers."""
+    """A layer of an unrolled Transformer. It is jitted by itself, so that all layers share one traced and lowered program."""
     return Block(config).apply({"params": params}, x, bias, cache, 0 if first else position)
 
 
 def unstack_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """Parameters of a scanned `Transformer` as those of an unrolled one: {"layers": [L, ...]} -> {"layer_0": [...], ...}."""
+    """Converts the parameters of a scanned `Transformer` to those of an unrolled one: {"layers": [L, ...]} -> {"layer_0": [...], ...}."""
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(num_layers)}
     return {**rest, **layers}
 
 
 def _gated_init(rng, shape, dtype=jnp.float32):
-    """Fan-in init of [D, 2, F]: the fan is D."""
+    """Fan-in initializer of a kernel [D, 2, F], whose fan-in is D."""
     return fan_in_init(rng, (shape[0], shape[1] * shape[2]), dtype).reshape(shape)

@@ -14,12 +14,13 @@ import musiclm_jax
 from musiclm_jax import bundle
 from musiclm_jax.configs import RERANKERS
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
 from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
-from musiclm_jax.records import read_json, to_dict
+from musiclm_jax.records import to_dict
 
 
 @dataclasses.dataclass(frozen=True)

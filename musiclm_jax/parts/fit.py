@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, NEW, Planned
-from musiclm_jax.records import write_text
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"

@@ -14,13 +14,14 @@ from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.data.pairs import pair_source, renderings
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_json
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.encode import embed_clips
 from musiclm_jax.parts.part import MELODIES, SPLITS, FitConfig, Run
 from musiclm_jax.parts.shards import clear
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
-from musiclm_jax.records import to_dict, write_json
+from musiclm_jax.records import to_dict
 from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
 
 

@@ -19,6 +19,7 @@ from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import write_text
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
@@ -26,7 +27,6 @@ from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
 from musiclm_jax.parts.part import CAPTIONS, PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_array, save_weights
 from musiclm_jax.parts.shards import clear
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
-from musiclm_jax.records import write_text
 from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask
 
 QUANTIZER = "rvq"

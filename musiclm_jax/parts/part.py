@@ -22,7 +22,8 @@ from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import atomic_path, to_dict
+from musiclm_jax.files import atomic_path
+from musiclm_jax.records import to_dict
 from musiclm_jax.specs import Stream
 
 WEIGHTS = "variables.safetensors"

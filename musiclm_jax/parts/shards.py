@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 
 from musiclm_jax.data.clips import load_array
+from musiclm_jax.files import atomic_path
 from musiclm_jax.parts.part import save_array
 from musiclm_jax.progress import ProgressLine
-from musiclm_jax.records import atomic_path
 
 Item = TypeVar("Item")
 

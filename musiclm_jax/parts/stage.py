@@ -98,7 +98,7 @@ class StagePart(TrainedPart):
 
     def check(self, run: Run) -> None:
         crop_sec = self.spec_of(run.config).window_sec
-        long = long_enough(run.clips, crop_sec)
+        long = long_enough(run.clips, crop_sec, run.config.model.audio)
         if not any(is_long and clip.split == "train" for clip, is_long in zip(run.clips.clips, long, strict=True)):
             longest = max((clip.length for clip in run.clips.split("train")), default=0) / run.clips.sample_rate_hz
             raise UserError(
@@ -109,7 +109,7 @@ class StagePart(TrainedPart):
             print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and are not used", flush=True)
 
     def has_held_out(self, run: Run) -> bool:
-        long = long_enough(run.clips, self.spec_of(run.config).window_sec)
+        long = long_enough(run.clips, self.spec_of(run.config).window_sec, run.config.model.audio)
         return any(is_long and clip.split == "test" for clip, is_long in zip(run.clips.clips, long, strict=True))
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:

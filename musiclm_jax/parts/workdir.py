@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json, sha256_file, write_json, write_text
+from musiclm_jax.folders import move_aside
 from musiclm_jax.parts.part import Run, Step
-from musiclm_jax.records import differences, from_dict, read_json, sha256_file, write_json, write_text
+from musiclm_jax.records import differences, from_dict
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
 
 try:
@@ -117,7 +119,7 @@ class _Found:
 def _look(folder: Path, step: Step, key: str) -> _Found | str:
     """The state of a folder with the right key; or, for a training already longer than requested, a reason not to use it."""
     done = read_done(folder)
-    damaged = done is not None and _damaged(folder, done)
+    damaged = next(iter(_damaged(folder, done).values()), "") if done else ""
     if done and done["num_steps"] == step.num_steps and not damaged:
         return _Found(DONE, done["identity"])
     if step.num_steps is None:
@@ -205,8 +207,10 @@ def _read(path: Path, kind: type) -> dict[str, Any]:
         record = read_json(path)
         from_dict(kind, record, where="")
     except UserError as error:
-        remedy = "move that folder away, and the step starts again" if kind is _Begun else "delete that file, and the step is completed again"
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+        if isinstance(error.__cause__, OSError):
+            raise
+        remedy = f"move {path.parent} away, and the step starts again" if kind is _Begun else "delete that file, and the step is completed again"
+        raise UserError(f"{path} is damaged: {remedy}") from error
     return record
 
 
@@ -222,15 +226,16 @@ def _file_hash(path: Path) -> str:
     return _HASHES[at]
 
 
-def _damaged(folder: Path, done: dict[str, Any]) -> str:
-    """Names an output of a finished step that is missing or changed; "" if none."""
+def _damaged(folder: Path, done: dict[str, Any]) -> dict[str, str]:
+    """The outputs of a finished step that are missing or changed, by name, and in words."""
+    found = {}
     for name, expected in done["outputs"].items():
         path = folder / name
         if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"] or _file_hash(path) != expected["sha256"]:
-            return f"{path} is damaged"
-    return ""
+            found[name] = f"{path} is missing"
+        elif path.stat().st_size != expected["bytes"] or _file_hash(path) != expected["sha256"]:
+            found[name] = f"{path} is damaged"
+    return found
 
 
 def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
@@ -246,7 +251,10 @@ def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, s
 
 
 def begin(run: Run, planned: Planned) -> float:
-    """Prepares the folder of a step. Returns the seconds that interrupted runs of the step have taken."""
+    """Prepares the folder of a step. Returns the seconds that interrupted runs of the step have taken.
+
+    Damaged outputs are moved to `damaged`, so that the step makes them again and takes none of them for its own.
+    """
     folder = run.folder(planned.step.name)
     if planned.sets_aside:
         set_aside(run, planned)
@@ -255,6 +263,10 @@ def begin(run: Run, planned: Planned) -> float:
             folder.rmdir()
         planned.back.rename(folder)
         (folder / _WHY).unlink(missing_ok=True)
+    if (done := read_done(folder)) is not None:
+        for name in {Path(name).parts[0] for name in _damaged(folder, done)}:  # Of a bundle, the whole folder.
+            if os.path.lexists(folder / name):
+                move_aside(folder / name, folder / "damaged" / name)
     if (folder / STEP_FILE).exists():
         return _read(folder / STEP_FILE, _Begun).get("seconds", 0.0)
     write_json(folder / STEP_FILE, planned.record)

@@ -14,7 +14,7 @@ from musiclm_jax.arrays import Array, Float, Int, Key
 from musiclm_jax.audio.features import magnitude, mel_filterbank, stft
 from musiclm_jax.checks import DEPTH, NOT_NEGATIVE, SIZE, STEPS, check_numbers
 from musiclm_jax.errors import UserError
-from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
+from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, add_noise, invert, log_magnitudes
 from musiclm_jax.nn.quantize import RVQState, quantize_train, rvq_decode, rvq_encode
 from musiclm_jax.tasks.codec import CodecRecipe, draw_levels, level_perplexities
 from musiclm_jax.training.losses import mel_distance
@@ -132,7 +132,7 @@ class SpectralCodecTask(Task):
 
     def _wave_losses(self, smooth: Float[Array, "B T F"], noisiness: Float[Array, "B T F"], start: Int[Array, ""] | int, wave: Float[Array, "B N"]) -> Metrics:
         """Losses of the wave of a decoded spectrum against `wave`. start: frame of the noise sequence at which its noise begins."""
-        ours = invert(self.model, waver(self.model, smooth, noisiness, start))[0][:, : wave.shape[1]]
+        ours = invert(self.model, add_noise(self.model, smooth, noisiness, start))[0][:, : wave.shape[1]]
         return {"mel_distance": mel_distance(ours, wave, sample_rate_hz=self.sample_rate_hz), "roughness": self._roughness(ours, wave)}
 
     def _difference(self, ours: Float[Array, "B T F"], theirs: Float[Array, "B T F"]) -> Float[Array, ""]:

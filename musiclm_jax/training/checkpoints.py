@@ -28,7 +28,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from musiclm_jax.errors import UserError, unreadable, unwritable
-from musiclm_jax.records import parse_json, sync, write_json
+from musiclm_jax.files import parse_json, sync, write_json
+from musiclm_jax.folders import move_aside
 
 log = logging.getLogger(__name__)
 
@@ -201,15 +202,7 @@ class Checkpoints:
     def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
         """Moves damaged checkpoints, {step: reason}, to WORKDIR/damaged. The training continues from `step`."""
         for each, reason in damaged.items():
-            aside, copies = self._workdir / "damaged" / str(each), 1
-            while aside.exists():
-                copies += 1
-                aside = aside.with_name(f"{each}-{copies}")
-            try:
-                aside.parent.mkdir(exist_ok=True)
-                (self._directory / str(each)).rename(aside)
-            except OSError as error:
-                raise unwritable(aside, error) from error
+            aside = move_aside(self._directory / str(each), self._workdir / "damaged" / str(each))
             log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 

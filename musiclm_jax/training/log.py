@@ -16,7 +16,7 @@ import numpy as np
 
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable, unwritable
-from musiclm_jax.records import atomic_path, write_text
+from musiclm_jax.files import atomic_path, write_text
 from musiclm_jax.training.task import TrainState
 
 # The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.

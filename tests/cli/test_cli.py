@@ -232,6 +232,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch)
     [
         (["semantic"], "DATA"),
         (["semantic", "clips"], "--workdir"),
+        (["semantic", "", "--workdir", "run"], "DATA"),
         (["semantic", "--workdir", "run", "--gin.SEMANTIC_STEPS=3"], "DATA"),
         (["rvq", "--dry_run"], "rvq"),
         (["semantics", "--dry_run"], "semantics"),
@@ -282,6 +283,7 @@ def test_evaluate_mistakes(tmp_path, capsys):
         (["adherence", tmp_path, "--seconds", "nan"], "nan"),
         (["adherence", tmp_path, "--seconds", "1"], "seconds"),
         (["codec", tmp_path, "--model", tmp_path / "none"], "none"),
+        (["codec", tmp_path, "--model", "n" * 300], f"musiclm: {'n' * 300}: no such folder"),
         (["semantic", tmp_path, "--seconds", "0.5"], "seconds"),
         (["adherence", tmp_path, "--seed", "-1"], "seed"),
         (["mulan", tmp_path, "--seed", "-1"], "seed"),

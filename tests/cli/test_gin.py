@@ -97,6 +97,17 @@ def test_recipes_hold_what_the_papers_state():
     assert (melody.model.num_levels, melody.model.num_codes, melody.model.embedding_dim, melody.model.num_layers) == (24, 512, 192, 12)
 
 
+def test_a_later_value_in_a_narrower_scope_replaces_that_of_a_file(tmp_path):
+    name = "RVQConfig.dead_code_ratio"
+    assert load_config("test", [], [f"codec/{name}=0.4"]).part("codec").recipe.quantizer.dead_code_ratio == 0.4
+    (tmp_path / "mine.gin").write_text(f"from musiclm_jax.nn import quantize\nquantize.{name} = 0.3\n")
+    files = [str(tmp_path / "mine.gin")]
+    assert load_config("test", files, [f"codec/{name}=0.4"]).part("codec").recipe.quantizer.dead_code_ratio == 0.4
+    (tmp_path / "mine.gin").write_text(f"from musiclm_jax.nn import quantize\nquantize.{name} = 0.3\ncodec/quantize.{name} = 0.4\n")
+    with pytest.raises(UserError, match=f"^{name} is set but nothing reads it"):
+        load_config("test", files)
+
+
 def test_a_value_that_a_narrower_scope_overrules_is_not_lost_silently():
     for name, meant in (("StageConfig.dropout", "fine/StageConfig.dropout"), ("stage/OptimizerConfig.clip_norm", "stage/fine/OptimizerConfig.clip_norm")):
         with pytest.raises(UserError, match=f"^{name} is set but nothing reads it: did you mean .*{meant}"):

@@ -129,5 +129,5 @@ def test_bad_numbers(tmp_path, bad):
 
 def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="writable"):
+    with pytest.raises(UserError, match="file/corpus cannot be written, something in this path is a file and no folder: choose another path$"):
         make_corpus(tmp_path / "file" / "corpus", num_clips=1, seed=0)

@@ -10,7 +10,7 @@ from musiclm_jax.data import clips as clips_module
 from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, ClipStore, draw, draw_caption, draw_start, refresh_index, step_rng, wave_source
 from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
-from musiclm_jax.records import read_json
+from musiclm_jax.files import read_json
 
 RATE = 24_000
 
@@ -75,7 +75,7 @@ def test_bad_clips_are_skipped_named_and_counted(tmp_path):
     (folder / "torn.wav").write_bytes((folder / "00.wav").read_bytes()[:20])
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "torn.wav", "captions": ["x"]}\n')
-    with pytest.raises(UserError, match=r"5 of 45 clips .* are of no use"):
+    with pytest.raises(UserError, match=r"5 of 45 clips .* cannot be used"):
         prepare(folder, tmp_path / "store")
     soundfile.write(folder / "missing_too.wav", tone(), RATE)
     store = prepare(folder, tmp_path / "store")
@@ -131,9 +131,9 @@ def test_the_index_follows_the_texts_without_decoding(tmp_path, monkeypatch):
     assert (tmp_path / "store" / "samples.npy").stat().st_mtime_ns == samples
     # Of other waves it is no index.
     soundfile.write(folder / "01.wav", tone(), RATE)
-    with pytest.raises(UserError, match="is not made of the clips that .* has now: prepare it anew"):
+    with pytest.raises(UserError, match="has other clips than .* has now: prepare the data again"):
         refresh_index(read_folder(folder), tmp_path / "store")
-    with pytest.raises(UserError, match="prepare it anew"):
+    with pytest.raises(UserError, match="prepare the data again"):
         refresh_index(read_folder(folder), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="hash_files=True"):
         refresh_index(read_folder(folder, hash_files=False), tmp_path / "store")
@@ -187,6 +187,24 @@ def test_captions_by_kind_are_read_and_kept(tmp_path):
     assert (flat.captions, flat.kinds) == (("flat",), None) and (none.captions, none.kinds) == ((), None)
     assert ClipStore.open(tmp_path / "store").clips == store.clips
     assert [clip.file_name for clip in store.captioned().clips] == ["a.wav", "b.wav"]
+
+
+def test_a_damaged_store_says_what_to_do(tmp_path):
+    prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {})}), tmp_path / "store")
+    index, samples = tmp_path / "store" / "index.json", tmp_path / "store" / "samples.npy"
+    whole = index.read_bytes()
+    for text in (b"", b"[]", b"null", b"{}", b"\xff", whole[:-3], whole.replace(b"clips", b"clip")):
+        index.write_bytes(text)
+        with pytest.raises(UserError, match="index.json is damaged: move .*store away, and prepare the data again$"):
+            ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole.replace(b'"num_samples": ', b'"num_samples": 1'))
+    with pytest.raises(UserError, match=r"samples.npy has samples \[28800\], its index says \[128800\]: move .*store away"):
+        ClipStore.open(tmp_path / "store")
+    index.write_bytes(whole)
+    for data in (b"", bytes(99), samples.read_bytes()[:-2]):
+        samples.write_bytes(data)
+        with pytest.raises(UserError, match="samples.npy is damaged: delete it, and the next training makes it again$"):
+            ClipStore.open(tmp_path / "store")
 
 
 def test_an_index_without_kinds_is_what_it_was_before_there_were_any(tmp_path):

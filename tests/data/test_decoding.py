@@ -154,7 +154,11 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path):
 
 def test_on_a_full_disk_what_is_done_stays(tmp_path):
     whole = run_program(tmp_path, FULL)
-    assert (tmp_path / "work" / "error").read_text().endswith("full cannot be written (File too large): free some space, and run the same again; it continues")
+    assert (
+        (tmp_path / "work" / "error")
+        .read_text()
+        .endswith("full cannot be written (File too large): free some space and run the same command again; it continues")
+    )
     names = (tmp_path / "work" / "log").read_text().split()
     assert 0 < len(names) < 11 and names == [f"{i:02d}.wav" for i in range(12 - len(names), 12)]
     assert contents(tmp_path / "work" / "full") == whole

@@ -91,7 +91,7 @@ def test_files_outside_are_named_and_not_used(tmp_path, name):
     name = name.format(absolute=tmp_path / "in" / "a.wav")
     read = read_folder(make(tmp_path / "in", ["a.wav"], {"a.wav": {}, name: {}}))
     assert names(read) == ["a.wav"] and len(read.unusable) == 1
-    assert read.unusable[0][0] == os.path.normpath(name) and "lies outside of" in read.unusable[0][1]
+    assert read.unusable[0][0] == os.path.normpath(name) and "is outside of" in read.unusable[0][1]
 
 
 def test_names_are_the_same_however_accents_are_written(tmp_path):
@@ -123,11 +123,11 @@ def test_a_name_that_is_no_text_is_named(tmp_path):
 def test_folders_without_clips(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         read_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no audio"):
+    with pytest.raises(UserError, match="contains no audio"):
         read_folder(make(tmp_path, ["a.pdf"]))
     with pytest.raises(UserError, match="captions but no audio"):
         read_folder(make(tmp_path / "captions", ["a.pdf"], {"a.wav": {"caption": "x"}}))
-    with pytest.raises(UserError, match=r"lists no file that is there, such as sub/a\.wav: give the names as they are"):
+    with pytest.raises(UserError, match=r"lists no file that exists, such as sub/a\.wav: write the names as they are"):
         read_folder(make(tmp_path / "elsewhere", ["sub/a.wav"], {"a.wav": {}}))
     with pytest.raises(UserError, match=r"metadata\.jsonl lists no clip"):
         read_folder(make(tmp_path / "empty", ["a.wav"], {}))

@@ -43,7 +43,7 @@ def test_lines_end_at_the_line_feed_alone(tmp_path):
     captions = [f"a calm{separator}piano" for separator in ("\u2028", "\u2029", "\u0085", "\x0b", "\x1c")]
     lines = [json.dumps({"file_name": f"{i}.wav", "caption": caption}, ensure_ascii=False) for i, caption in enumerate(captions)]
     path.write_bytes(("\r\n".join(lines).replace("\\u000b", "\x0b")).encode())
-    with pytest.raises(UserError, match="line 4 is not an object"):  # Raw control characters are no JSON.
+    with pytest.raises(UserError, match="line 4 is not a JSON object"):  # Raw control characters are no JSON.
         read_lines(path)
     path.write_bytes("\r\n".join(lines).encode())
     assert [(line.number, *line.captions) for line in read_lines(path)[0]] == list(enumerate(captions, start=1))
@@ -54,12 +54,12 @@ def test_lines_end_at_the_line_feed_alone(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is not an object"),
-        ("[1]", "line 2 is not an object"),
-        ('"a.wav"', "line 2 is not an object"),
-        ("[" * 100_000, "line 2 is not an object"),
-        ('{"captions": ["x"]}', "line 2 is not an object"),
-        ('{"file_name": 3}', "line 2 is not an object"),
+        ("{", "line 2 is not a JSON object"),
+        ("[1]", "line 2 is not a JSON object"),
+        ('"a.wav"', "line 2 is not a JSON object"),
+        ("[" * 100_000, "line 2 is not a JSON object"),
+        ('{"captions": ["x"]}', "line 2 is not a JSON object"),
+        ('{"file_name": 3}', "line 2 is not a JSON object"),
         ('{"file_name": " "}', "line 2: file_name is ' ', expected the name"),
         ('{"file_name": "a\\u0000.wav"}', "line 2: file_name is .*, expected the name"),
         ('{"file_name": "a.wav", "captions": [3]}', "line 2: captions is .*, expected a list of strings, or an object from kinds"),
@@ -98,7 +98,7 @@ def test_keys_that_nothing_reads_are_named_once(tmp_path):
     path.write_text('{"file_name": "a.wav", "txt": 1}\n{"file_name": "b.wav", "txt": 2, "captions": ["x"], "caption": "y", "split": null}')
     lines, warnings = read_lines(path)
     assert [line.captions for line in lines] == [(), ("x",)]
-    assert len(warnings) == 1 and "'txt' (2), 'caption' (1); those that are read: file_name," in warnings[0]
+    assert len(warnings) == 1 and "'txt' (2), 'caption' (1); the known ones are file_name," in warnings[0]
 
 
 def test_captions_may_have_kinds():

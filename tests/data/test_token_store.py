@@ -110,8 +110,9 @@ def test_a_stream_of_ones_own_is_asked_for_the_same_crops():
 def test_clips_that_are_too_short_are_left_out_or_refused():
     store = store_of(1.0, 3.0)
     assert (source(store)(0)["semantic"] >= 25).all()
-    assert long_enough(store, 2.0).tolist() == [False, True] and long_enough(store, 1.0).all()
-    assert long_enough(store_of(1.97), 2.0).all() and not long_enough(store_of(1.96), 2.0).any()  # 50 tokens and 49.
+    assert long_enough(store, 2.0, AudioSpec()).tolist() == [False, True] and long_enough(store, 1.0, AudioSpec()).all()
+    assert long_enough(store_of(1.97), 2.0, AudioSpec()).all() and not long_enough(store_of(1.96), 2.0, AudioSpec()).any()  # 50 tokens and 49.
+    assert long_enough(store_of(1.97), 2.0, AudioSpec(semantic_rate_hz=25)).all() and not long_enough(store_of(1.97), 2.0, AudioSpec(semantic_rate_hz=50)).any()
     with pytest.raises(UserError, match=r"no train clip is as long as a crop of 5 s \(the longest: 3 s\)"):
         source(store, crop_sec=5.0)
     with pytest.raises(UserError, match="no test clip"):
@@ -124,7 +125,7 @@ def test_a_file_of_other_clips_is_refused(tmp_path):
     opened = TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
     assert opened.codes.shape == (150, 3) and list(opened.at) == [0, 50, 150]
     np.save(tmp_path / "acoustic.npy", np.zeros((149, 3), np.int16))
-    with pytest.raises(UserError, match="acoustic.npy has 149 tokens, the clips have 150: .* run the step that makes it again"):
+    with pytest.raises(UserError, match="acoustic.npy has 149 tokens where the clips have 150: .* run the step that makes it again"):
         TokenArray.open(tmp_path / "acoustic.npy", clips, rate_hz=50, spec=AUDIO)
 
 

@@ -62,9 +62,9 @@ def test_too_few_clips(tmp_path):
     rng = np.random.default_rng(0)
     assert sorted(clip.file_name for clip in draw_clips(clips, 3, name="n", rng=rng)) == ["0.wav", "1.wav", "2.wav"]
     for count in (-1, 1, 4):
-        with pytest.raises(UserError, match=f"n={count}, and there are 3 held-out clips .*: ask for 2 to 3"):
+        with pytest.raises(UserError, match=f"n={count}, but there are 3 held-out clips .*: choose 2 to 3"):
             draw_clips(clips, count, name="n", rng=rng)
-    with pytest.raises(UserError, match="there are 1 training clips .*, where 2 are the least"):
+    with pytest.raises(UserError, match="there are 1 training clips .*, expected at least 2"):
         draw_clips(clips[:1], 1, name="n", kind="training", rng=rng)
 
 

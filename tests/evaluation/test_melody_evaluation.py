@@ -46,6 +46,15 @@ def trained(tmp_path_factory):
     return folder, config, results
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_config_says_what_to_do(tmp_path, text):
+    (tmp_path / "melody").mkdir()
+    (tmp_path / "melody" / "done.json").write_text("{}")
+    (tmp_path / "melody" / "config.json").write_text(text)
+    with pytest.raises(UserError, match="melody/config.json is damaged: delete it, and `musiclm train melody` makes it again$"):
+        load_embedder(tmp_path)
+
+
 def test_a_trained_embedder_is_measured(trained):
     folder, config, results = trained
     # 28,000 samples are three windows of 0.4 s, 0.3 s apart; six clips are trained on.

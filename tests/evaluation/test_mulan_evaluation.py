@@ -131,7 +131,7 @@ def test_tags_are_of_the_attributes_that_all_clips_have(tmp_path):
 def test_user_errors(corpus, tmp_path):
     with pytest.raises(UserError, match="num_clips=61, .*60 held-out"):
         evaluate_mulan(Deaf(), corpus, num_clips=61)
-    with pytest.raises(UserError, match="0.1 s, fewer than the 2 s"):
+    with pytest.raises(UserError, match="0.1 s, less than the 2 s"):
         evaluate_mulan(Deaf(), corpus, num_clips=2, seconds=2.0)
     with pytest.raises(UserError, match="metadata.jsonl"):
         evaluate_mulan(Deaf(), tmp_path)
@@ -139,5 +139,5 @@ def test_user_errors(corpus, tmp_path):
         evaluate_mulan(Deaf(), corpus, seed=-1)
     with pytest.raises(UserError, match="0 held-out"):
         evaluate_mulan(Deaf(), make_folder(tmp_path, lambda i: {}, split="train"))
-    with pytest.raises(UserError, match="no clip has a caption to be retrieved by"):
+    with pytest.raises(UserError, match="no clip has a caption, which this evaluation needs"):
         evaluate_mulan(Deaf(), make_folder(tmp_path, lambda i: {}, captions=[]))

@@ -164,7 +164,7 @@ def test_user_errors(corpus, tmp_path):
         ({"fit_clips": 7}, "6 training"),
         ({"seed": -1}, "seed=-1: choose a number from 0"),
         ({"fit_clips": 1}, "50 frames are fewer than the 60 clusters"),
-        ({"seconds": 3.0}, "2 s, fewer than the 3 s"),
+        ({"seconds": 3.0}, "2 s, less than the 3 s"),
     ]:
         with pytest.raises(UserError, match=message):
             evaluate_semantic(model, corpus, **(SETTINGS | settings))

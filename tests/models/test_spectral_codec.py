@@ -5,7 +5,7 @@ import pytest
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import codec
-from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, invert, log_magnitudes, waver
+from musiclm_jax.models.spectral_codec import SpectralCodec, SpectralCodecConfig, add_noise, invert, log_magnitudes
 from musiclm_jax.training.losses import mel_distance
 
 TINY = SpectralCodecConfig(frame_samples=6, window_samples=20, encoder_width=8, decoder_width=6, dim=5, num_levels=3, num_codes=7)
@@ -88,20 +88,20 @@ def test_silence_is_silent_and_finite():
     assert jnp.abs(back).max() < 1e-4
 
 
-def test_full_noisiness_wavers_as_white_noise_does():
+def test_full_noisiness_fluctuates_like_white_noise():
     noise = jax.random.normal(jax.random.key(3), (1, 100 * FULL.frame_samples))
     theirs = log_magnitudes(FULL, noise)[:, :-4, 1:-1]
     flat = jnp.full((1, 96, FULL.num_bins), jnp.mean(theirs))
-    ours = waver(FULL, flat, jnp.ones_like(flat), 0)[..., 1:-1]
+    ours = add_noise(FULL, flat, jnp.ones_like(flat), 0)[..., 1:-1]
     for spread in (lambda x: jnp.mean(x), lambda x: jnp.std(x), lambda x: jnp.mean(jnp.abs(jnp.diff(x, axis=1))), lambda x: jnp.mean(jnp.abs(jnp.diff(x)))):
         np.testing.assert_allclose(spread(ours), spread(theirs), rtol=0.03, atol=0.02)
-    np.testing.assert_array_equal(waver(FULL, flat, jnp.zeros_like(flat), 0), flat)
+    np.testing.assert_array_equal(add_noise(FULL, flat, jnp.zeros_like(flat), 0), flat)
 
 
 def test_noise_goes_on_from_chunk_to_chunk():
     flat = jnp.zeros((1, 9, FULL.num_bins))
-    whole = waver(FULL, flat, jnp.ones_like(flat), 2)
-    np.testing.assert_allclose(waver(FULL, flat[:, 4:], jnp.ones_like(flat[:, 4:]), 6), whole[:, 4:], atol=1e-4)
+    whole = add_noise(FULL, flat, jnp.ones_like(flat), 2)
+    np.testing.assert_allclose(add_noise(FULL, flat[:, 4:], jnp.ones_like(flat[:, 4:]), 6), whole[:, 4:], atol=1e-4)
     assert jnp.abs(whole[:, :5] - whole[:, 4:]).mean() > 0.3
 
 

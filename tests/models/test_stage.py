@@ -162,7 +162,7 @@ def test_codes_that_sound_alike_start_alike():
 
 def test_a_codebook_of_another_model_is_named():
     stage, params, _, _ = build("coarse")
-    with pytest.raises(ValueError, match="semantic has a codebook of 6, its layout 7 codes"):
+    with pytest.raises(ValueError, match="semantic has codebooks of 6 codes, its layout has 7"):
         start_from_codebooks(params, stage.layout, {"semantic": np.zeros((1, 6, 3))}, rng=jax.random.key(1))
 
 

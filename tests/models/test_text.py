@@ -63,7 +63,7 @@ def test_a_damaged_vocabulary_is_a_user_error(vocabulary):
     for text in (json.dumps({"model": {"vocab": vocabulary}}), json.dumps({"model": vocabulary}), json.dumps(vocabulary), "[" * 100_000, "\xff", ""):
         with pytest.raises(UserError) as error:
             TextTokenizer.from_json(text, where="b/mulan.safetensors")
-        assert str(error.value).startswith("b/mulan.safetensors is not one that musiclm_jax wrote, ") and len(str(error.value).splitlines()) == 1
+        assert str(error.value).startswith("b/mulan.safetensors is not in the format that musiclm_jax writes, ") and len(str(error.value).splitlines()) == 1
 
 
 def test_training_is_deterministic_in_any_order_and_process(tokenizer):

@@ -52,7 +52,7 @@ def test_decode_adds_the_chosen_codes_of_any_number_of_levels():
     for q in range(1, LEVELS + 1):
         expected = sum(np.asarray(books())[i][np.asarray(codes)[..., i]] for i in range(q))
         np.testing.assert_allclose(rvq_decode(books(), codes[..., :q]), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="codes of 4 levels, but there are 3 codebooks"):
+    with pytest.raises(ValueError, match="codes have 4 levels, expected at most 3, the number of codebooks"):
         rvq_decode(books(), jnp.zeros((2, 4), jnp.int32))
 
 

@@ -15,9 +15,9 @@ from tiny_parts import read_metadata, write_clips, write_metadata
 
 import musiclm_jax
 from musiclm_jax.cli.gin_config import load_config
+from musiclm_jax.files import sha256_file
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.fit import fit, plan
-from musiclm_jax.records import sha256_file
 
 PROGRAM = """
     import sys

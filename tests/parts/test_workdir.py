@@ -8,8 +8,8 @@ import pytest
 from tiny_parts import read_metadata, tiny_parts, write_clips, write_metadata
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import read_json
 from musiclm_jax.parts.fit import FitConfig, fit, plan, run_step
-from musiclm_jax.records import read_json
 
 
 @pytest.fixture
@@ -201,6 +201,39 @@ def test_outputs_whose_bytes_were_zeroed_are_not_believed(place):
     status = path.stat()
     path.write_bytes(b"\0" * status.st_size)
     assert place.fit() == ["b"]
+
+
+def test_damaged_samples_are_decoded_again_and_kept(place):
+    """`prepare` takes samples that are there for those of an earlier call."""
+    place.fit()
+    path = place.work / "prepare" / "samples.npy"
+    whole = path.read_bytes()
+    for copy in ("samples.npy", "samples.npy-2"):
+        damaged = whole[:-2] + copy[-2:].encode()
+        path.write_bytes(damaged)
+        assert place.plan() == {"prepare": "repair"}
+        assert place.fit() == []
+        assert path.read_bytes() == whole and (path.parent / "damaged" / copy).read_bytes() == damaged
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0\0", "[]", "3", "{}", "null"])
+def test_damaged_records_have_one_remedy(place, text):
+    place.fit()
+    for name, remedy in (("done.json", "delete that file, and the step is completed again"), ("step.json", "move .*work/b away, and the step starts again")):
+        path = place.work / "b" / name
+        whole = path.read_text()
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"^.*work/b/{name} is damaged: {remedy}$"):
+            place.plan()
+        path.write_text(whole)
+
+
+def test_a_record_that_cannot_be_read_is_not_called_damaged(place):
+    place.fit()
+    (place.work / "b" / "done.json").unlink()
+    (place.work / "b" / "done.json").mkdir()
+    with pytest.raises(UserError, match="done.json cannot be read, Is a directory: check the path"):
+        place.plan()
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Whose folder

@@ -8,7 +8,7 @@ import pytest
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import codec
-from musiclm_jax.models.spectral_codec import SpectralCodecConfig, invert, log_magnitudes, waver
+from musiclm_jax.models.spectral_codec import SpectralCodecConfig, add_noise, invert, log_magnitudes
 from musiclm_jax.nn.quantize import RVQConfig
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
 from musiclm_jax.training.losses import mel_distance
@@ -72,7 +72,7 @@ def test_loud_bins_weigh_more_than_hiss():
 def test_roughness_falls_as_noise_is_added_where_the_clip_has_noise():
     model, noise = SpectralCodecConfig(), 0.1 * jax.random.normal(KEY, (3, 24_000))
     smooth = jnp.full_like(log_magnitudes(model, noise), jnp.log(0.1 * (0.375 * model.window_samples) ** 0.5))
-    noisy = lambda noisiness: invert(model, waver(model, smooth, jnp.full_like(smooth, noisiness), 0))[0]  # noqa: E731
+    noisy = lambda noisiness: invert(model, add_noise(model, smooth, jnp.full_like(smooth, noisiness), 0))[0]  # noqa: E731
     off = lambda noisiness: float(TASK._roughness(noisy(noisiness), noise))  # noqa: E731
     assert off(1.0) < 0.7 * off(0.5) and off(0.5) < 0.9 * off(0.25)
     assert TASK._roughness(noise, noise) == 0

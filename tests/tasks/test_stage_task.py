@@ -105,7 +105,7 @@ def test_a_stage_may_have_no_conditions(rate):
 
 def test_codes_that_the_stage_does_not_know_and_streams_of_other_lengths_are_refused():
     task("coarse").check_batch(batch())
-    with pytest.raises(UserError, match=r"semantic codes reach from 0 to 7, the coarse stage knows 0..6"):
+    with pytest.raises(UserError, match=r"semantic has codes from 0 to 7, the coarse stage expects 0 to 6"):
         task("coarse").check_batch({**batch(), "semantic": np.arange(8, dtype=np.int32).reshape(1, 8)})
     with pytest.raises(UserError, match="differ in length"):
         task("coarse").check_batch({**batch(), "semantic": batch(steps=4)["semantic"]})

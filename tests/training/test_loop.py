@@ -289,7 +289,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
         train(tiny(11), unlink, workdir=tmp_path / "write")
     (tmp_path / "skip").mkdir()
     (tmp_path / "skip" / "skipped").write_text("")
-    with pytest.raises(UserError, match="skipped/6.npz cannot be written, File exists"):
+    with pytest.raises(UserError, match="skipped/6.npz cannot be written, something in this path is a file"):
         train(GUARDED, one_bad, workdir=tmp_path / "skip")
 
 

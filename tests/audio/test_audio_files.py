@@ -146,8 +146,8 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     audio.write_wav(tmp_path / "a.wav", sine())
     old = (tmp_path / "a.wav").read_bytes()
 
-    def full(path, *args, **kwargs):
-        path.write_bytes(b"half")
+    def full(file, *args, **kwargs):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(soundfile, "write", full)
