@@ -203,7 +203,7 @@ OLD_FIELDS = {
     "MelodyTask": "name model optimizer margin",
 }
 OLD_NAMES = [f"{cls}.{field}" for cls, fields in OLD_FIELDS.items() for field in fields.split()]
-OLD_NAMES += [*OLD_FIELDS.keys() - {"TrainConfig", "OptimizerConfig", "FitConfig", "MusicLMConfig"}]
+OLD_NAMES += sorted(OLD_FIELDS.keys() - {"TrainConfig", "OptimizerConfig", "FitConfig", "MusicLMConfig"})
 OLD_NAMES += ["SOUNDSTREAM_STEPS", "SOUNDSTREAM_LAST_PART", "soundstream/OptimizerConfig.name", "soundstream/train.TrainConfig.log_every"]
 
 
