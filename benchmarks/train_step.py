@@ -42,11 +42,9 @@ def main() -> None:
         name, _, batch = each.partition(":")
         row = {"stage": name, "batch": int(batch or 8), "device": device} | fields
         try:
-            row |= measure(name, int(batch or 8), fields, peak)
+            row |= (measure_torch if args.torch else measure)(name, int(batch or 8), fields, peak)
         except Exception as error:  # Such as out of memory: the next one may fit.
             row["error"] = str(error).splitlines()[0][:300]
-        if args.torch:
-            row |= measure_torch(name, int(batch or 8), fields, peak)
         print(json.dumps(row), flush=True)
 
 
