@@ -19,7 +19,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.nn.attention import KVCache
-from musiclm_jax.nn.layers import Embed, partitioned
+from musiclm_jax.nn.layers import Embed, constrain, partitioned
 from musiclm_jax.nn.transformer import Transformer, TransformerConfig, unstack_layers
 from musiclm_jax.tokens import StageLayout
 
@@ -117,7 +117,7 @@ class Stage(nn.Module):
         hidden, _ = self.body(self.embed(ids), bias=bias, train=train)
         hidden = hidden[:, prefix_ids.shape[1] - 1 : length].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
         head = self.head[self.layout.target_offset :].reshape(target.levels, target.codes, -1)  # [Q, C, D]
-        return jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head)
+        return constrain(jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head), "batch", None, None, None)
 
     def decode(
         self,

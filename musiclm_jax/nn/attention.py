@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
-from musiclm_jax.nn.layers import fan_in_init, partitioned
+from musiclm_jax.nn.layers import constrain, fan_in_init, partitioned
 
 
 @flax.struct.dataclass
@@ -234,7 +234,7 @@ class SelfAttention(nn.Module):
         if self.use_bias:
             qkv_bias = self.param("qkv_bias", partitioned(nn.initializers.zeros, (None, "heads", "kv")), (3, heads, head_dim), jnp.float32)
             qkv = qkv + qkv_bias.astype(self.dtype)
-        query, key, value = jnp.einsum("btnhk->nbhtk", qkv)
+        query, key, value = constrain(jnp.einsum("btnhk->nbhtk", qkv), None, "batch", "heads", None, None)
         if self.rotary:
             query, key = rotate(query, position, self.rotary), rotate(key, position, self.rotary)
         if self.rotary_values:

@@ -18,7 +18,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.attention import SelfAttention
-from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
+from musiclm_jax.nn.layers import Dense, LayerNorm, constrain, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
 
@@ -81,6 +81,7 @@ class ConformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], bias: Float[Array, "1 H T S"]) -> Float[Array, "B T D"]:
+        x = constrain(x, "batch", None, None)
         x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_in")(x)
         head_dim = x.shape[-1] // self.num_heads
         attention = SelfAttention(self.num_heads, head_dim, out_init_scale=_BRANCH_SCALE, dtype=self.dtype, name="attention")

@@ -24,7 +24,7 @@ from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.checks import DEPTH, DTYPES, NOT_NEGATIVE, SHARE, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
-from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
+from musiclm_jax.nn.layers import Dense, RMSNorm, constrain, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
 
@@ -117,7 +117,7 @@ class GatedMlp(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         kernel = self.param("in_kernel", partitioned(_gated_init, ("embed", None, "mlp")), (x.shape[-1], 2, cfg.mlp_dim), jnp.float32)
-        pair = jnp.einsum("btd,dnf->btnf", x, kernel.astype(dtype))
+        pair = constrain(jnp.einsum("btd,dnf->btnf", x, kernel.astype(dtype)), "batch", None, None, "mlp")
         hidden = jax.nn.gelu(pair[:, :, 0]) * pair[:, :, 1]
         hidden = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not self.train)(hidden)
         return Dense(x.shape[-1], axes=("mlp", "embed"), use_bias=False, dtype=dtype, name="out")(hidden)
@@ -137,6 +137,7 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         position: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        x = constrain(x, "batch", None, None)
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not self.train)
         attention = SelfAttention(
