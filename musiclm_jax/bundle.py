@@ -321,7 +321,9 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
         raise UserError(f"{path}: no such folder; name a bundle's folder, or 'demo' for the model that is packaged")
     file = path / CONFIG_FILE
     if not os.path.isfile(file):
-        raise UserError(f"{path}: not a bundle, because it has no {CONFIG_FILE}; make one with `musiclm fit`")
+        if os.path.isfile(path / "export" / "bundle" / CONFIG_FILE):
+            raise UserError(f"{path}: the work folder of a fit, not a bundle; its bundle is {path / 'export' / 'bundle'}")
+        raise UserError(f"{path}: not a bundle, because it has no {CONFIG_FILE}; `musiclm fit` makes one, WORKDIR/export/bundle, as its last step")
     try:
         document = _parse(file)
         digest = _digest(document) if isinstance(document, dict) else ""
@@ -350,12 +352,13 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
 
 def read_card(path: str | os.PathLike) -> str:
     """The model card of the bundle in the folder `path`, or "" if it has none. Bytes that are not UTF-8 become U+FFFD. Raises UserError on errors."""
-    try:
-        return (Path(path) / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    file = Path(path) / CARD_FILE
+    if not os.path.isfile(file):  # Reading a FIFO would not end.
         return ""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise unreadable(Path(path) / CARD_FILE, error) from error
+        raise unreadable(file, error) from error
 
 
 def _parse(file: Path) -> Any:

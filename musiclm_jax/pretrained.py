@@ -21,12 +21,12 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 
 def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
-    """Opens a bundle by its folder, or by the name of a packaged one. Raises UserError where there is none."""
-    packaged = _BUNDLES / str(path)
-    if "/" not in str(path) and not os.path.exists(path) and os.path.isdir(packaged):  # Not packaged.is_dir(), which raises where the name is too long.
-        return bundle.open_bundle(packaged)
-    if str(path) == "demo" and not os.path.exists(path):
+    """Opens a bundle by its folder, or by the name of a packaged one: "demo" is that one, and "./demo" a folder. Raises UserError where there is none."""
+    name = os.fspath(path)
+    if name == "demo" and not (_BUNDLES / name).is_dir():
         raise UserError("the model 'demo' is not packaged with this installation; install a release, or name a bundle of your own with --model")
+    if name and os.path.basename(name) == name and os.path.isdir(_BUNDLES / name):
+        return bundle.open_bundle(_BUNDLES / name)
     return bundle.open_bundle(path)
 
 

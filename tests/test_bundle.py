@@ -196,6 +196,8 @@ def test_the_card_may_be_edited(path):
     os.remove(path / "README.md")
     bundle.open_bundle(path).load("soundstream")
     assert bundle.read_card(path) == ""
+    os.mkfifo(path / "README.md")
+    assert bundle.read_card(path) == ""
 
 
 def test_files_may_be_links_into_a_download_cache(path, tmp_path):

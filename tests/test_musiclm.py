@@ -251,7 +251,7 @@ def test_requests_that_no_model_can_serve(model):
         model.generate("piano")
     with pytest.raises(UserError, match="6000 clips at once"):  # With the model's own numbers.
         with_config(model, selection=SelectionConfig(num_candidates=60)).generate(["piano"], num_samples=100)
-    check_request(["piano"], seconds=300, num_samples=64, num_candidates=8, num_drafts=8)
+    check_request(["piano"], seconds=300, num_samples=10, num_candidates=12, num_drafts=8)
 
 
 def test_long_prompts_are_reported_and_cut(model):

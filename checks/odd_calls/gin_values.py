@@ -57,7 +57,8 @@ def gin_calls() -> Iterator[Call]:
         yield Call((*weigh, f"--gin.{binding}"), names="")
     for part, name in _SIZES:
         for number in (10**6, 10**12):
-            yield Call(("train", part, "clips", "--size", "test", "--workdir", "w", f"--gin.{name}={number}"), names="", may=("w/*", "w"))
+            if number == 10**12 or name != "SoundStreamConfig.dim":  # A codec of 10**6 channels is trained, slowly.
+                yield Call(("train", part, "clips", "--size", "test", "--workdir", "w", f"--gin.{name}={number}"), names="", may=("w/*", "w"))
             yield Call(("train", part, "--size", "test", "--dry_run", f"--gin.{name}={number}"), names="")
 
 

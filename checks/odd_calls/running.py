@@ -15,12 +15,12 @@ from pathlib import Path
 
 from checks.odd_calls.calls import Call
 
-LIMIT_SEC = 100
+LIMIT_SEC = 200
 # More memory than these calls need. A call that asks for all there is must be refused before.
 LIMIT_BYTES = 8 * 2**30
 # Lines on stderr that are not errors: progress, and warnings.
 _PROGRESS = re.compile(
-    r"\r|\S+ +\d+/\d+ |\S+ +\d+ \S+ in [\d.]+ s|k-means of|making|(coding|embedding|reading|estimating|generating|clustering|fitting|tokeniz)|"
+    r"\r|\S+ +\d+/\d+ |\S+ +\d+ \S+ in [\d.]+ s|k-means of|making|(coding|embedding|judging|reading|estimating|generating|clustering|fitting|tokeniz)|"
     r".* not listed in|WARNING:|\d+ clips of|musiclm: the (model|prompt|step) "
 )
 

@@ -62,7 +62,7 @@ def _damaged_calls() -> Iterator[Call]:
     for file in _FILES:
         yield from calls(_FIT, file, half, may=("work/*",))
     for file in _MELODY_FILES:
-        yield from calls(("evaluate", "melody", "work"), file, len(names))
+        yield from calls(("evaluate", "melody", "work"), file, half)
 
 
 def _begun_calls() -> Iterator[Call]:

@@ -177,12 +177,9 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
         raise ValueError(f"{path}: expected a wave of finite samples, got NaN or infinity: the model that made it has diverged")
     peak = np.abs(wave).max(initial=1.0)
     samples = np.round(wave / peak * 32767).astype(np.int16)
-    try:
-        with files.atomic_path(path) as temporary, temporary.open("wb") as file:  # Opened here, because soundfile rejects names that are not UTF-8.
-            soundfile.write(file, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", error)
-        raise UserError(f"{path} cannot be written ({reason}): free some space, or write elsewhere") from error
+    data = io.BytesIO()
+    soundfile.write(data, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+    files.write_bytes(path, data.getvalue())
 
 
 def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
-from musiclm_jax.cli.options import Place, use_compilation_cache
+from musiclm_jax.cli.options import Model, Place, use_compilation_cache
+from musiclm_jax.errors import UserError
 
 
 @click.command(short_help="Copies the bundle of a finished fit.")
@@ -12,7 +15,9 @@ from musiclm_jax.cli.options import Place, use_compilation_cache
 @click.argument("out", metavar="FOLDER", type=Place())
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Stored dtype; float16 halves the size.")
 def export(source, out, dtype) -> None:
-    """Copies the bundle that a finished `fit` left in WORKDIR to FOLDER, with the chosen dtype. WORKDIR may also be a bundle."""
+    """Copies the bundle that a finished `fit` left in WORKDIR to the new folder FOLDER, with the chosen dtype. WORKDIR may also be a bundle."""
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already, and is not overwritten: name a new folder")
     from musiclm_jax import bundle
     from musiclm_jax.musiclm import MusicLM
 
@@ -25,7 +30,7 @@ def export(source, out, dtype) -> None:
 
 
 @click.command(short_help="Describes a bundle and checks it.")
-@click.argument("model", type=Place(), default="demo")
+@click.argument("model", type=Model(), default="demo")
 def info(model) -> None:
     """Describes a bundle, and checks that its files are complete and undamaged. MODEL: its folder, or 'demo'."""
     use_compilation_cache()

@@ -43,7 +43,7 @@ def adherence(directory, captions, seconds, seed, batch_size, out, model) -> Non
 
 @evaluate.command()
 @clips_argument
-@click.option("--clips", type=int, default=20, show_default=True, help="Held-out clips.")
+@click.option("--clips", type=int, show_default="20, or all if there are fewer", help="Held-out clips.")
 @clip_seconds_option
 @model_option
 def codec(directory, clips, seconds, model) -> None:

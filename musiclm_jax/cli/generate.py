@@ -12,7 +12,7 @@ from musiclm_jax.cli.options import PerStage, Place, Seconds, model_option, over
 @click.command(short_help="Generates music from text.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--seconds", type=Seconds(0, 300, min_open=True), default=10.0, show_default=True, help="Length of each clip.")
-@click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV file; several clips are numbered.")
+@click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV file, which is overwritten; several clips are numbered.")
 @seed_option
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--candidates", type=int, show_default="the model's", help="Clips generated for each sample; the one closest to the prompt is kept.")
@@ -56,9 +56,9 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
     finally:
         line.clear()
     elapsed = time.perf_counter() - began
-    for path, wave in zip(paths, music.wave, strict=True):
+    for path, wave, prompt in zip(paths, music.wave, music.prompts, strict=True):
         audio.write_wav(path, wave, music.sample_rate_hz)
-        click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}")
+        click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}  {short(prompt)}")
     total = music.wave.size / music.sample_rate_hz
     click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
 

@@ -1,6 +1,10 @@
 """Loads configs from gin files. This is the only module that uses gin: the library itself sees plain dataclasses.
 
-config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
+Use:
+
+    config = load_config("demo", ["mine.gin"], ["SEMANTIC_STEPS=500", "semantic/StageConfig.dim=128"])
+
+The last of several values for the same name counts.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ def sizes() -> list[str]:
     return sorted(path.stem for path in (gin_folder() / "models").glob("*.gin"))
 
 
-def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> FitConfig:
+def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings: Sequence[str] = ()) -> FitConfig:
     """Loads the config of a size, changed by gin files and by bindings.
 
     Args:
@@ -62,6 +66,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
     gin.clear_config()
+    since: dict[_Bound, int] = {}
     # Our folder comes first: gin would otherwise look for `include 'models/base.gin'` in a Python module named models.
     gin.config._LOCATION_PREFIXES[:] = [str(gin_folder()), ""]
     try:
@@ -72,7 +77,7 @@ def load_config(size: str | None, gin_files: Sequence[str] = (), bindings: Seque
         message, *account = str(error).splitlines()
         raise UserError(f"{message}{_place(account)}") from error
     except Exception as error:  # gin raises ValueError, SyntaxError, NameError, ImportError, TypeError ... and appends the place to the message.
-        raise UserError(_explain(error, bindings)) from error
+        raise UserError(_explain(error, bindings, since)) from error
     unused = _unused(since)
     if unused:
         if new := _renamed(unused[0]):
@@ -86,6 +91,7 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+_VALUES = "give a number, a text in quotes, a list, %MACRO or @reference"
 # (scope, selector, field), of all that is bound.
 _Bound = tuple[str, str, str]
 
@@ -95,7 +101,12 @@ def _parse(files: Sequence[str], bindings: Sequence[str]) -> dict[_Bound, int]:
     since: dict[_Bound, tuple[int, object]] = {}
     with _without_log():
         for number, file in enumerate((*files, None)):
-            gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            try:
+                gin.parse_config_files_and_bindings([file] if file else [], [] if file else bindings, finalize_config=False)
+            except (ValueError, SyntaxError) as error:
+                if file and (token := re.search(r"Failed to parse token '(.+)'", str(error))):
+                    raise UserError(f"{file}: {token[1]!r} is no value that gin reads: {_VALUES}") from error
+                raise
             for (scope, selector), values in gin.config._CONFIG.items():
                 for field, value in values.items():
                     if (scope, selector, field) not in since or since[scope, selector, field][1] is not value:
@@ -113,7 +124,7 @@ def _without_log() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _find(name: str) -> Path:
+def _find(name: str | Path) -> Path:
     for path in (Path(name), gin_folder() / name):
         if os.path.isfile(path):  # path.is_file() raises if the name is too long.
             return path
@@ -147,10 +158,12 @@ def _check_required() -> None:
 
 
 def _size_of_recipe(paths: Sequence[Path]) -> str | None:
-    """The size in the name, PART_SIZE.gin, of the last recipe among the files; None if no file is a recipe."""
-    recipes = {path.name for path in (gin_folder() / "runs").glob("*.gin")}
-    named = (path.stem.rpartition("_")[2] for path in reversed(paths) if path.name in recipes)
-    return next((size for size in named if size in sizes()), None)
+    """The size that the last of the files is for: one in its name, if it is a recipe PART_SIZE.gin, or one that it includes, models/SIZE.gin. Else None."""
+    recipes, found = {path.name for path in (gin_folder() / "runs").glob("*.gin")}, []
+    for path in paths:
+        found += re.findall(r"^include\s+['\"](?:\S*/)?models/(\w+)\.gin", path.read_text(encoding="utf-8"), re.MULTILINE)
+        found += [path.stem.rpartition("_")[2]] if path.name in recipes else []
+    return next((size for size in reversed(found) if size in sizes()), None)
 
 
 def _quoted(binding: str) -> str:
@@ -240,13 +253,17 @@ def _renamed(name: str) -> str | None:
     return None
 
 
-def _explain(error: Exception, bindings: Sequence[str]) -> str:
-    """Turns any of gin's errors into a message of one line, with the names that the user may have meant."""
+def _explain(error: Exception, bindings: Sequence[str], since: dict[_Bound, int]) -> str:
+    """Turns any of gin's errors into a message of one line, with the names that the user may have meant. since: from `_parse`, {} if that failed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     module = re.search(r"cannot import name '(\w+)' from 'musiclm_jax'|No module named 'musiclm_jax\.(\w+)'", str(error))
     if module and (name := module[1] or module[2]) in _MOVED:
         return f"musiclm_jax.{name} is musiclm_jax.{_MOVED[name]} now: `from musiclm_jax.{_MOVED[name].replace('.', ' import ')}`"
     place = _place(lines)
+    if isinstance(error, RecursionError):
+        return f"a file or a value contains itself{place}: remove what leads back to it"
+    if (macro := re.search(r"\(in (.+)/macro\)", place)) and isinstance(error, TypeError):
+        return f"%{macro[1]} is read and not set: give it with --gin.{macro[1]}=VALUE, or in a file with --gin_file"
     field = re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", lines[0])
     if field:
         cls, name = field[1].rpartition(".")[2], field[2]
@@ -259,6 +276,10 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
         if new := _renamed(name):
             return f"{name} is {new} now{place}"
         return f"there is no {name!r}{place}: {_near(name, _classes())}"
+    if isinstance(error, (TypeError, AttributeError)) and (cls := re.search(r"(\w+)\)$", place)):
+        names = " or ".join(sorted({field for (_, selector, field), number in since.items() if number and selector.endswith(f".{cls[1]}")}))
+        what = f"a value of {names}" if names else "a value"
+        return f"{what} is of another kind than is expected{place}: {lines[0]}; see the files in {gin_folder()} for how values are written"
     if binding := re.search(r"\(line (\d+)\)|bindings string line (\d+)", str(error)):  # A line of the bindings: for a file, gin gives its name.
         number = int(binding[1] or binding[2])
         place = place or f" (--gin.{bindings[min(number, len(bindings)) - 1]})" if bindings else place

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 
 import click
@@ -22,6 +23,7 @@ from musiclm_jax.errors import UserError
 
 # Largest length of an error message, in characters. Longer ones, such as those that repeat a long input, are shortened in the middle.
 _LONGEST = 2000
+_NO_MEMORY = "not enough memory; make fewer or shorter clips at once, or train with a lower batch_size or crop_sec"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
 
     argv: the arguments; None: those of the process.
     """
+    if argv is None:
+        signal.signal(signal.SIGINT, _stop)
     with contextlib.suppress(AttributeError):  # Characters that the terminal cannot write are printed as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -68,17 +72,23 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _fail(f"the package {error.name} is missing; install the optional packages of musiclm-jax with: pip install 'musiclm-jax[train,eval]'")
     except MemoryError:
-        _fail("not enough memory; make fewer or shorter clips at once, or lower batch_size")
+        _fail(_NO_MEMORY)
     except RuntimeError as error:
         if message := _explain_runtime_error(str(error)):
             _fail(message)
         raise
 
 
+def _stop(number, frame) -> None:
+    """Ends the process on Ctrl-C. An exception would be lost, or end in a crash, where XLA calls Python. Unfinished files are never in their places."""
+    os.write(2, b"\nmusiclm: stopped\n")
+    os._exit(128 + number)
+
+
 def _explain_runtime_error(error: str) -> str | None:
     """The message for a RuntimeError of JAX about memory or devices; None: another kind of error."""
     if "RESOURCE_EXHAUSTED" in error or "Out of memory" in error:
-        return "not enough memory; make fewer or shorter clips at once, or lower batch_size"
+        return _NO_MEMORY
     if "Unable to initialize backend" in error or "Unknown backend" in error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX finds no device of JAX_PLATFORMS={platforms!r}: leave it unset, or set it to cpu"

@@ -36,6 +36,16 @@ class Place(click.ParamType):
         return Path(value)
 
 
+class Model(Place):
+    """A bundle: its folder, or the name of a packaged one. It stays a string, because "./demo" is a folder and "demo" is not."""
+
+    name = "model"
+
+    def convert(self, value, param, ctx) -> str:
+        super().convert(value, param, ctx)
+        return value
+
+
 class Seconds(click.FloatRange):
     """A range of numbers that excludes nan."""
 
@@ -58,7 +68,7 @@ def overrides(stages: list[str], **options: tuple[tuple[str | None, float | int]
     return merged
 
 
-model_option = click.option("--model", type=Place(), default="demo", show_default=True, help="The folder of a bundle, or 'demo', the packaged bundle.")
+model_option = click.option("--model", type=Model(), default="demo", show_default=True, help="The folder of a bundle, or 'demo', the packaged bundle.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 
 
@@ -87,8 +97,11 @@ def use_compilation_cache(*, preallocate: bool = False) -> None:
         return
     if not os.access(folder, os.W_OK):
         return
+    import warnings
+
     import jax
 
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # One for each program on a full disk.
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from musiclm_jax.cli.options import Place, use_compilation_cache
@@ -18,7 +20,7 @@ def training_options(*, workdir_required: bool):
 
     def decorate(command):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-        gin_file = click.option("--gin_file", "gin_files", multiple=True, help="Gin file with changes to the size; repeatable, a later one wins.")
+        gin_file = click.option("--gin_file", "gin_files", type=Place(), multiple=True, help="Gin file with changes to the size; repeatable, a later one wins.")
         workdir = click.option("--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
         size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print which steps would run and why, and stop.")
@@ -85,7 +87,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
         click.echo(f"{name}: {value}")
 
 
-def _load_config(size: str | None, gin_files: tuple[str, ...], bindings: tuple[str, ...]):
+def _load_config(size: str | None, gin_files: tuple[Path, ...], bindings: tuple[str, ...]):
     """The FitConfig, and the values that it was made of, as the text of a gin file."""
     for binding in bindings:
         if not binding.startswith("--gin."):

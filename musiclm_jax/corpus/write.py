@@ -169,10 +169,8 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
         if theirs != mine:
             raise UserError(f"{path} is of the corpus {theirs}, expected {mine}: choose another directory, or remove that one")
         _check_unedited(directory / "metadata.jsonl", seed)
-    elif os.path.lexists(directory / "metadata.jsonl"):
-        raise UserError(f"{directory} has a metadata.jsonl that is not of a corpus: choose another directory")
-    elif os.path.lexists(directory / "audio") and any((directory / "audio").iterdir()):
-        raise UserError(f"{directory / 'audio'} has files that are not of a corpus: choose another directory")
+    elif directory.is_dir() and (others := sorted(each.name for each in directory.iterdir() if not each.name.startswith("."))):
+        raise UserError(f"{directory} has files that are not of a corpus, such as {others[0]}: choose a new or empty directory")
     else:
         directory.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(mine) + "\n")

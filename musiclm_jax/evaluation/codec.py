@@ -46,7 +46,7 @@ def evaluate_codec(
     codec: Codec,
     data_dir: str | Path,
     *,
-    num_clips: int = 20,
+    num_clips: int | None = None,
     seconds: float = 10.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def evaluate_codec(
     Args:
         codec: the codec.
         data_dir: a folder of clips; see `read_clips` for its splits.
-        num_clips: the number of held-out clips. The first ones are used.
+        num_clips: the number of held-out clips. The first ones are used. None: 20, or all if there are fewer.
         seconds: length of the beginning of each clip that is used. Shorter clips are used whole.
         progress: called with one line per clip.
 
@@ -71,8 +71,10 @@ def evaluate_codec(
     held_out = folder.split("test")
     if not held_out:
         raise UserError(f"{folder.path} has no held-out clips: give some clips the split 'test' in metadata.jsonl")
+    if num_clips is None:
+        num_clips = min(20, len(held_out))
     if not 1 <= num_clips <= len(held_out):
-        raise UserError(f"num_clips={num_clips}, but {folder.path} has {len(held_out)} held-out clips: choose 1 to {len(held_out)}")
+        raise UserError(f"{num_clips} clips, but {folder.path} has {len(held_out)} held-out clips: choose 1 to {len(held_out)}")
     distance = jax.jit(functools.partial(mel_distance, sample_rate_hz=audio.SAMPLE_RATE_HZ))
     num_codes, counts, quality = codec.config.num_codes, None, {}
     for i, clip in enumerate(held_out[:num_clips]):

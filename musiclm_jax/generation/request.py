@@ -52,6 +52,8 @@ def check_request(
     if not prompts:
         raise UserError("there is no prompt; describe the music in a few words, such as 'a calm piano melody'")
     for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {number} is {prompt!r}, expected a string")
         if not prompt.strip():
             raise UserError(f"prompt {number} is empty; describe the music in a few words, such as 'a calm piano melody'")
         try:

@@ -18,7 +18,7 @@ from musiclm_jax.files import write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
-from musiclm_jax.parts.workdir import DONE, NEW, Planned
+from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, Planned
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"
@@ -39,18 +39,26 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text
     for planned in work_folder.make_plan(run, steps):
         if planned.sets_aside:
             print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
+        elif planned.action == EXTEND:
+            print(planned, flush=True)
     for number, step in enumerate(steps, start=1):
         _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
         if step.name == PREPARE:
-            for part in config.parts:
-                if {each.name for each in part.steps(config)} & {each.name for each in steps}:
-                    part.check(run)
+            _check_clips(run, steps)
     return run.folder(EXPORT) / "bundle"
 
 
 def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str = EXPORT) -> list[Planned]:
-    """What `fit`, or `run_step` of `step`, would do, step by step. Writes nothing but a cache of hashes of the clips."""
-    return work_folder.make_plan(Run(config, Path(data), Path(workdir)), config.steps_to(step))
+    """What `fit`, or `run_step` of `step`, would do, step by step. Writes nothing but a cache of hashes of the clips.
+
+    Raises:
+        UserError: as `fit`; that the clips cannot train a part is known once `prepare` is done.
+    """
+    run, steps = Run(config, Path(data), Path(workdir)), config.steps_to(step)
+    planned = work_folder.make_plan(run, steps)
+    if planned[0].step.name == PREPARE and planned[0].action == DONE:
+        _check_clips(run, steps)
+    return planned
 
 
 def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> dict[str, Any]:
@@ -98,6 +106,14 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
         work_folder.write_done(run, planned, lengths=work.lengths, seconds=seconds, results=results)
         print(f"{title}: finished in {seconds:.1f} s  {_summary(results)}", flush=True)
         return results
+
+
+def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:
+    """Raises UserError where the clips cannot train a part of one of the steps."""
+    names = {step.name for step in steps}
+    for part in run.config.parts:
+        if any(step.name in names for step in part.steps(run.config)):
+            part.check(run)
 
 
 def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:

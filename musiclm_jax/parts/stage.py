@@ -70,8 +70,17 @@ class StagePart(TrainedPart):
     def needs(self, fit: FitConfig) -> tuple[str, ...]:
         return (PREPARE, *dict.fromkeys(step for each in self.token_streams(fit).values() for step in each.needs))
 
+    def _has_texts(self, fit: FitConfig) -> bool:
+        """Whether a stream of the prefix may come from captions."""
+        return any(segment.stream == "mulan" for segment in self.layout(fit).prefix)
+
     def settings(self, fit: FitConfig) -> dict[str, Any]:
-        return {"crop_sec": self.spec_of(fit).window_sec, "codebook_init": self.codebook_init, "text_share": self.text_share, "init_seed": fit.seed}
+        return {
+            "crop_sec": self.spec_of(fit).window_sec,
+            "codebook_init": self.codebook_init,
+            "text_share": self.text_share if self._has_texts(fit) else 0.0,
+            "init_seed": fit.seed,
+        }
 
     def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
         spec, shapes = self.spec_of(fit), {}

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,7 @@ class Checkpoints:
         self._orbax_log = logging.getLogger("absl")
         self._orbax_log_level = self._orbax_log.level
         self._orbax_log.setLevel(logging.CRITICAL)
+        _quiet_asyncio()
         self._orbax = ocp.StandardCheckpointer()
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._saving: concurrent.futures.Future | None = None
@@ -273,3 +277,12 @@ def _os_error(error: BaseException | None) -> OSError | None:
             return OSError(int(number[1]), os.strerror(int(number[1])))
         error = error.__cause__
     return error
+
+
+@functools.cache
+def _quiet_asyncio() -> None:
+    """Drops the reports of asyncio on tasks of a failed save, one for each array, at any later time. Their error is raised; these are copies of it."""
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+    warnings.filterwarnings("ignore", r"coroutine '.*serialize.*' was never awaited", RuntimeWarning)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else report(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,18 +174,22 @@ def train(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM or SIGINT. Outside the main thread signals cannot be caught, and stay as they were."""
+    """A list that receives SIGTERM or SIGINT. A second signal has the effect that it had before.
+
+    Outside the main thread signals cannot be caught, and keep their effect.
+    """
     received: list[int] = []
+    previous = {}
 
     def handler(number, frame):
-        if received:  # A second signal stops at once.
-            raise KeyboardInterrupt
+        if received:
+            signal.signal(number, previous[number])
+            return os.kill(os.getpid(), number)
         received.append(number)
+        os.write(2, b"\nstopping after this step, or once it is compiled; a second Ctrl-C stops at once, and loses the steps since the last checkpoint\n")
 
-    try:
-        previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:
-        previous = {}
+    with contextlib.suppress(ValueError):
+        previous |= {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:

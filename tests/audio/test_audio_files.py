@@ -6,6 +6,7 @@ import soundfile
 import soxr
 
 from musiclm_jax import audio
+from musiclm_jax import files as atomic_files
 from musiclm_jax.audio import files
 from musiclm_jax.errors import UserError
 
@@ -146,11 +147,10 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     audio.write_wav(tmp_path / "a.wav", sine())
     old = (tmp_path / "a.wav").read_bytes()
 
-    def full(file, *args, **kwargs):
-        file.write(b"half")
+    def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(soundfile, "write", full)
+    monkeypatch.setattr(atomic_files, "sync", full)
     with pytest.raises(UserError, match="a.wav cannot be written, the disk is full"):
         audio.write_wav(tmp_path / "a.wav", sine(hz=7))
     assert os.listdir(tmp_path) == ["a.wav"] and (tmp_path / "a.wav").read_bytes() == old

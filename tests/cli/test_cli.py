@@ -9,6 +9,7 @@ import soundfile
 from tiny_musiclm import tiny_musiclm
 from tiny_parts import write_clips
 
+from musiclm_jax import pretrained
 from musiclm_jax.cli import generate, options
 from musiclm_jax.cli.main import main
 from musiclm_jax.errors import UserError
@@ -146,6 +147,33 @@ def test_generate_checks_the_place_before_the_work(tiny_bundle, tmp_path, capsys
     assert status == 2 and "song-2.wav" in err and [path.name for path in tmp_path.iterdir()] == ["song-2.wav"]
 
 
+def test_export_overwrites_nothing(tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "copy"
+    assert run("export", tiny_bundle, out, "--dtype", "float16", capsys=capsys)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    status, _, err = run("export", tiny_bundle, out, capsys=capsys)
+    assert status == 2 and "copy exists already, and is not overwritten: name a new folder" in err
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_demo_is_the_packaged_model_and_a_folder_has_a_slash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert pretrained.open_pretrained("demo").path == pretrained.open_pretrained(Path("demo")).path != tmp_path / "demo"
+    with pytest.raises(UserError, match=r"demo: not a bundle"):
+        pretrained.open_pretrained("./demo")
+    (tmp_path / "run" / "export" / "bundle").mkdir(parents=True)
+    (tmp_path / "run" / "export" / "bundle" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run: the work folder of a fit, not a bundle; its bundle is run/export/bundle"):
+        pretrained.open_pretrained("run")
+
+
+def test_a_signal_ends_the_process_at_once(tmp_path):
+    program = "import os, signal\nfrom musiclm_jax.cli import main\nmain._stop(signal.SIGINT, None)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "musiclm: stopped")
+
+
 def test_interrupted_generation_leaves_nothing(tiny_bundle, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -205,6 +233,7 @@ def test_corpus(tmp_path, capsys):
         (["clips", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
         (["clips", "--gin.SEMANTIC_STEPS"], "SEMANTIC_STEPS"),
         (["clips", "--gin_file", "mine.gin"], "mine.gin"),
+        (["clips", "--gin_file", ""], "--gin_file"),
         (["clips", "--speed", "3"], "--speed"),
     ],
 )

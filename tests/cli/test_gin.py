@@ -128,6 +128,25 @@ def test_later_values_win_and_strings_need_no_quotes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEED = nan", "{file}: 'nan' is no value that gin reads: give a number, a text in quotes, a list, %MACRO or @reference"),
+        ("SEED = lambda: 3", "{file}: 'lambda' is no value that gin reads"),
+        ("SEED = %NOWHERE", "%NOWHERE is read and not set: give it with --gin.NOWHERE=VALUE, or in a file with --gin_file"),
+        ("include '{file}'", 'a file or a value contains itself (file "{file}", line 1): remove what leads back to it'),
+        ("fit.FitConfig.parts = (@fit.FitConfig(),)", "a file or a value contains itself"),
+        ("fit.FitConfig.parts = 3", "a value of parts is of another kind than is expected (in FitConfig): "),
+    ],
+)
+def test_mistakes_of_a_file_are_named(text, message, tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text(text.format(file=file) + "\n")
+    with pytest.raises(UserError) as error:
+        load_config("test", [str(file)])
+    assert str(error.value).startswith(message.format(file=file))
+
+
+@pytest.mark.parametrize(
     ("binding", "message"),
     [
         ("SEMANTC_STEPS=3", "SEMANTC_STEPS is set but nothing reads it: did you mean SEMANTIC_STEPS"),

@@ -101,7 +101,7 @@ def test_metadata_that_were_edited_are_not_lost(corpus, tmp_path, edit):
 def test_audio_that_is_no_corpus_is_not_overwritten(tmp_path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "000000.flac").write_text("a person's")
-    with pytest.raises(UserError, match="audio has files that are not of a corpus: choose another directory"):
+    with pytest.raises(UserError, match="has files that are not of a corpus, such as audio: choose a new or empty directory"):
         make_corpus(tmp_path, num_clips=1, seed=7)
     assert _contents(tmp_path) == {"audio/000000.flac": b"a person's"}
 
@@ -115,7 +115,7 @@ def test_another_seed_is_refused(corpus):
 
 def test_a_users_own_folder_is_refused(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="another directory"):
+    with pytest.raises(UserError, match="a new or empty directory"):
         make_corpus(tmp_path, num_clips=1, seed=0)
     assert (tmp_path / "metadata.jsonl").read_text() == "{}\n"
 

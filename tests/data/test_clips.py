@@ -198,7 +198,7 @@ def test_a_damaged_store_says_what_to_do(tmp_path):
         with pytest.raises(UserError, match="index.json is damaged: move .*store away, and prepare the data again$"):
             ClipStore.open(tmp_path / "store")
     index.write_bytes(whole.replace(b'"num_samples": ', b'"num_samples": 1'))
-    with pytest.raises(UserError, match=r"samples.npy has samples \[28800\], its index says \[128800\]: move .*store away"):
+    with pytest.raises(UserError, match=r"samples.npy has shape \[28800\] where its index has \[128800\]: move .*store away"):
         ClipStore.open(tmp_path / "store")
     index.write_bytes(whole)
     for data in (b"", bytes(99), samples.read_bytes()[:-2]):

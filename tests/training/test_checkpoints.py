@@ -162,7 +162,7 @@ def test_a_disk_that_fails_is_no_damage(workdir, monkeypatch, number, file):
 
 
 def test_a_state_that_the_task_cannot_use_is_no_damage(workdir):
-    with pytest.raises(UserError, match=r"checkpoints/2 is intact but cannot be restored here \(.+\): use the version"):
+    with pytest.raises(UserError, match=r"checkpoints/2 is intact but cannot be restored here \(.+\): use the package version"):
         restore(workdir, state={**STATE, "a": jnp.arange(7.0)})
     assert names(workdir) == ["checkpoints"]
 

@@ -211,6 +211,24 @@ def test_a_signal_while_the_state_is_made_leaves_too(tmp_path):
         train(tiny(11), killed_at(1), workdir=tmp_path, warm_start=signal_and_keep)
 
 
+def test_a_second_signal_has_the_effect_that_it_had_before(tmp_path):
+    effects = []
+    before = signal.signal(signal.SIGINT, lambda *args: effects.append(args[0]))
+
+    def twice(state):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert effects == []
+        os.kill(os.getpid(), signal.SIGINT)
+        return state
+
+    try:
+        with pytest.raises(SystemExit):
+            train(tiny(11), killed_at(1), workdir=tmp_path, warm_start=twice)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert effects == [signal.SIGINT]
+
+
 # -------------------------------------------------------------------- Batches and numbers that are of no use
 
 
@@ -271,7 +289,7 @@ def test_metrics_and_rates_are_logged(tmp_path, capsys):
     assert {"loss", "eval_loss", "steps_per_sec", "examples_per_sec", "tokens_per_sec"} <= numbers.keys()
     assert numbers["tokens_per_sec"] == pytest.approx(5 * numbers["steps_per_sec"])
     out = capsys.readouterr().out
-    assert "tiny: 0.000147M parameters, to step 11 on 1 cpu" in out and "left" in out and "tiny 11/11" in out
+    assert f"tiny: 0.000147M parameters, to step 11 on {jax.device_count()} cpu" in out and "left" in out and "tiny 11/11" in out
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path):

@@ -30,7 +30,7 @@ def test_a_step_with_others_changes_only_the_number_of_the_step(numbers):
 
 
 def test_a_recipe_has_a_length_and_a_task_has_its_recipes():
-    with pytest.raises(UserError, match="num_steps=0: choose 1 or more"):
+    with pytest.raises(UserError, match="num_steps=0: choose a whole number from 1"):
         Recipe(num_steps=0)
     assert tiny(7).num_steps == 7 and isinstance(TinyTask(), Task)
     assert TinyTask().check_batch({"x": jnp.zeros(3)}) is None
