@@ -9,6 +9,7 @@ import jax
 
 # The allowed names of stacks in a model. Parameters below such a name have a leading axis L, and the optimizer recognizes them by the name.
 STACKS = ("layers", "blocks")
+_SAVED = {True: None, "all": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool | str = False, **fields: Any) -> nn.Module:
@@ -28,7 +29,7 @@ def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool |
         raise ValueError(f"a stack named {name!r}: expected one of {STACKS}, by which the optimizer recognizes stacked parameters")
     scan = nn.scan(
         # prevent_cse is not needed inside a scan: XLA cannot merge the recomputation with the first computation there.
-        nn.remat(layer, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None) if remat else layer,
+        layer if not remat else nn.remat(layer, prevent_cse=False, policy=_SAVED[remat]),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
