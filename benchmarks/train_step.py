@@ -131,7 +131,7 @@ def torch_stage(config: StageConfig, layout: StageLayout):
     from musiclm_jax.nn.relative import relative_buckets
 
     dim, heads, width = config.dim, config.num_heads, config.head_dim
-    attention_dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+    attention_dropout = config.weights_dropout
 
     class Block(nn.Module):
         def __init__(self):

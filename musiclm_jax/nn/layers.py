@@ -36,7 +36,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def fit_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """`spec` without the mesh axes that do not divide their dimension, which is replicated instead."""
     divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
-    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=True)))
+    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
 
 
 class Dense(nn.Module):

@@ -9,7 +9,8 @@ import jax
 
 # The allowed names of stacks in a model. Parameters below such a name have a leading axis L, and the optimizer recognizes them by the name.
 STACKS = ("layers", "blocks")
-_SAVED = {True: None, "all": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# What the backward pass finds saved of a layer, by the value of `remat`.
+_SAVED = {True: None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool | str = False, **fields: Any) -> nn.Module:
@@ -21,6 +22,7 @@ def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: bool |
         layer: a module called as (x, *shared) -> (x, second result).
         name: one of STACKS.
         remat: recompute each layer in the backward pass, which takes about a third more time, and memory for the activations of one layer only.
+            "products": recompute all but the matrix products.
 
     Raises:
         ValueError: `name` is not one of STACKS.

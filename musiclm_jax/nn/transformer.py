@@ -51,12 +51,12 @@ class TransformerConfig:
     # Values are rotated too, in pairs whose rotary period is at most this many tokens. The phase of a value then encodes its distance, so that a head
     # which sums over several events can represent the beat that they form. 0: values are not rotated, as in the paper.
     rotary_values: float = 0.0
-    # How attention is computed in training: "xla", or "cudnn", a fused kernel for bfloat16 on NVIDIA GPUs. It does not store the attention weights, and
-    # so cannot drop any: set `attention_dropout` to 0.
+    # How attention is computed in training: "xla", or "cudnn", a fused kernel for NVIDIA GPUs with dtype "bfloat16". It stores no attention weights, and
+    # so drops none: `attention_dropout` must be 0.
     attention_kernel: str = "xla"
     # Dropout rate of attention weights. None: that of `dropout`.
-    attention_dropout: float | None = None
-    # What the backward pass recomputes of each layer. "none"; "all": least memory, about a third more time; "products": all but the matrix products.
+    attention_dropout: float | int | None = None
+    # Whether the backward pass recomputes each layer: less memory, about a third more time. "products": it recomputes all but the matrix products.
     remat: bool | str = False
     # Type of activations and cache: "float32" or "bfloat16". Parameters, softmax, statistics of norms, and logits are float32.
     dtype: str = "float32"
@@ -64,7 +64,12 @@ class TransformerConfig:
     def __post_init__(self):
         check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=SIZE, max_distance=SIZE)
         check_numbers(self, dropout=SHARE, rotary=NOT_NEGATIVE, rotary_values=NOT_NEGATIVE)
-        check_choices(self, dtype=DTYPES)
+        check_choices(self, dtype=DTYPES, attention_kernel=("xla", "cudnn"), remat=(False, True, "products"))
+        if self.attention_dropout is not None:
+            check_numbers(self, attention_dropout=SHARE)
+        if self.attention_kernel == "cudnn" and (self.weights_dropout or self.dtype != "bfloat16"):
+            found = f"attention_dropout={self.weights_dropout:g}, dtype={self.dtype!r}"
+            raise UserError(f"attention_kernel='cudnn' with {found}: set attention_dropout=0 and dtype='bfloat16'")
         if self.dropout == 1:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
         if self.num_buckets % 2 or self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
@@ -75,6 +80,11 @@ class TransformerConfig:
             raise UserError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose rotary=4 or more with an even head_dim, or rotary=0 for none")
         if self.rotary_values and not self.rotary:
             raise UserError(f"rotary_values={self.rotary_values}, rotary=0: set rotary, whose periods the values use, or choose rotary_values=0")
+
+    @property
+    def weights_dropout(self) -> float | int:
+        """Dropout rate of attention weights."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 class CausalBias(nn.Module):
@@ -145,7 +155,7 @@ class Block(nn.Module):
             cfg.head_dim,
             use_bias=False,
             logit_scale=1.0,
-            dropout=cfg.dropout if cfg.attention_dropout is None else cfg.attention_dropout,
+            dropout=cfg.weights_dropout,
             kernel=cfg.attention_kernel,
             rotary=cfg.rotary,
             rotary_values=cfg.rotary_values,

@@ -131,7 +131,7 @@ def activate(mesh: Mesh) -> Iterator[None]:
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     if len(spec) > len(shape):  # A factored moment has fewer dimensions than the parameter whose box it inherited.
         return PartitionSpec()
-    return fit_spec(PartitionSpec(*spec, *[None] * (len(shape) - len(spec))), shape, mesh)
+    return fit_spec(spec, shape, mesh)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
