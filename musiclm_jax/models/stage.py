@@ -19,8 +19,9 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.nn.attention import KVCache
-from musiclm_jax.nn.layers import Embed, constrain, partitioned
+from musiclm_jax.nn.layers import Embed, partitioned
 from musiclm_jax.nn.transformer import Transformer, TransformerConfig, unstack_layers
+from musiclm_jax.partitioning import constrain
 from musiclm_jax.tokens import StageLayout
 
 

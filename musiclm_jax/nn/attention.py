@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
-from musiclm_jax.nn.layers import constrain, fan_in_init, partitioned
+from musiclm_jax.nn.layers import fan_in_init, partitioned
+from musiclm_jax.partitioning import constrain
 
 
 @flax.struct.dataclass

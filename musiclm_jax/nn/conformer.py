@@ -18,9 +18,10 @@ import numpy as np
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.attention import SelfAttention
-from musiclm_jax.nn.layers import Dense, LayerNorm, constrain, fan_in_init, partitioned
+from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 _BRANCH_SCALE = 0.1
 _branch_init = nn.initializers.variance_scaling(_BRANCH_SCALE**2, "fan_in", "truncated_normal")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float
 from musiclm_jax.nn.attention import SelfAttention
-from musiclm_jax.nn.layers import Dense, LayerNorm, constrain
+from musiclm_jax.nn.layers import Dense, LayerNorm
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 # Epsilon of all norms in these encoders.
 NORM_EPSILON = 1e-12

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.partitioning import constrain
 
 fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -19,24 +17,6 @@ fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 def partitioned(init, axes: Sequence[str | None]):
     """The initializer `init` with logical axis names attached, one per dimension of the parameter. None: the dimension is not sharded."""
     return nn.with_logical_partitioning(init, tuple(axes))
-
-
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains how activations are sharded, by logical names, one per dimension. Has an effect only within `training.sharding.activate`.
-
-    Without constraints XLA propagates the shardings of the parameters to the activations: with FSDP it would split activations by width, and reduce them
-    in every layer, instead of gathering the weights.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not nn.get_logical_axis_rules():
-        return x
-    return jax.lax.with_sharding_constraint(x, fit_spec(nn.logical_to_mesh(PartitionSpec(*axes)), x.shape, mesh))
-
-
-def fit_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """`spec` without the mesh axes that do not divide their dimension, which is replicated instead."""
-    divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
-    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
 
 
 class Dense(nn.Module):

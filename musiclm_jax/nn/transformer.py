@@ -24,9 +24,10 @@ from musiclm_jax.arrays import Array, Float, Int
 from musiclm_jax.checks import DEPTH, DTYPES, NOT_NEGATIVE, SHARE, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
-from musiclm_jax.nn.layers import Dense, RMSNorm, constrain, fan_in_init, partitioned
+from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from musiclm_jax.checks import COUNT, SIZE, check_numbers
 from musiclm_jax.errors import UserError
-from musiclm_jax.nn.layers import fit_spec
+from musiclm_jax.partitioning import fit_spec
 
 # A mesh axis splits one dimension of a parameter: `tensor` the wide ones (Megatron's layout), `fsdp` the model width (ZeRO-3). Activations are split by
-# batch, and where a product is split over `tensor` also there (`nn.layers.constrain`).
+# batch, and where a product is split over `tensor` also there (`partitioning.constrain`).
 LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("embed", "fsdp"),
@@ -123,7 +123,7 @@ def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def activate(mesh: Mesh) -> Iterator[None]:
-    """Programs that are traced in this context constrain their activations to the mesh (`nn.layers.constrain`)."""
+    """Programs that are traced in this context constrain their activations to the mesh (`partitioning.constrain`)."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_RULES):
         yield
 

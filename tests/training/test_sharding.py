@@ -83,6 +83,25 @@ COMPILED = """
 """
 
 
+SPECTRA = """
+    import json, jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from musiclm_jax.audio.features import magnitude, stft
+    from musiclm_jax.training import sharding
+
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2))
+    wave = np.random.default_rng(0).normal(size=(8, 240)).astype(np.float32)
+    loss = lambda wave: jnp.sum(magnitude(stft(wave, window=24, hop=12)) ** 1.5)
+    plain = jax.jit(jax.value_and_grad(loss))(wave)
+    split = jax.device_put(wave, NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES)))
+    with sharding.activate(mesh):
+        program = jax.jit(jax.value_and_grad(loss)).lower(split).compile()
+    np.testing.assert_allclose(program(split)[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(program(split)[1], plain[1], atol=1e-4)
+    print("RESULT", json.dumps("all-gather" in program.as_text()))
+"""
+
+
 def run_program(program, *args, devices):
     tests = Path(__file__).parents[1]
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
@@ -118,6 +137,10 @@ def test_fsdp_gathers_weights_and_splits_activations_by_batch_alone():
     # The body of the scan over three layers counts once.
     assert fsdp["all-gather of weights"] > fsdp["parameters"] / 3 and "all-gather of weights" not in data
     assert not [name for name in {**data, **fsdp} if name.endswith("activations")]
+
+
+def test_spectra_are_computed_where_their_waves_are():
+    assert run_program(SPECTRA, devices=4) is False
 
 
 def test_devices_sample_what_one_does():
