@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.layers import fan_in_init, partitioned
 from musiclm_jax.partitioning import constrain
 
@@ -92,9 +93,16 @@ def fused_causal_attention(
     """`dot_product_attention` under a causal mask by cuDNN's fused kernel (FlashAttention, arXiv 2205.14135), which never stores the weights [T, T].
 
     For bfloat16 on NVIDIA GPUs, with an even T. bias: in the dtype of the query, and finite also where the key lies ahead of the query.
+
+    Raises:
+        UserError: this machine or JAX cannot run the kernel.
     """
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale, is_causal=True, implementation="cudnn").swapaxes(1, 2)
+    try:
+        out = jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale, is_causal=True, implementation="cudnn")
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise UserError(f"attention_kernel='cudnn' cannot be used here ({str(error).splitlines()[0]}): choose attention_kernel='xla'") from error
+    return out.swapaxes(1, 2)
 
 
 def cached_attention(

@@ -81,6 +81,9 @@ def test_a_fused_kernel_gets_what_plain_attention_gets(name, time_bias, monkeypa
 
 
 def test_a_fused_kernel_refuses_what_it_cannot_do():
+    if jax.default_backend() == "cpu":
+        with pytest.raises(UserError, match=r"attention_kernel='cudnn' cannot be used here \(.+\): choose attention_kernel='xla'"):
+            build("semantic", dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn"))
     for changes in ({"dtype": "float32"}, {"dropout": 0.1}, {"attention_dropout": 0.1}):
         with pytest.raises(UserError, match="set attention_dropout=0 and dtype='bfloat16'"):
             dataclasses.replace(TINY, **{"dtype": "bfloat16", "attention_kernel": "cudnn"} | changes)
