@@ -44,7 +44,7 @@ def check_numbers(config: Any, **limits: tuple[float | int, float | int]) -> Non
             raise UserError(f"{name}={shown(value)}: choose {what} from " + (f"{least} to {most:,}" if kind is int else f"{least:g} to {most:g}"))
 
 
-def check_choices(config: Any, **choices: Sequence[str]) -> None:
+def check_choices(config: Any, **choices: Sequence[str | bool]) -> None:
     """Raises UserError unless each of these fields of `config` is one of its choices."""
     for name, words in choices.items():
         if getattr(config, name) not in words:

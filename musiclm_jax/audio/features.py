@@ -12,6 +12,7 @@ import numpy as np
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.checks import NOT_NEGATIVE, POSITIVE, SIZE, check_choices, check_numbers
 from musiclm_jax.errors import UserError
+from musiclm_jax.partitioning import by_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def stft(wave: Float[Array, "B N"], *, window: int, hop: int, num_fft: int | Non
     """STFT with a periodic Hann window and the frames of `frame`: complex64 [B, T, num_fft // 2 + 1]. num_fft: None means `window`."""
     hann = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), jnp.float32)
     frames = frame(wave.astype(jnp.float32), window=window, hop=hop) * hann
-    return jnp.fft.rfft(frames, n=num_fft or window, axis=-1)
+    return by_example(lambda frames: jnp.fft.rfft(frames, n=num_fft or window, axis=-1), frames)
 
 
 def magnitude(spectrum: Array, *, epsilon: float = 1e-12) -> Array:

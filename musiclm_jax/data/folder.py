@@ -271,16 +271,21 @@ def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str
 
 def _read_sidecars(folder: Path, audio: list[str], texts: list[str]) -> tuple[dict[str, Line], list[str]]:
     """Returns (the metadata of all audio files from their text files, warnings)."""
-    forms, metadata, windows = _by_form(texts), {}, set()
+    forms, metadata, windows, unused = _by_form(texts), {}, set(), {*texts}
     for name in audio:
         captions: tuple[str, ...] = ()
         stem = os.path.splitext(name)[0]
         for text in forms.get(_nfc(f"{stem}.txt"), [])[:1]:
             captions, is_windows = read_sidecar(folder / text)
             windows |= {text} if is_windows else set()
+            unused.discard(text)
         metadata[name] = Line(0, name, captions)
-    warning = f"{len(windows)} text files are not UTF-8 and were read as Windows-1252, such as {min(windows, default='')}"
-    return metadata, [warning] if windows else []
+    warnings = []
+    if windows:
+        warnings.append(f"{len(windows)} text files are not UTF-8 and were read as Windows-1252, such as {min(windows)}")
+    if unused and len(unused) < len(texts):  # Some texts are captions, so the others may be misspelled.
+        warnings.append(f"{len(unused)} text files have no audio file of the same name and are ignored, such as {min(unused)}")
+    return metadata, warnings
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Contents

@@ -22,6 +22,7 @@ from musiclm_jax.checks import SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.resnet import Block, ResNetConfig, convolution, make_norm
 from musiclm_jax.nn.layers import Dense, LayerNorm, partitioned
+from musiclm_jax.partitioning import by_example
 
 _SHAPES = ResNetConfig(bottleneck=False)
 
@@ -111,8 +112,11 @@ def autocorrelation(x: Float[Array, "B T D"], *, num_lags: int) -> Float[Array, 
     """
     x = x - jnp.mean(x, axis=1, keepdims=True)
     length = x.shape[1] + max(x.shape[1], num_lags)  # Long enough that lags do not wrap around.
-    power = jnp.square(jnp.abs(jnp.fft.rfft(x, length, axis=1)))
-    products = jnp.fft.irfft(power, length, axis=1)[:, :num_lags] / x.shape[1]
+
+    def correlate(x: Array) -> Array:
+        return jnp.fft.irfft(jnp.square(jnp.abs(jnp.fft.rfft(x, length, axis=1))), length, axis=1)
+
+    products = by_example(correlate, x)[:, :num_lags] / x.shape[1]
     return products / (products[:, :1] + 1e-3)
 
 

@@ -28,6 +28,7 @@ from musiclm_jax.audio.features import magnitude, stft
 from musiclm_jax.checks import DEPTH, FINITE, POSITIVE, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.conv import CausalConv, Past, ResidualUnit, chain
+from musiclm_jax.partitioning import by_example
 
 # Limit of log-magnitudes, above all real ones (a full-scale sine under a window of 1536 samples has 6). It keeps exp() of untrained outputs finite.
 _LOUDEST = 10.0
@@ -161,7 +162,7 @@ def invert(config: SpectralCodecConfig, spectrum: Float[Array, "B T F"], past: P
     phases, phase = _phases(config, jax.lax.stop_gradient(spectrum), phase)  # Gradients pass through the magnitudes only.
     magnitudes = jnp.maximum(jnp.exp(spectrum) - config.floor, 0.0)
     hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), (0, hops * hop - window)).astype(np.float32)
-    new = jnp.fft.irfft(jax.lax.complex(magnitudes * jnp.cos(phases), magnitudes * jnp.sin(phases)), n=window)
+    new = by_example(lambda x: jnp.fft.irfft(x, n=window), jax.lax.complex(magnitudes * jnp.cos(phases), magnitudes * jnp.sin(phases)))
     new = jnp.pad(new, ((0, 0), (0, 0), (0, hops * hop - window))) * hann
     frames = jnp.concatenate([frames, new], axis=1)
     weights = jnp.concatenate([weights, jnp.broadcast_to(jnp.square(hann), (1, *new.shape[1:]))], axis=1)

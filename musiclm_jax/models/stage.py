@@ -21,6 +21,7 @@ from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.nn.attention import KVCache
 from musiclm_jax.nn.layers import Embed, partitioned
 from musiclm_jax.nn.transformer import Transformer, TransformerConfig, unstack_layers
+from musiclm_jax.partitioning import constrain
 from musiclm_jax.tokens import StageLayout
 
 
@@ -108,10 +109,16 @@ class Stage(nn.Module):
         if hidden_steps is not None:
             target_ids = jnp.where(jnp.repeat(hidden_steps, target.levels, axis=1), self.layout.mask_id, target_ids)
         ids = jnp.concatenate([prefix_ids, target_ids], axis=1)[:, :-1]
-        hidden, _ = self.body(self.embed(ids), bias=self._bias(codes.shape[1], 0, ids.shape[1], ids.shape[1]), train=train)
-        hidden = hidden[:, prefix_ids.shape[1] - 1 :].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
+        length = ids.shape[1]
+        bias = self._bias(codes.shape[1], 0, length, length)
+        if self.config.attention_kernel == "cudnn":  # Tiles of 64 positions. What is added lies after all that is predicted.
+            pad = (0, -length % 64)
+            ids = jnp.pad(ids, ((0, 0), pad))
+            bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), pad, pad))
+        hidden, _ = self.body(self.embed(ids), bias=bias, train=train)
+        hidden = hidden[:, prefix_ids.shape[1] - 1 : length].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
         head = self.head[self.layout.target_offset :].reshape(target.levels, target.codes, -1)  # [Q, C, D]
-        return jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head)
+        return constrain(jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head), "batch", None, None, None)
 
     def decode(
         self,

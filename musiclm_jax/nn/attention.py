@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Bool, Float, Int
+from musiclm_jax.errors import UserError
 from musiclm_jax.nn.layers import fan_in_init, partitioned
+from musiclm_jax.partitioning import constrain
 
 
 @flax.struct.dataclass
@@ -83,6 +85,24 @@ def dot_product_attention(
 ) -> Float[Array, "B H T K"]:
     """softmax(scale q.k + bias) v, with the softmax in float32. mask: True = attend. dropout: a function applied to the weights [B, H, T, S]."""
     return _weighted(dropout(_attention_weights(_products(query, key), bias, mask, scale)), value)
+
+
+def fused_causal_attention(
+    query: Float[Array, "B H T K"], key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], *, bias: Float[Array, "1 H T T"], scale: float
+) -> Float[Array, "B H T K"]:
+    """`dot_product_attention` under a causal mask by cuDNN's fused kernel (FlashAttention, arXiv 2205.14135), which never stores the weights [T, T].
+
+    For bfloat16 on NVIDIA GPUs, with an even T. bias: in the dtype of the query, and finite also where the key lies ahead of the query.
+
+    Raises:
+        UserError: this machine or JAX cannot run the kernel.
+    """
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    try:
+        out = jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale, is_causal=True, implementation="cudnn")
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise UserError(f"attention_kernel='cudnn' cannot be used here ({str(error).splitlines()[0]}): choose attention_kernel='xla'") from error
+    return out.swapaxes(1, 2)
 
 
 def cached_attention(
@@ -190,6 +210,8 @@ class SelfAttention(nn.Module):
     out_init_scale: float = 1.0
     # Dropout rate of the attention weights when `train`. All queries of a head share one mask, as in T5.
     dropout: float = 0.0
+    # "xla", or "cudnn": `fused_causal_attention` where there is no cache, without mask and dropout.
+    kernel: str = "xla"
     # Longest period of the rotary positions (`rotate`), in positions. 0: no rotary positions.
     rotary: float = 0.0
     # Values are rotated too, in pairs with a period up to this many positions, and the output is rotated back, so that what a head reads encodes its
@@ -221,13 +243,15 @@ class SelfAttention(nn.Module):
         if self.use_bias:
             qkv_bias = self.param("qkv_bias", partitioned(nn.initializers.zeros, (None, "heads", "kv")), (3, heads, head_dim), jnp.float32)
             qkv = qkv + qkv_bias.astype(self.dtype)
-        query, key, value = jnp.einsum("btnhk->nbhtk", qkv)
+        query, key, value = constrain(jnp.einsum("btnhk->nbhtk", qkv), None, "batch", "heads", None, None)
         if self.rotary:
             query, key = rotate(query, position, self.rotary), rotate(key, position, self.rotary)
         if self.rotary_values:
             value = rotate(value, position, self.rotary, limit=self.rotary_values)
         dropout = nn.Dropout(self.dropout, broadcast_dims=(-2,), deterministic=not train)
-        if cache is None or is_first(position):
+        if self.kernel == "cudnn" and cache is None:
+            out = fused_causal_attention(query, key, value, bias=bias, scale=scale)
+        elif cache is None or is_first(position):
             bias, mask = (x if x is None else x[..., : key.shape[2]] for x in (bias, mask))
             out = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, dropout=dropout)
             cache = cache and cache.write(key, value, position)

@@ -21,6 +21,7 @@ from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 _BRANCH_SCALE = 0.1
 _branch_init = nn.initializers.variance_scaling(_BRANCH_SCALE**2, "fan_in", "truncated_normal")
@@ -81,6 +82,7 @@ class ConformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], bias: Float[Array, "1 H T S"]) -> Float[Array, "B T D"]:
+        x = constrain(x, "batch", None, None)
         x = x + 0.5 * FeedForward(self.mlp_dim, dtype=self.dtype, name="mlp_in")(x)
         head_dim = x.shape[-1] // self.num_heads
         attention = SelfAttention(self.num_heads, head_dim, out_init_scale=_BRANCH_SCALE, dtype=self.dtype, name="attention")

@@ -12,6 +12,7 @@ from musiclm_jax.arrays import Array, Bool, Float
 from musiclm_jax.nn.attention import SelfAttention
 from musiclm_jax.nn.layers import Dense, LayerNorm
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 # Epsilon of all norms in these encoders.
 NORM_EPSILON = 1e-12
@@ -33,7 +34,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None) -> tuple[Float[Array, "B T D"], None]:
-        dim = x.shape[-1]
+        x, dim = constrain(x, "batch", None, None), x.shape[-1]
         attention = SelfAttention(self.num_heads, self.head_dim or dim // self.num_heads, dtype=self.dtype, name="attention")
         mask = None if mask is None else mask[:, None, None, :]
         x = self._residual(x, "attention_norm", lambda x: attention(x, mask=mask)[0])

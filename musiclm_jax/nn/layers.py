@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float, Int
+from musiclm_jax.partitioning import constrain
 
 fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -52,7 +53,8 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         table = self.param("embedding", partitioned(self.embedding_init, ("vocab", "embed")), (self.num, self.features), jnp.float32)
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        vectors = jnp.take(constrain(table, None, None), ids, axis=0).astype(self.dtype)  # Gathered first: XLA cannot split a lookup over both dimensions.
+        return constrain(vectors, "batch", *[None] * ids.ndim)
 
 
 class RMSNorm(nn.Module):

@@ -27,6 +27,7 @@ from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
 from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
 from musiclm_jax.nn.relative import relative_buckets
 from musiclm_jax.nn.stack import stacked
+from musiclm_jax.partitioning import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,25 @@ class TransformerConfig:
     # Values are rotated too, in pairs whose rotary period is at most this many tokens. The phase of a value then encodes its distance, so that a head
     # which sums over several events can represent the beat that they form. 0: values are not rotated, as in the paper.
     rotary_values: float = 0.0
-    # Recompute each layer in the backward pass: less memory, about a third more time.
-    remat: bool = False
+    # How attention is computed in training: "xla", or "cudnn", a fused kernel for NVIDIA GPUs with dtype "bfloat16". It stores no attention weights, and
+    # so drops none: `attention_dropout` must be 0.
+    attention_kernel: str = "xla"
+    # Dropout rate of attention weights. None: that of `dropout`.
+    attention_dropout: float | int | None = None
+    # Whether the backward pass recomputes each layer: less memory, about a third more time. "products": it recomputes all but the matrix products.
+    remat: bool | str = False
     # Type of activations and cache: "float32" or "bfloat16". Parameters, softmax, statistics of norms, and logits are float32.
     dtype: str = "float32"
 
     def __post_init__(self):
         check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=SIZE, max_distance=SIZE)
         check_numbers(self, dropout=SHARE, rotary=NOT_NEGATIVE, rotary_values=NOT_NEGATIVE)
-        check_choices(self, dtype=DTYPES)
+        check_choices(self, dtype=DTYPES, attention_kernel=("xla", "cudnn"), remat=(False, True, "products"))
+        if self.attention_dropout is not None:
+            check_numbers(self, attention_dropout=SHARE)
+        if self.attention_kernel == "cudnn" and (self.weights_dropout or self.dtype != "bfloat16"):
+            found = f"attention_dropout={self.weights_dropout:g}, dtype={self.dtype!r}"
+            raise UserError(f"attention_kernel='cudnn' with {found}: set attention_dropout=0 and dtype='bfloat16'")
         if self.dropout == 1:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
         if self.num_buckets % 2 or self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
@@ -70,6 +81,11 @@ class TransformerConfig:
             raise UserError(f"rotary={self.rotary}, head_dim={self.head_dim}: choose rotary=4 or more with an even head_dim, or rotary=0 for none")
         if self.rotary_values and not self.rotary:
             raise UserError(f"rotary_values={self.rotary_values}, rotary=0: set rotary, whose periods the values use, or choose rotary_values=0")
+
+    @property
+    def weights_dropout(self) -> float | int:
+        """Dropout rate of attention weights."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 class CausalBias(nn.Module):
@@ -112,7 +128,7 @@ class GatedMlp(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         kernel = self.param("in_kernel", partitioned(_gated_init, ("embed", None, "mlp")), (x.shape[-1], 2, cfg.mlp_dim), jnp.float32)
-        pair = jnp.einsum("btd,dnf->btnf", x, kernel.astype(dtype))
+        pair = constrain(jnp.einsum("btd,dnf->btnf", x, kernel.astype(dtype)), "batch", None, None, "mlp")
         hidden = jax.nn.gelu(pair[:, :, 0]) * pair[:, :, 1]
         hidden = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not self.train)(hidden)
         return Dense(x.shape[-1], axes=("mlp", "embed"), use_bias=False, dtype=dtype, name="out")(hidden)
@@ -132,6 +148,7 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         position: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        x = constrain(x, "batch", None, None)
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not self.train)
         attention = SelfAttention(
@@ -139,7 +156,8 @@ class Block(nn.Module):
             cfg.head_dim,
             use_bias=False,
             logit_scale=1.0,
-            dropout=cfg.dropout,
+            dropout=cfg.weights_dropout,
+            kernel=cfg.attention_kernel,
             rotary=cfg.rotary,
             rotary_values=cfg.rotary_values,
             dtype=dtype,
@@ -184,6 +202,8 @@ class Transformer(nn.Module):
         num_keys = x.shape[1] if cache is None else cache[0].length
         causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
         bias = causal if bias is None else causal + bias
+        if cfg.attention_kernel == "cudnn" and cache is None:  # The most negative float32 is -inf in bfloat16.
+            bias = jnp.maximum(bias, -1e30).astype(jnp.dtype(cfg.dtype))
         x = dropout(x)
         if self.unrolled:
             caches = [None] * cfg.num_layers if cache is None else list(cache)

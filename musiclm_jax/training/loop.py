@@ -110,6 +110,7 @@ def train(
         return task.eval_step(state, batch, jax.random.fold_in(key, index))
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sharding.activate(mesh))
         # ------------------------------------------------------------ The state: restored, or initialized with its shardings.
         stop_signals = stack.enter_context(_stop_signals())
         checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints))

@@ -6,8 +6,10 @@ one device or many: XLA inserts the collectives (GSPMD, arXiv 2105.04663).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +20,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from musiclm_jax.checks import COUNT, SIZE, check_numbers
 from musiclm_jax.errors import UserError
+from musiclm_jax.partitioning import fit_spec
 
-# A mesh axis splits one dimension of a parameter: `tensor` the wide ones (Megatron's layout), `fsdp` the model width (ZeRO-3).
-LOGICAL_RULES: tuple[tuple[str, str | None], ...] = (
+# A mesh axis splits one dimension of a parameter: `tensor` the wide ones (Megatron's layout), `fsdp` the model width (ZeRO-3). Activations are split by
+# batch, and where a product is split over `tensor` also there (`partitioning.constrain`).
+LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("data", "fsdp")),
     ("embed", "fsdp"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
@@ -116,11 +121,17 @@ def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path)
 
 
+@contextlib.contextmanager
+def activate(mesh: Mesh) -> Iterator[None]:
+    """Programs that are traced in this context constrain their activations to the mesh (`partitioning.constrain`)."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_RULES):
+        yield
+
+
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     if len(spec) > len(shape):  # A factored moment has fewer dimensions than the parameter whose box it inherited.
         return PartitionSpec()
-    divides = lambda size, axis: axis is None or size % math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) == 0  # noqa: E731
-    return PartitionSpec(*(axis if divides(size, axis) else None for size, axis in zip(shape, spec, strict=False)))
+    return fit_spec(spec, shape, mesh)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

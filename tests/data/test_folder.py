@@ -42,6 +42,15 @@ def test_without_metadata_all_audio_is_clips_and_texts_beside_them_are_captions(
     assert read.unusable == () and read.warnings == () and [entry.file_name for entry in read.captioned] == ["a.wav"]
 
 
+def test_texts_without_a_clip_are_named_where_others_have_one(tmp_path):
+    folder = make(tmp_path, ["a.wav", "a.flac", "b.wav"])
+    for name in ("a", "c", "d"):
+        (folder / f"{name}.txt").write_text("music")
+    assert read_folder(folder).warnings == ("2 text files have no audio file of the same name and are ignored, such as c.txt",)
+    (folder / "a.txt").unlink()
+    assert read_folder(folder).warnings == ()
+
+
 def test_with_metadata_the_listed_files_are_clips_and_the_others_are_named_once(tmp_path):
     lines = {"b.wav": {"captions": {"short": ["x"]}, "attributes": {"n": 1}}, "a.wav": {"melody": "m"}, "d.w64": {}, ".h.wav": {}, "no.wav": {}, "sub": {}}
     folder = read_folder(make(tmp_path, ["a.wav", "b.wav", "c.wav", "sub/e.wav", "d.w64", ".h.wav", "a.txt"], lines))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from small_streams import STAGES, make_streams, stage_layout
 
+from musiclm_jax.errors import UserError
 from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias, start_from_codebooks
+from musiclm_jax.nn import attention
 
 TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
 PAPER = make_streams(mulan=(12, 1024), semantic=1024, acoustic=(12, 1024))
@@ -58,6 +60,34 @@ def test_decoding_is_the_full_pass(name, options):
         at = length + i - 1
         step, cache = step_fn(ids[:, i - 1 : i], cache, position=at, level=i % levels)
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
+
+
+@pytest.mark.parametrize("time_bias", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_fused_kernel_gets_what_plain_attention_gets(name, time_bias, monkeypatch):
+    def fused(query, key, value, *, bias, scale):
+        # What cuDNN asks for: an even length, everything in bfloat16, a finite bias; it applies the causal mask itself.
+        length = query.shape[2]
+        assert length % 64 == 0 and bias.shape[2:] == (length, length) and query.dtype == bias.dtype == jnp.bfloat16
+        mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        return attention.dot_product_attention(query, key, value, bias=jnp.where(mask, bias, 7), mask=mask, scale=scale)
+
+    monkeypatch.setattr(attention, "fused_causal_attention", fused)
+    config = dataclasses.replace(TINY, dtype="bfloat16", time_bias=time_bias)
+    stage, params, prefix_ids, codes = build(name, config)
+    plain = stage.apply({"params": params}, prefix_ids, codes)
+    other = Stage(dataclasses.replace(config, attention_kernel="cudnn"), stage.layout).apply({"params": params}, prefix_ids, codes)
+    np.testing.assert_allclose(other, plain, atol=0.06)  # Biases are rounded to bfloat16.
+
+
+def test_a_fused_kernel_refuses_what_it_cannot_do():
+    if jax.default_backend() == "cpu":
+        with pytest.raises(UserError, match=r"attention_kernel='cudnn' cannot be used here \(.+\): choose attention_kernel='xla'"):
+            build("semantic", dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn"))
+    for changes in ({"dtype": "float32"}, {"dropout": 0.1}, {"attention_dropout": 0.1}):
+        with pytest.raises(UserError, match="set attention_dropout=0 and dtype='bfloat16'"):
+            dataclasses.replace(TINY, **{"dtype": "bfloat16", "attention_kernel": "cudnn"} | changes)
+    assert dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn", dropout=0.1, attention_dropout=0).weights_dropout == 0
 
 
 def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():

@@ -48,6 +48,60 @@ SAMPLING = """
 """
 
 
+# Prints the memory and the collectives of the compiled training step of a stage.
+COMPILED = """
+    import collections, contextlib, json, re, sys, jax, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from small_streams import make_streams, stage_layout
+    from musiclm_jax.models.stage import StageConfig
+    from musiclm_jax.tasks.stage import StageRecipe, StageTask
+    from musiclm_jax.training import sharding
+
+    layout = stage_layout("semantic", make_streams(mulan=(3, 5), semantic=97, acoustic=(5, 11)))
+    task = StageTask("semantic", StageConfig(dim=256, num_layers=3, num_heads=8, head_dim=32, mlp_dim=512), layout, StageRecipe())
+    shapes = {"mulan": jax.ShapeDtypeStruct((32, 3), np.int32), "semantic": jax.ShapeDtypeStruct((32, 150), np.int32)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    boxed, found = jax.eval_shape(task.init_state, key), {}
+    for sizes in json.loads(sys.argv[1]):
+        mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
+        shardings, split = sharding.state_shardings(boxed, mesh), NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+        place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        state = jax.tree.map(place, sharding.unbox(boxed), shardings)
+        batch = {name: place(shape, split) for name, shape in shapes.items()}
+        with sharding.activate(mesh):
+            program = jax.jit(task.train_step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch, key).compile()
+        count = collections.Counter()
+        for line in program.as_text().splitlines():
+            if made := re.search(r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\\(", line):
+                arrays = [[int(size) for size in dims.split(",") if size] for dims in re.findall(r"f32\\[([\\d,]*)\\]", made[1])]
+                # Activations have the length of the sequence as a dimension, and the gradient of the bias [T, T] has it twice.
+                kind = "activations" if any(array.count(152) == 1 for array in arrays) else "weights"
+                count[made[2] + " of " + kind] += sum(int(np.prod(array)) for array in arrays)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        found[str(sizes)] = {"bytes": program.memory_analysis().temp_size_in_bytes, "parameters": parameters, **count}
+    print("RESULT", json.dumps(found))
+"""
+
+
+SPECTRA = """
+    import json, jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from musiclm_jax.audio.features import magnitude, stft
+    from musiclm_jax.training import sharding
+
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2))
+    wave = np.random.default_rng(0).normal(size=(8, 240)).astype(np.float32)
+    loss = lambda wave: jnp.sum(magnitude(stft(wave, window=24, hop=12)) ** 1.5)
+    plain = jax.jit(jax.value_and_grad(loss))(wave)
+    split = jax.device_put(wave, NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES)))
+    with sharding.activate(mesh):
+        program = jax.jit(jax.value_and_grad(loss)).lower(split).compile()
+    np.testing.assert_allclose(program(split)[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(program(split)[1], plain[1], atol=1e-4)
+    print("RESULT", json.dumps("all-gather" in program.as_text()))
+"""
+
+
 def run_program(program, *args, devices):
     tests = Path(__file__).parents[1]
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
@@ -74,6 +128,19 @@ def test_four_devices_train_as_one_and_take_over_its_checkpoint(tmp_path):
     on_four, _ = run(4, tmp_path / "one", {"data": 2, "fsdp": 2}, steps=5)
     on_one, _ = run(1, tmp_path / "reference", {}, steps=5)
     assert on_four == pytest.approx(on_one, rel=1e-5)
+
+
+def test_fsdp_gathers_weights_and_splits_activations_by_batch_alone():
+    """Without constraints XLA would split activations by width: more than four times the memory here, and all-reduces of activations in each layer."""
+    data, fsdp = run_program(COMPILED, json.dumps([(8, 1, 1), (1, 8, 1)]), devices=8).values()
+    assert fsdp["bytes"] < 1.2 * data["bytes"] + 4 * fsdp["parameters"]
+    # The body of the scan over three layers counts once.
+    assert fsdp["all-gather of weights"] > fsdp["parameters"] / 3 and "all-gather of weights" not in data
+    assert not [name for name in {**data, **fsdp} if name.endswith("activations")]
+
+
+def test_spectra_are_computed_where_their_waves_are():
+    assert run_program(SPECTRA, devices=4) is False
 
 
 def test_devices_sample_what_one_does():
