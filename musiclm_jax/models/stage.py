@@ -109,14 +109,8 @@ class Stage(nn.Module):
         if hidden_steps is not None:
             target_ids = jnp.where(jnp.repeat(hidden_steps, target.levels, axis=1), self.layout.mask_id, target_ids)
         ids = jnp.concatenate([prefix_ids, target_ids], axis=1)[:, :-1]
-        length = ids.shape[1]
-        bias = self._bias(codes.shape[1], 0, length, length)
-        if self.config.attention_kernel == "cudnn":  # Tiles of 64 positions. What is added lies after all that is predicted.
-            pad = (0, -length % 64)
-            ids = jnp.pad(ids, ((0, 0), pad))
-            bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), pad, pad))
-        hidden, _ = self.body(self.embed(ids), bias=bias, train=train)
-        hidden = hidden[:, prefix_ids.shape[1] - 1 : length].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
+        hidden, _ = self.body(self.embed(ids), bias=self._bias(codes.shape[1], 0, ids.shape[1], ids.shape[1]), train=train)
+        hidden = hidden[:, prefix_ids.shape[1] - 1 :].reshape(*codes.shape, -1)  # [B, T * Q, D] -> [B, T, Q, D]
         head = self.head[self.layout.target_offset :].reshape(target.levels, target.codes, -1)  # [Q, C, D]
         return constrain(jnp.einsum("btqd,qcd->btqc", hidden.astype(jnp.float32), head), "batch", None, None, None)
 
@@ -150,7 +144,8 @@ def init(config: StageConfig, layout: StageLayout, rng: Key) -> dict[str, Any]:
     """Initial parameters, boxed with their logical axis names. Their shapes do not depend on the length of the input, here one second."""
     prefix_ids = jnp.zeros((1, layout.num_tokens(1) - layout.num_target_tokens(1)), jnp.int32)
     codes = jnp.zeros((1, layout.target.steps(1), layout.target.levels), jnp.int32)
-    return Stage(config, layout).init(rng, prefix_ids, codes)["params"]
+    # They are the same for all kernels, of which a machine may lack some.
+    return Stage(dataclasses.replace(config, attention_kernel="xla"), layout).init(rng, prefix_ids, codes)["params"]
 
 
 def variable_shapes(config: StageConfig, layout: StageLayout) -> dict[str, Any]:

@@ -199,10 +199,15 @@ class Transformer(nn.Module):
         if self.unrolled and train or cache is not None and not self.unrolled:
             raise ValueError("expected unrolled=True and the parameters of unstack_layers(params) with a cache, and unrolled=False in training")
         dropout = nn.Dropout(cfg.dropout, broadcast_dims=(-2,), deterministic=not train)
+        fused, length = cfg.attention_kernel == "cudnn" and cache is None, x.shape[1]
+        if fused:  # Tiles of 64 positions. What is added lies after all other positions, which do not attend to it.
+            pad = (0, -length % 64)
+            x = jnp.pad(x, ((0, 0), pad, (0, 0)))
+            bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), pad, pad))
         num_keys = x.shape[1] if cache is None else cache[0].length
         causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
         bias = causal if bias is None else causal + bias
-        if cfg.attention_kernel == "cudnn" and cache is None:  # The most negative float32 is -inf in bfloat16.
+        if fused:  # The most negative float32 is -inf in bfloat16.
             bias = jnp.maximum(bias, -1e30).astype(jnp.dtype(cfg.dtype))
         x = dropout(x)
         if self.unrolled:
@@ -213,7 +218,7 @@ class Transformer(nn.Module):
         else:
             x, _ = stacked(Block, cfg.num_layers, name="layers", remat=cfg.remat, config=cfg, train=train)(x, bias)
         x = RMSNorm(dtype=jnp.dtype(cfg.dtype), name="final_norm")(x)
-        return dropout(x), cache
+        return dropout(x)[:, :length], cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "first"))

@@ -9,7 +9,7 @@ import pytest
 from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias, start_from_codebooks
+from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias, start_from_codebooks, variable_shapes
 from musiclm_jax.nn import attention
 
 TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
@@ -88,6 +88,11 @@ def test_a_fused_kernel_refuses_what_it_cannot_do():
         with pytest.raises(UserError, match="set attention_dropout=0 and dtype='bfloat16'"):
             dataclasses.replace(TINY, **{"dtype": "bfloat16", "attention_kernel": "cudnn"} | changes)
     assert dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn", dropout=0.1, attention_dropout=0).weights_dropout == 0
+
+
+def test_parameters_do_not_need_the_kernel():
+    layout, fused = stage_layout("coarse"), dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn")
+    assert variable_shapes(fused, layout) == variable_shapes(dataclasses.replace(fused, attention_kernel="xla"), layout)
 
 
 def test_time_bias_starts_at_the_same_level_and_at_the_same_moment():
