@@ -47,7 +47,8 @@ A later item wins over an earlier one:
 2. A size, `--size NAME`: a file of `gin_configs/models/`, which includes `gin_configs/system.gin`. `test` is for tests, `demo` trains on two CPU cores,
    `base` has the paper's sizes and includes all recipes.
 3. Recipes and files of your own, `--gin_file FILE`, repeatable. `gin_configs/runs/semantic_base.gin` and its neighbours say how each part is trained at
-   the size `base`, and where each value is from. With such a recipe and no `--size`, the size is the one in the recipe's name.
+   the size `base`, and where each value is from. With such a recipe and no `--size`, the size is the one in the recipe's name, and
+   with a file that includes one, such as `models/test.gin`, that one.
 4. Single values, `--gin.NAME=VALUE`, repeatable. Strings need no quotes.
 
 ```sh

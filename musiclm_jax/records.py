@@ -254,5 +254,5 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
         return lines
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs) and any(isinstance(item, (dict, list)) for item in ours):
         return [line for i, pair in enumerate(zip(ours, theirs)) for line in differences(*pair, where=f"{where}[{i}]")]
-    shown = [text if len(text := repr(value)) <= 60 else _shown(value) for value in (ours, theirs)]
-    return [] if ours == theirs else [f"{where}: {shown[0]}, was {shown[1]}"]
+    now, before = (text if len(text := repr(value)) <= 60 else _shown(value) for value in (ours, theirs))
+    return [] if ours == theirs else [f"{where}: {now}, was {before}"]

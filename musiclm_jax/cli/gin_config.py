@@ -47,7 +47,7 @@ def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings
     """Loads the config of a size, changed by gin files and by bindings.
 
     Args:
-        size: a name of `sizes`. None: the size in the name of the last recipe among the files, such as "base" for runs/semantic_base.gin, else "demo".
+        size: a name of `sizes`. None: that of the last file which has one, such as "base" for runs/semantic_base.gin (see `_size_of`), else "demo".
         gin_files: paths, or names in `gin_folder`; a later file overrides an earlier one.
         bindings: "NAME=VALUE"; they override the files, and a later one an earlier one. A value that is not a gin value is a string, so that strings need
             no quotes.
@@ -61,7 +61,7 @@ def load_config(size: str | None, gin_files: Sequence[str | Path] = (), bindings
             raise UserError(f"{name} is {new} now")
     for path in paths:
         _check_text(path)
-    size = (_size_of_recipe(paths) or "demo") if size is None else size
+    size = (_size_of(paths) or "demo") if size is None else size
     if size not in sizes():
         raise UserError(f"size {size!r}: choose one of {', '.join(sizes())}")
     files = [str(path) for path in (gin_folder() / "models" / f"{size}.gin", *paths)]
@@ -157,7 +157,7 @@ def _check_required() -> None:
             raise UserError(f"{scope} is required: give it with --gin.{scope}=VALUE, or in a file with --gin_file")
 
 
-def _size_of_recipe(paths: Sequence[Path]) -> str | None:
+def _size_of(paths: Sequence[Path]) -> str | None:
     """The size that the last of the files is for: one in its name, if it is a recipe PART_SIZE.gin, or one that it includes, models/SIZE.gin. Else None."""
     recipes, found = {path.name for path in (gin_folder() / "runs").glob("*.gin")}, []
     for path in paths:

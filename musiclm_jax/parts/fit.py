@@ -79,8 +79,7 @@ def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | 
             )
     for planned in before:
         _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
-    if name != PREPARE:
-        next(part for part in config.parts if name in {each.name for each in part.steps(config)}).check(run)
+    _check_clips(run, steps[-1:])
     return _do(run, steps[-1], title=name)
 
 
