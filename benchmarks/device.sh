@@ -11,7 +11,7 @@ set -euo pipefail
 out="${1:?usage: benchmarks/device.sh OUT [WHEELS]}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -n "${2:-}" ]]; then
-  pip install --quiet --no-index --find-links "$2" gin-config soundfile soxr pytest jaxtyping beartype
+  python -m pip install --quiet --no-index --find-links "$2" gin-config soundfile soxr pytest jaxtyping beartype
 fi
 export PYTHONPATH="$PWD" XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 lines="$(mktemp)"
