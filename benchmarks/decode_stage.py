@@ -37,7 +37,8 @@ def measure(name: str, batch: int, steps: int) -> dict:
     decoder = StageDecoder(dataclasses.replace(spec.model, dtype="bfloat16"), layout)
     half = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder.prepare(unbox(init(spec.model, layout, key)))))
     params = half(jax.random.key(0))
-    prefix = layout.num_tokens(spec.window_sec) - layout.num_target_tokens(spec.window_sec)
+    seconds = steps / layout.target.rate_hz
+    prefix = layout.num_tokens(seconds) - layout.num_target_tokens(seconds)
     prefix_ids = np.random.default_rng(0).integers(0, layout.target_offset, (batch, prefix)).astype(np.int32)
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), batch)))
     weights, times = Weights(params), []
