@@ -89,6 +89,8 @@ def _at(path: AnyPath) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from error
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # Of the disk with the local copies.
+            raise
         raise StoreError(None, _line(error), str(path)) from error
 
 
@@ -150,11 +152,7 @@ def upload(local: Path, path: AnyPath) -> None:
     """Uploads a file of the cache folder, and keeps it there as the local copy of `path`. Raises OSError."""
     with _at(path) as client:
         client.put_file(str(local), str(path))
-    size, _ = found = fingerprint(path)
-    if size != local.stat().st_size:
-        raise StoreError(None, f"{size} of {local.stat().st_size} bytes arrived", str(path))
-    os.replace(local, _copy_of(path, found))
-    forget(path, keep=_copy_of(path, found))
+    _keep(local, path, fingerprint(path))
 
 
 def move(folder: AnyPath, target: AnyPath, *, last: str) -> None:
@@ -213,18 +211,27 @@ def local_copy(path: AnyPath) -> Path:
     """The local copy of an object's present version, which is downloaded if there is none. Copies of older versions are deleted. Raises OSError."""
     found = fingerprint(path)
     copy = _copy_of(path, found)
-    if not copy.exists():
-        handle, name = tempfile.mkstemp(prefix=".download-", dir=copy.parent)
-        os.close(handle)
-        try:
-            with _at(path) as client:
-                client.get_file(str(path), name)
-            if os.path.getsize(name) != found[0]:
-                raise StoreError(None, f"{os.path.getsize(name)} of {found[0]} bytes arrived", str(path))
-            os.replace(name, copy)
-        finally:
-            Path(name).unlink(missing_ok=True)
-        forget(path, keep=copy)
+    if copy.exists():
+        return copy
+    handle, name = tempfile.mkstemp(prefix=".download-", dir=copy.parent)
+    os.close(handle)
+    try:
+        with _at(path) as client:
+            client.get_file(str(path), name)
+        return _keep(Path(name), path, found)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _keep(local: Path, path: AnyPath, found: tuple[int, int]) -> Path:
+    """Makes a file of the cache folder, which is on the disk from then on, the only local copy of an object with the fingerprint `found`."""
+    if (size := local.stat().st_size) != found[0]:
+        raise StoreError(None, f"{size} bytes here, {found[0]} there", str(path))
+    with local.open("rb+") as file:
+        os.fsync(file.fileno())
+    copy = _copy_of(path, found)
+    os.replace(local, copy)
+    forget(path, keep=copy)
     return copy
 
 

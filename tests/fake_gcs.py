@@ -17,6 +17,10 @@ import urllib.parse
 from fsspec import AbstractFileSystem
 
 
+class Killed(BaseException):
+    """What a kill is to the code of this process: nothing catches it."""
+
+
 class Store:
     """The objects of all buckets: {"bucket/name": (data, generation)}."""
 
@@ -234,7 +238,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving():
-    """Serves STORE. Yields the URL."""
+    """Serves STORE, with nothing in it. Yields the URL."""
+    STORE.reset()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
