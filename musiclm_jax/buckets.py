@@ -155,16 +155,19 @@ def upload(local: Path, path: AnyPath) -> None:
     _keep(local, path, fingerprint(path))
 
 
-def move(folder: AnyPath, target: AnyPath, *, last: str) -> None:
-    """Moves an object, or all objects of a folder: copies them, that named `last` as the last one, and then deletes the originals. Raises OSError.
+def move(folder: AnyPath, target: AnyPath, *, first: str) -> None:
+    """Moves an object, or all objects of a folder. Raises OSError.
 
-    After a kill between, `folder` is still there, and the copy lacks `last` or is complete.
+    It copies them, that named `first` before the others, and then deletes the originals, that one last. So after a kill in between the original or the copy
+    is complete, and what there is of the other one has the file `first`.
     """
-    names = sorted(list_objects(folder), key=lambda name: name == last) or [""]  # "": `folder` is an object itself.
+    names = sorted(list_objects(folder), key=lambda name: name != first) or [""]  # "": `folder` is an object itself.
     with _at(folder) as client:
         for name in names:
             client.cp_file(str(folder / name), str(target / name))
-        client.rm([str(folder / name) for name in names])
+        for some in (names[1:], names[:1]):
+            if some:
+                client.rm([str(folder / name) for name in some])
 
 
 def remove_folder(folder: AnyPath) -> None:

@@ -81,13 +81,14 @@ def _uploaded_folder(path: AnyPath, check: Callable[[AnyPath], None], last: str)
         raise unwritable(path, error) from error
 
 
-def move(path: AnyPath, target: AnyPath, *, last: str = "") -> None:
+def move(path: AnyPath, target: AnyPath, *, first: str = "") -> None:
     """Moves a file or folder to the name `target`, which is free. Raises OSError.
 
-    On an object store the files are copied, that named `last` after the others, and then deleted. A kill between leaves the original, the copy or both.
+    On an object store the files are copied, and then deleted: after a kill in between, the original or the copy is complete, and what there is of the other
+    one has the file `first`.
     """
     if is_bucket(path):
-        return buckets.move(path, target, last=last)
+        return buckets.move(path, target, first=first)
     target.parent.mkdir(parents=True, exist_ok=True)
     path.rename(target)
 

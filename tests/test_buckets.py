@@ -79,7 +79,7 @@ def test_files_are_written_read_moved_and_deleted(any_bucket):
         files.append_line(root / "b" / "log", line)
     assert STORE.folder("gs://bucket/run") == {"a.json": b'{\n "a": 1\n}\n', "b/log": b"1\n2\n"}
     assert files.is_dir(root / "b") and not files.is_file(root / "b") and files.is_file(root / "b" / "log") and not files.exists(root / "c")
-    folders.move(root / "b", root / "c", last="log")
+    folders.move(root / "b", root / "c", first="log")
     assert folders.move_aside(root / "a.json", root / "c" / "log") == root / "c" / "log-2"
     assert files.list_files(root) == ["c/log", "c/log-2"] and not files.exists(root / "b")
     files.check_writable(root / "d")
@@ -126,8 +126,9 @@ def test_a_full_disk_is_not_an_error_of_the_store(bucket, monkeypatch):
 
     STORE.write("bucket/run/a.npy", b"1234")
     monkeypatch.setattr(FakeFileSystem, "get_file", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match="No space left on device") as error:
         load_array(bucket / "a.npy")
+    assert not isinstance(error.value.__cause__, buckets.StoreError)
 
 
 def test_a_bucket_that_is_missing_or_forbidden_is_one_line_before_anything_is_computed(any_bucket, tmp_path, capsys):

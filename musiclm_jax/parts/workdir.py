@@ -90,13 +90,7 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
         return Planned(step, DONE, (), record, here.identity)
     reasons = () if before is None or isinstance(here, _Found) else (here,) if here else _reasons(record, before, inputs)
     # In superseded/, a finished step takes precedence over an unfinished one in place.
-    for back in _superseded(run, step.name):
-        try:
-            found = _look(back, step, record["key"]) if _read(back / STEP_FILE, _Begun)["key"] == record["key"] else ""
-        except UserError:  # Damaged, and not needed.
-            continue
-        if isinstance(found, str):
-            continue
+    for back, found in _usable(run, step, record["key"]):
         if found.action == DONE or not isinstance(here, _Found):
             action = RESTORE if found.action == DONE else found.action
             reasons = (*reasons, f"from {back}", *found.reasons)
@@ -260,7 +254,7 @@ def begin(run: Run, planned: Planned) -> float:
     if planned.back is not None:
         if folder.exists():  # Empty, or it would have been set aside.
             folder.rmdir()
-        move(planned.back, folder, last=STEP_FILE)
+        move(planned.back, folder, first=STEP_FILE)
         (folder / _WHY).unlink(missing_ok=True)
     if (done := read_done(folder)) is not None:
         for name in {PurePath(name).parts[0] for name in _damaged(folder, done)}:  # Of a bundle, the whole folder.
@@ -284,6 +278,16 @@ def _superseded(run: Run, name: str) -> list[AnyPath]:
     return sorted(found, key=lambda path: -int(path.name.removeprefix(f"{name}-")))
 
 
+def _usable(run: Run, step: Step, key: str) -> list[tuple[AnyPath, _Found]]:
+    """The superseded folders of a step with this key, and their states: finished ones first, and newer ones before older ones."""
+    found = []
+    for back in _superseded(run, step.name):
+        with contextlib.suppress(UserError):  # Damaged, and not needed.
+            if _read(back / STEP_FILE, _Begun)["key"] == key and isinstance(state := _look(back, step, key), _Found):
+                found.append((back, state))
+    return sorted(found, key=lambda each: each[1].action != DONE)
+
+
 def aside(run: Run, name: str) -> AnyPath:
     """The next free folder in superseded/ for a step."""
     home, number = run.workdir / _SUPERSEDED, 1
@@ -295,7 +299,7 @@ def aside(run: Run, name: str) -> AnyPath:
 def set_aside(run: Run, planned: Planned) -> None:
     """Moves the folder of a step into WORKDIR/superseded, with the reasons in WHY.txt. Nothing is deleted."""
     folder, target = run.folder(planned.step.name), aside(run, planned.step.name)
-    move(folder, target, last=STEP_FILE)
+    move(folder, target, first=STEP_FILE)
     with contextlib.suppress(UserError):  # The disk may be full; the move has been made.
         write_text(target / _WHY, "".join(f"{line}\n" for line in planned.reasons))
 

@@ -137,7 +137,7 @@ class Checkpoints:
     def _unfinished(self) -> list[AnyPath]:
         """The folders of checkpoints that are not, or no longer, complete."""
         if is_bucket(self._directory):
-            return [self._directory / str(step) for step in _numbers(self._directory) if not is_file(self._directory / str(step) / _RECORD)]
+            return [self._directory / str(step) for step in _steps(self._directory) if not is_file(self._directory / str(step) / _RECORD)]
         return list(self._directory.glob(f"*{_UNFINISHED}"))
 
     @contextlib.contextmanager
@@ -263,11 +263,6 @@ def _verified_record(folder: AnyPath) -> dict[str, Any]:
 
 def _steps(directory: AnyPath) -> list[int]:
     """The steps of the checkpoints in a folder, in ascending order."""
-    return [step for step in _numbers(directory) if not is_bucket(directory) or is_file(directory / str(step) / _RECORD)]
-
-
-def _numbers(directory: AnyPath) -> list[int]:
-    """The folders named by a step, in ascending order."""
     try:
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isascii() and path.name.isdigit())
     except FileNotFoundError:

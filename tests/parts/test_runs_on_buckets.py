@@ -48,29 +48,35 @@ def test_a_work_folder_on_a_bucket_is_that_of_the_disk(any_bucket, tmp_path):
     assert outcome(data, where, a={"num_steps": 6})[0] == ["b"] and STORE.folder("gs://bucket/run")["b/damaged/out"] == b"zz"
 
 
-def test_nothing_is_lost_when_a_move_is_killed(bucket, tmp_path):
-    data = write_clips(tmp_path / "data", number=2)
-    outcome(data, bucket)
-    first, at = STORE.folder("gs://bucket/run")["b/out"], 0
+def test_nothing_is_lost_or_made_again_when_a_move_is_killed(bucket, tmp_path):
+    data, log, left = write_clips(tmp_path / "data", number=2), [], 0
 
     def kill(entry):
-        nonlocal at
-        if "bucket/run/superseded/b-" in entry or entry.startswith("delete bucket/run/b/"):
-            at -= 0 if entry.startswith(("look", "list", "read")) else 1
-            if at == 0:
+        nonlocal left
+        if entry.startswith(("write ", "delete ")) and ("/run/b/" in entry or "/superseded/b-" in entry):
+            left -= 1
+            if left == 0:
                 raise Killed
 
-    for number in range(1, 12):
-        at, STORE.before = number, kill
-        try:
-            outcome(data, bucket, b={"text": "y"})
-        except Killed:
-            assert first in [found for name, found in STORE.folder("gs://bucket/run").items() if name.endswith("out")]
-        else:
-            break
-    STORE.before = lambda entry: None
-    assert number > 4
-    assert outcome(data, bucket)[0] == [] and STORE.folder("gs://bucket/run")["b/out"] == first  # The first one is back.
+    def finish(**changes) -> int:
+        """Runs until it is done, killed at the first write or deletion of b, at the second one after that, ... Returns the number of kills."""
+        nonlocal left
+        for kills in range(40):
+            left, STORE.before = kills + 1, kill
+            try:
+                fit(data, config=FitConfig(parts=tiny_parts(log, **changes)), workdir=bucket)
+                return kills
+            except Killed:
+                continue
+            finally:
+                STORE.before = lambda entry: None
+        raise AssertionError("it never ends")
+
+    finish()
+    first = STORE.folder("gs://bucket/run")["b/out"]
+    assert finish(b={"text": "y"}) > 3 and STORE.folder("gs://bucket/run")["b/out"] != first
+    log.clear()
+    assert finish() > 3 and log == [] and STORE.folder("gs://bucket/run")["b/out"] == first  # It is back.
 
 
 # ------------------------------------------------------------------------------------------------- trainings
