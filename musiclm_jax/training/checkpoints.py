@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 Lengths = list[list[int]]
 
 _RECORD, _UNFINISHED = "checkpoint.json", ".unfinished"
+# The message of TensorStore where an object store refuses or does not answer, as far as it is for people.
+_REFUSED = re.compile(r"(?:PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|INTERNAL): .*?(?:gs|s3)://.*?(?= \[|$)", re.DOTALL)
 
 
 class Checkpoints:
@@ -290,6 +292,8 @@ def _os_error(error: BaseException | None) -> OSError | None:
         # TensorStore, which reads and writes the arrays, raises ValueError with the OS error's number in the message.
         if number := re.search(r"os_error_code='(\d+)'", str(error)):
             return OSError(int(number[1]), os.strerror(int(number[1])))
+        if reason := _REFUSED.match(str(error)):
+            return OSError(None, " ".join(reason[0].split()))
         error = error.__cause__
     return error
 

@@ -108,6 +108,17 @@ def test_checkpoints_are_complete_or_none(bucket):
         assert f"{folder}/{number + 1}/state/_METADATA" in STORE.objects
         assert run() == (number + 1, [[0, 9]], (number + 1, [[0, 9]]))
         assert {name.split("/")[3] for name in STORE.objects} == {str(number + 1)}  # What was not complete is gone.
+
+    # One that the store refuses is one line, and the training is as before.
+    def refuse(entry):
+        if entry.startswith(f"write {folder}/3/state/ocdbt.process_0/d/"):  # By TensorStore.
+            raise OSError("Forbidden: no")
+
+    STORE.before = refuse
+    with pytest.raises(UserError, match="Forbidden: no: check the path, or write elsewhere; the training continues from step 2$"):
+        run(3)
+    STORE.before = lambda entry: None
+    assert {name.split("/")[3] for name in STORE.objects} == {"2"}
     # A damaged one is set aside.
     run(3)
     name = next(name for name in STORE.objects if f"{folder}/3/state/d/" in name)
