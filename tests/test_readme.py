@@ -73,7 +73,9 @@ def commands():
 
 
 @pytest.mark.parametrize(("line", "whole"), commands())
-def test_commands_parse(line, whole):
+def test_commands_parse(line, whole, request):
+    if "://" in line:
+        request.getfixturevalue("bucket")  # It needs no client of an object store.
     command, words = cli, shlex.split(line)[1:]
     context = click.Context(cli, info_name="musiclm")
     while isinstance(command, click.Group) and words:

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +14,9 @@ import soxr
 
 from musiclm_jax import files
 from musiclm_jax.arrays import Float
+from musiclm_jax.buckets import read_bytes
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath, as_path, is_bucket
 
 SAMPLE_RATE_HZ = 24_000
 # ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
@@ -83,12 +84,11 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
     Raises:
         UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
             "path: reason".
+        StoreError: the file is on an object store that does not answer.
     """
-    path = Path(path)
-    if not os.path.exists(path):  # Path.exists() would raise for a name that is too long.
-        raise UserError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: is not a file; name one audio file")
+    path = as_path(path)
+    if not files.is_file(path):
+        raise UserError(f"{path}: is not a file; name one audio file" if files.exists(path) else f"{path}: no such file")
     decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
     if loudest is not None:
         sink.seek(0)
@@ -102,7 +102,7 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
     return decoded
 
 
-def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
+def _decode(path: AnyPath, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
     """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
 
     Returns:
@@ -137,10 +137,11 @@ def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None)
     return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
 
 
-def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
-    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file."""
+def _read_blocks(path: AnyPath) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
+    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file. A file on an object store is read into memory."""
+    opened = io.BytesIO(read_bytes(path)) if is_bucket(path) else path
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(opened) as file:
             if file.samplerate < _LEAST_RATE_HZ:
                 raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
             num_frames = max(1, _BLOCK_VALUES // file.channels)
@@ -153,12 +154,12 @@ def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], 
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raises UserError if `write_wav(path, ...)` would fail. To be called before the wave is computed."""
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() != ".wav":
         raise UserError(f"{path}: the output is a WAV file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
-    if os.path.isdir(path):
+    if files.is_dir(path):
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
-    if not os.path.isdir(path.parent):
+    if not is_bucket(path) and not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
     files.check_writable(path)
 
@@ -170,7 +171,7 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
         UserError: the file cannot be written. No part of it is left on the disk.
         ValueError: the wave has NaN or infinite samples.
     """
-    path = Path(path)
+    path = as_path(path)
     check_writable(path)
     wave = np.asarray(wave, np.float64)
     if not np.isfinite(wave).all():

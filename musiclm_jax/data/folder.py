@@ -4,7 +4,7 @@ With `metadata.jsonl` (see `data/metadata.py`) the clips are the files that it l
 w2v-BERT are trained on all clips, MuLan on those with captions, the melody embedder on those with melodies.
 
 Hidden files and folders, folders that file systems and archivers create, and the work folders of `musiclm` are ignored. Links to folders are followed;
-each folder is read once.
+each folder is read once. A folder on an object store is read by one listing, and its files are known by size and version.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from musiclm_jax.buckets import StoreError, read_bytes
 from musiclm_jax.data.metadata import METADATA, Line, read_lines, read_sidecar
 from musiclm_jax.data.prefetch import map_ahead
-from musiclm_jax.errors import UserError
-from musiclm_jax.files import write_text
+from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import AnyPath, as_path, exists, fingerprint, is_bucket, is_dir, is_file, list_objects, write_text
 from musiclm_jax.progress import OnProgress
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -65,7 +66,7 @@ _ASPECTS = {
 class ClipFolder:
     """The clips of a folder in the order of their names, with clips that cannot be used, and warnings."""
 
-    path: Path
+    path: AnyPath
     entries: tuple[Entry, ...]
     # (name, reason) of clips that are listed but cannot be used, such as missing files.
     unusable: tuple[tuple[str, str], ...] = ()
@@ -113,7 +114,7 @@ def check_captions(folder: ClipFolder) -> None:
     )
 
 
-def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: bool = True, on_progress: OnProgress | None = None) -> ClipFolder:
+def read_folder(path: AnyPath | str, *, hashes: AnyPath | None = None, hash_files: bool = True, on_progress: OnProgress | None = None) -> ClipFolder:
     """Finds the clips of a folder and reads their metadata.
 
     If the metadata give no clip a split, about 5% of the clips are held out, by the hash of their melody or else of their name. If they give some clips a
@@ -128,14 +129,17 @@ def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: boo
     Raises:
         UserError: `path` is not a folder or has no audio, its texts do not have the format in `data/metadata.py`, or a melody is in both splits.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the folder with the clips and {METADATA}")
+    folder = as_path(path)
+    try:
+        if not is_dir(folder):
+            raise UserError(f"{folder} is not a folder: name the folder with the clips and {METADATA}")
+    except OSError as error:
+        raise unreadable(folder, error) from error
     metadata, unusable, warnings = _find_clips(folder)
     found: dict[str, str | None] = dict.fromkeys(metadata)
     if hash_files:
-        found, unreadable = _hash(folder, list(metadata), hashes, on_progress)
-        unusable = sorted([*unusable, *unreadable])
+        found, unread = _hash(folder, list(metadata), hashes, on_progress)
+        unusable = sorted([*unusable, *unread])
     splits = _splits(folder, {name: metadata[name] for name in found})
     entries = tuple(
         Entry(name, line.captions, line.kinds, splits[name], line.attributes, line.melody, found[name])
@@ -149,11 +153,11 @@ def read_folder(path: Path | str, *, hashes: Path | None = None, hash_files: boo
 # ---------------------------------------------------------------------------------------------------------------------- Which files
 
 
-def _find_clips(folder: Path) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
+def _find_clips(folder: AnyPath) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
     """Returns (the metadata of each existing clip by its name on disk, in the order of names; (name, reason) of other clips; warnings)."""
-    names, broken = _walk(folder)
+    names, broken = (_listed(folder), []) if is_bucket(folder) else _walk(folder)
     audio = [name for name in names if _is_audio(name)]
-    if os.path.lexists(folder / METADATA):
+    if exists(folder / METADATA):
         metadata, broken, warnings = _read_listed(folder, audio)
     else:
         metadata, warnings = _read_sidecars(folder, audio, [name for name in names if name.endswith(".txt")])
@@ -168,6 +172,20 @@ def _find_clips(folder: Path) -> tuple[dict[str, Line], list[tuple[str, str]], l
 
 def _is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def _listed(folder: AnyPath) -> list[str]:
+    """As `_walk`, the names of the files that may be clips or texts, of a folder on an object store."""
+    names = sorted(list_objects(folder))
+    steps = {os.path.dirname(name) for name in names if os.path.basename(name) == STEP_FILE} - {""}
+    passed = steps | {os.path.join(os.path.dirname(step), each) for step in steps for each in _BESIDE_STEPS}
+
+    def is_passed(name: str) -> bool:
+        parts = name.split("/")
+        above = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        return any(part.startswith(".") for part in parts) or bool({*parts[:-1]} & {*_JUNK_FOLDERS}) or bool(above & passed)
+
+    return [name for name in names if not is_passed(name)]
 
 
 def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -233,7 +251,7 @@ def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
     return forms
 
 
-def _read_listed(folder: Path, audio: list[str]) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
+def _read_listed(folder: AnyPath, audio: list[str]) -> tuple[dict[str, Line], list[tuple[str, str]], list[str]]:
     """The clips that metadata.jsonl lists, as in `_find_clips`. audio: the names of all audio files."""
     lines, warnings = read_lines(folder / METADATA)
     if not lines:
@@ -255,7 +273,7 @@ def _read_listed(folder: Path, audio: list[str]) -> tuple[dict[str, Line], list[
     return metadata, missing, warnings
 
 
-def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str]]) -> tuple[str, str]:
+def _on_disk(folder: AnyPath, name: str, there: set[str], forms: dict[str, list[str]]) -> tuple[str, str]:
     """Finds a listed file. Returns (its name on disk, ""), or (its listed name, the reason why it cannot be used)."""
     if os.path.isabs(name) or name.split("/")[0] == "..":
         return name, f"is outside of {folder}; put it there, or link it"
@@ -264,12 +282,12 @@ def _on_disk(folder: Path, name: str, there: set[str], forms: dict[str, list[str
         return name, f"may be any of {len(alike)} files whose names differ only in how accents are written; rename them"
     if alike:
         return alike[0], ""
-    if os.path.isfile(folder / name):  # A hidden file, or one with another suffix.
+    if is_file(folder / name):  # A hidden file, or one with another suffix.
         return name, ""
-    return name, "is a folder; name one audio file" if os.path.isdir(folder / name) else "no such file"
+    return name, "is a folder; name one audio file" if is_dir(folder / name) else "no such file"
 
 
-def _read_sidecars(folder: Path, audio: list[str], texts: list[str]) -> tuple[dict[str, Line], list[str]]:
+def _read_sidecars(folder: AnyPath, audio: list[str], texts: list[str]) -> tuple[dict[str, Line], list[str]]:
     """Returns (the metadata of all audio files from their text files, warnings)."""
     forms, metadata, windows, unused = _by_form(texts), {}, set(), {*texts}
     for name in audio:
@@ -291,25 +309,29 @@ def _read_sidecars(folder: Path, audio: list[str], texts: list[str]) -> tuple[di
 # ---------------------------------------------------------------------------------------------------------------------- Contents
 
 
-def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnProgress | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def _hash(folder: AnyPath, names: list[str], cache: AnyPath | None, on_progress: OnProgress | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Returns ({name: SHA-256 of the file's bytes}, (name, reason) of files that cannot be read)."""
-    old = _read_cache(cache)
-    stats, known, unreadable = {}, {}, []
+    old, listing = _read_cache(cache), list_objects(folder) if is_bucket(folder) else {}
+    stats, known, unread = {}, {}, []
 
     def read(name: str) -> str | OSError:
         try:
+            if is_bucket(folder):
+                return hashlib.sha256(read_bytes(folder / name)).hexdigest()
             with (folder / name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
+        except StoreError:  # Of the store, not of this file.
+            raise
         except OSError as error:
             return error
 
     for name in names:
         try:
-            stat = (folder / name).stat()
+            found = listing.get(name) or fingerprint(folder / name)
         except OSError as error:
-            unreadable.append((name, f"cannot be read ({error.strerror})"))
+            unread.append((name, f"cannot be read ({error.strerror or error})"))
             continue
-        stats[name] = [stat.st_size, stat.st_mtime_ns]  # Taken before the file is read, so that a file that changes meanwhile is read again next time.
+        stats[name] = list(found)  # Taken before the file is read, so that a file that changes meanwhile is read again next time.
         if name in old and old[name][:2] == stats[name]:
             known[name] = old[name][2]
     wanted = [name for name in stats if name not in known]
@@ -317,7 +339,7 @@ def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnPro
     saved = time.monotonic()
     for done, (name, found) in enumerate(map_ahead(read, wanted), start=1):
         if isinstance(found, OSError):
-            unreadable.append((name, f"cannot be read ({found.strerror})"))
+            unread.append((name, f"cannot be read ({found.strerror or found})"))
         else:
             known[name] = found
         if on_progress:
@@ -327,14 +349,14 @@ def _hash(folder: Path, names: list[str], cache: Path | None, on_progress: OnPro
             saved = time.monotonic()
     if cache and (wanted or old.keys() != known.keys()):
         save()
-    return {name: known[name] for name in names if name in known}, unreadable
+    return {name: known[name] for name in names if name in known}, unread
 
 
-def _read_cache(path: Path | None) -> dict[str, list]:
-    """{name: [size, mtime_ns, sha256]}. Empty if the file is missing or damaged; all files are hashed again then."""
+def _read_cache(path: AnyPath | None) -> dict[str, list]:
+    """{name: [*`fingerprint`, sha256]}. Empty if the file is missing or damaged; all files are hashed again then."""
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"] if path else {}
-        return {name: [int(size), int(mtime_ns), str(sha256)] for name, (size, mtime_ns, sha256) in files.items()}
+        files = json.loads(path.read_bytes())["files"] if path else {}
+        return {name: [int(size), int(version), str(sha256)] for name, (size, version, sha256) in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -342,7 +364,7 @@ def _read_cache(path: Path | None) -> dict[str, list]:
 # ---------------------------------------------------------------------------------------------------------------------- Splits
 
 
-def _splits(folder: Path, metadata: dict[str, Line]) -> dict[str, str]:
+def _splits(folder: AnyPath, metadata: dict[str, Line]) -> dict[str, str]:
     """The split of each clip: see `read_folder`."""
     if any(line.split for line in metadata.values()):
         splits = {name: line.split or "train" for name, line in metadata.items()}

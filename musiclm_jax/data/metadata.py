@@ -20,10 +20,10 @@ import collections
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath, is_dir, is_file
 
 METADATA = "metadata.jsonl"
 SPLITS = ("train", "test")
@@ -54,7 +54,7 @@ class Line:
     melody: str | None = None
 
 
-def read_text(path: Path) -> tuple[str, bool]:
+def read_text(path: AnyPath) -> tuple[str, bool]:
     """Reads a text in UTF-8, in UTF-16 or UTF-32 with a byte order mark, or else in Windows-1252.
 
     Returns:
@@ -63,12 +63,12 @@ def read_text(path: Path) -> tuple[str, bool]:
     Raises:
         UserError: the file cannot be read, or is in none of these encodings.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is not a file, expected a text file: {'move that folder away' if os.path.isdir(path) else 'create it'}")
+    if not is_file(path):
+        raise UserError(f"{path} is not a file, expected a text file: {'move that folder away' if is_dir(path) else 'create it'}")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions, or move it away") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): change its permissions, or move it away") from None
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
     for each in [encoding] if encoding else ["utf-8", "cp1252"]:
         try:
@@ -80,13 +80,13 @@ def read_text(path: Path) -> tuple[str, bool]:
     raise UserError(f"{path} is not a text in UTF-8, nor in UTF-16 with a byte order mark, nor in Windows-1252: save it as UTF-8")
 
 
-def read_sidecar(path: Path) -> tuple[tuple[str, ...], bool]:
+def read_sidecar(path: AnyPath) -> tuple[tuple[str, ...], bool]:
     """Reads a text file of captions. Returns (the lines that are not empty, whether it was read as Windows-1252). Raises UserError as `read_text`."""
     text, windows = read_text(path)
     return tuple(line.strip() for line in text.split("\n") if line.strip()), windows
 
 
-def read_lines(path: Path) -> tuple[list[Line], list[str]]:
+def read_lines(path: AnyPath) -> tuple[list[Line], list[str]]:
     """Reads metadata.jsonl. Returns (its lines that are not empty, warnings, such as of unknown keys).
 
     Only "\\n" ends a line: U+2028 and U+0085 may occur in a JSON string.
