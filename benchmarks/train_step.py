@@ -55,7 +55,7 @@ def measure(name: str, batch_size: int, fields: dict, peak: float | None) -> dic
     rng = np.random.default_rng(0)
     batch = sharding.put_batch({stream: rng.integers(0, 1024, shape.shape).astype(np.int32) for stream, shape in shapes.items()}, mesh)
     state = jax.jit(lambda key: sharding.unbox(task.init_state(key)))(jax.random.key(0))
-    plain = dataclasses.replace(task, model=dataclasses.replace(task.model, remat=False, attention_kernel="xla"))
+    plain = dataclasses.replace(task, model=dataclasses.replace(task.model, remat="none", attention_kernel="xla"))
     flops = count_flops(jax.make_jaxpr(plain.train_step)(jax.eval_shape(lambda: state), shapes, jax.eval_shape(lambda: jax.random.key(0))).jaxpr)
     began = time.perf_counter()
     step = jax.jit(task.train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
