@@ -1,4 +1,4 @@
-"""Writes docs/scale.md: `python docs/scale.py [--price CHIP=DOLLARS]... [--utilization CHIP=SHARE]...`.
+"""Writes docs/scale.md: `python docs/scale.py [--price CHIP=DOLLARS]... [--utilization PART=SHARE]...`.
 
 What the recipes of the size `base` take on four chips, and how they scale to 512 of them: arithmetic on dry runs and data sheets, no measurement. The
 formulas stand on the page. A test compares a row of the page with its dry run, so run this after a model, a recipe or the dry run has changed.
@@ -17,6 +17,10 @@ SCALED = ("semantic", "coarse", "fine", "w2v_bert", "mulan")
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Of a chip's memory, what a step may take; the rest is for gathered weights, workspaces and fragments.
 USABLE = 0.9
+# Of a chip's peak, what a step reaches: the least that stages did on an H100, and what the other parts did on an H200 in float32 (docs/speed.md). The melody
+# embedder was not measured.
+UTILIZATION = {"codec": 0.009, "w2v_bert": 0.1, "mulan": 0.1, "reranker": 0.1, "semantic_reranker": 0.1, "melody": 0.1}
+UTILIZATION |= {"semantic": 0.28, "coarse": 0.28, "fine": 0.28}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,6 @@ class Chip:
     domain: int
     network: float  # To other domains.
     price: float  # Dollars per hour.
-    utilization: float = 0.28
 
     def has_room(self, size: float) -> bool:
         return size <= USABLE * self.memory
@@ -60,6 +63,7 @@ class Load:
     # Bytes of parameters, optimizer, statistics and gradients, and of the activations of a micro-batch.
     state: int
     activations: int
+    utilization: float
     # Layers and width of a Transformer that can be split by `tensor`. 0: not a stage.
     layers: int = 0
     width: int = 0
@@ -74,7 +78,7 @@ class Load:
         return next((n for n in counts if chip.has_room(self.memory(n)) and self.batch % (n * self.micro_batches) == 0), None)
 
     def seconds(self, chip: Chip, chips: int) -> float:
-        return self.flops / (chips * chip.peak * chip.utilization)
+        return self.flops / (chips * chip.peak * self.utilization)
 
     def chip_hours(self, chip: Chip) -> float:
         return self.steps * self.seconds(chip, 1) / 3600
@@ -88,7 +92,7 @@ def measure(name: str) -> Load:
     layers, width = (model.num_layers, model.dim) if run.tokens else (0, 0)
     state = sum(run.bytes_per_device.values()) - activations
     micro_batches, steps = part.recipe.accumulate, part.recipe.num_steps
-    return Load(name, steps, run.batch_size, micro_batches, unit, amount, run.flops, run.trained, state, activations, layers, width)
+    return Load(name, steps, run.batch_size, micro_batches, unit, amount, run.flops, run.trained, state, activations, UTILIZATION[name], layers, width)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Traffic
@@ -150,18 +154,20 @@ INTRODUCTION = """\
 `python docs/scale.py` writes this page. **It is arithmetic, not a measurement**: nobody has trained these sizes with this code, and no TPU has run it.
 
 - Memory and FLOPs are those of `musiclm train PART --size base --dry_run`. What is recomputed, and what MuLan embeds twice, is counted as work. The estimate
-  of activations is 0.6 (codec) to 1.9 times (stages) of what XLA plans on CPU at the size `test`: the codec may need twice the chips.
+  of activations is 0.6 (codec) to 1.9 times (stages) of what XLA plans on CPU at the size `test`: the codec may need twice the chips. On an
+  H100, with cuDNN's attention, XLA planned 0.7 (coarse, fine) to 0.9 times (semantic) the estimate.
 - `--size base` computes in bfloat16, recomputes (`remat`), and splits batches into micro-batches (`accumulate`) so that 8 chips of 16 GB suffice, except
   for w2v-BERT: its quantizer standardizes over the batch, so that its batch is not split. More micro-batches need fewer chips, fewer are faster.
 - Chips at least: the smallest power of two n with (state + activations) / n at most {usable:.0%} of a chip's memory, by `MeshConfig.fsdp=n`, over which each
   micro-batch splits evenly. State is parameters, optimizer, statistics and gradients.
 - Seconds per step = FLOPs / (n x peak x utilization). Hours = steps x seconds / 3600; dollars = hours x n x price. Communication is not in them, the last
   section has it; neither are input, evaluation and checkpoints.
-- Utilization: {utilization}. Stages on one H100 had 28 to 33 % ([speed.md](speed.md#a-training-step-of-a-stage-on-one-h100)), with the
-  recomputation left out of the count and with cuDNN's attention. That TPUs reach as much, and that convolutions do, is **assumed**.
-- Prices per chip and hour: {prices}.
-  **They are inputs.** The ones here are assumed, about what an hour on demand costs; none is from a price list. Give yours:
-  `python docs/scale.py --price v5e=0.6`.
+- Utilization is the share of the peak that the counted FLOPs reach, in the first table. It is the least that stages had on one H100 in bfloat16 (28 to 33 %,
+  recomputation left out of the count, cuDNN's attention), and what the codec, w2v-BERT and MuLan had on one H200 **in float32**
+  ([speed.md](speed.md#a-training-step-on-one-h100-and-one-h200)); in bfloat16, as here, these should be faster. The melody embedder is taken to be like MuLan.
+  That TPUs reach as much is **assumed**. Give yours: `python docs/scale.py --utilization codec=0.1`.
+- Prices per chip and hour: {prices}. **They are inputs.** Those of TPUs are list prices without a date, whose source is in
+  [tpu.md](tpu.md#what-it-costs); that of the H100 is assumed. Give yours: `python docs/scale.py --price v5e=0.6`.
 - Peaks, memory and links are the vendors': of v5e, v5p and v6e from `docs.cloud.google.com/tpu/docs/v5e`, `v5p` and `v6e` (197, 459 and 918 TFLOP/s; 16, 95 and
   32 GB; 400, 1200 and 800 GB/s in both directions together), of the H100 SXM from NVIDIA's data sheet (989 TFLOP/s, 80 GB, NVLink of 900 GB/s).
 """
@@ -171,8 +177,8 @@ SCALING = """\
 
 The recipe's batch over more chips. A chip sends per step, by ring algorithms, P being its parameters (divided by `tensor`) and A the number of micro-batches:
 
-- `fsdp` = n: A x (n - 1) / n x 8 P bytes: weights gathered in bfloat16 for the forward and the backward pass, gradients scattered in float32. With `data` = n
-  instead, an all-reduce of the gradients: the same 8 P bytes.
+- `fsdp` = n: A x (n - 1) / n x 8 P bytes: weights gathered in bfloat16 for the forward and the backward pass, gradients scattered in float32. Where XLA
+  gathers before it casts, it is 12 P. With `data` = n instead, an all-reduce of the gradients: the same 8 P bytes.
 - `tensor` = t, where there are more chips than examples: 12 x layers x (t - 1) / t x tokens x width x 2 bytes, where tokens are those of its group.
 - between domains (256 chips of v5e and v6e, 8 H100s), by `data`: A x 2 x (s - 1) / s x 4 P / n bytes for s of them.
 
@@ -181,8 +187,8 @@ A is the largest number up to the recipe's that divides the examples of a chip. 
 {links}
 
 The network of v6e is taken to be that of v5p, and that of H100s to be 400 Gbit/s for each. The efficiency is the share of the time that is computation:
-first if all communication waits for it, then if all of it is hidden. Latencies and stragglers are not counted. `-`: too little memory, or more chips than
-examples of a part that `tensor` does not split.
+first if all communication waits for it, then if all of it is hidden. A low utilization flatters it. Latencies and stragglers are not counted. `-`: too little
+memory, or more chips than examples of a part that `tensor` does not split.
 """
 
 
@@ -194,7 +200,8 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 def load_row(load: Load) -> list[str]:
     size = lambda count: f"{count / 2**30:.1f}"  # noqa: E731
     amount = f"{load.amount:,.0f} {load.unit}"
-    return [load.name, str(load.batch), str(load.micro_batches), amount, f"{load.flops:.2e}", size(load.state), size(load.activations), f"{load.steps:,}"]
+    cells = [load.name, str(load.batch), str(load.micro_batches), amount, f"{load.flops:.2e}", size(load.state), size(load.activations)]
+    return [*cells, f"{load.utilization:.1%}", f"{load.steps:,}"]
 
 
 def chip_rows(chip: Chip, loads: list[Load]) -> list[list[str]]:
@@ -222,13 +229,12 @@ def scaling_rows(load: Load, chips: tuple[Chip, ...]) -> list[list[str]]:
     return rows
 
 
-def page(chips: tuple[Chip, ...]) -> str:
-    loads = [measure(name) for name in PARTS]
+def page(loads: list[Load], chips: tuple[Chip, ...]) -> str:
     prices = ", ".join(f"{chip.name} ${chip.price:g}" for chip in chips)
-    utilization = ", ".join(f"{chip.name} {chip.utilization:.0%}" for chip in chips)
     links = "\n".join(f"- {chip.name}: {chip.link / 1e9:g} GB/s within {chip.domain} chips, {chip.network / 1e9:g} GB/s beyond" for chip in chips)
-    lines = [INTRODUCTION.format(usable=USABLE, prices=prices, utilization=utilization), "## The steps", ""]
-    lines += table(["part", "batch", "micro-batches", "a batch is", "FLOP", "state, GiB", "activations, GiB", "steps"], [load_row(load) for load in loads])
+    lines = [INTRODUCTION.format(usable=USABLE, prices=prices), "## The steps", ""]
+    heads = ["part", "batch", "micro-batches", "a batch is", "FLOP", "state, GiB", "activations, GiB", "utilization", "steps"]
+    lines += table(heads, [load_row(load) for load in loads])
     for chip in chips:
         lines += [f"## On {chip.name}", ""]
         lines += table(["part", "chips at least", "GB per chip", "seconds per step", "per second", "hours", "dollars"], chip_rows(chip, loads))
@@ -243,16 +249,15 @@ def page(chips: tuple[Chip, ...]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--price", action="append", default=[], metavar="CHIP=DOLLARS")
-    parser.add_argument("--utilization", action="append", default=[], metavar="CHIP=SHARE")
+    parser.add_argument("--utilization", action="append", default=[], metavar="PART=SHARE")
     args = parser.parse_args()
-    chips = {chip.name: chip for chip in CHIPS}
-    for field in ("price", "utilization"):
-        for each in getattr(args, field):
-            name, _, value = each.partition("=")
-            if name not in chips:
-                parser.error(f"--{field} {each}: choose one of {', '.join(chips)}")
-            chips[name] = dataclasses.replace(chips[name], **{field: float(value)})
-    OUT.write_text(page(tuple(chips.values())), encoding="utf-8")
+    prices, shares = (dict(each.split("=") for each in given) for given in (args.price, args.utilization))
+    if unknown := prices.keys() - {chip.name for chip in CHIPS} | shares.keys() - set(PARTS):
+        parser.error(f"{min(unknown)} is neither a chip ({', '.join(chip.name for chip in CHIPS)}) with a price nor a part with a utilization")
+    chips = tuple(dataclasses.replace(chip, price=float(prices.get(chip.name, chip.price))) for chip in CHIPS)
+    loads = [measure(name) for name in PARTS]
+    loads = [dataclasses.replace(load, utilization=float(shares.get(load.name, load.utilization))) for load in loads]
+    OUT.write_text(page(loads, chips), encoding="utf-8")
 
 
 if __name__ == "__main__":

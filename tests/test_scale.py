@@ -14,8 +14,9 @@ sys.modules["scale"] = scale
 spec.loader.exec_module(scale)
 
 PAGE = SCRIPT.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-CHIP = scale.Chip("chip", memory=100.0, peak=50.0, link=4.0, domain=4, network=0.5, price=3.0, utilization=0.2)
-LOAD = scale.Load("part", steps=7200, batch=16, micro_batches=2, unit="tokens", amount=48.0, flops=400.0, parameters=3, state=60, activations=200)
+CHIP = scale.Chip("chip", memory=100.0, peak=50.0, link=4.0, domain=4, network=0.5, price=3.0)
+SIZES = {"steps": 7200, "batch": 16, "micro_batches": 2, "unit": "tokens", "amount": 48.0, "flops": 400.0, "parameters": 3, "state": 60, "activations": 200}
+LOAD = scale.Load("part", **SIZES, utilization=0.2)
 
 
 def test_the_page_is_that_of_its_script():

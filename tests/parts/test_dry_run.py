@@ -162,7 +162,7 @@ def test_steps_that_train_nothing(name):
 def test_mistakes():
     with pytest.raises(UserError, match="'semantics' does not exist: choose one of"):
         dry_run("semantics", load_config("test"))
-    with pytest.raises(UserError, match="batch of 256 .* does not split over 3 devices"):
+    with pytest.raises(UserError, match="batch of 256 .* does not split into 2 micro-batches over 3 devices: choose a multiple of 6"):
         on_mesh("semantic", 3, 1, 1)
     with pytest.raises(UserError, match="fsdp=64, .* does not tile the . devices here"):
         on_mesh("semantic", -1, 64, 1)
