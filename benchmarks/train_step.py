@@ -1,9 +1,9 @@
 """How fast is a training step? `python benchmarks/train_step.py [PART[:BATCH]]... [--set FIELD=VALUE]... [--torch]`, at the size `base`.
 
-Each PART (codec, w2v_bert, mulan, semantic, coarse, fine, melody, ...) is trained on random batches by its recipe, a stage in bfloat16. Times are wall-clock
-seconds of a step, the median of STEPS that follow each other, each waited for; compilation is not part of them. MFU, model FLOPs utilization, is the FLOPs
-of a step over what the device could do in that time: matrix products and convolutions forward and backward, the whole square of attention, nothing that is
-recomputed (PaLM, arXiv 2204.02311, appendix B); peaks are those of dense bfloat16.
+Each PART (codec, w2v_bert, mulan, semantic, coarse, fine, melody, ...) is trained on random batches by its recipe, not split into micro-batches. Times are
+wall-clock seconds of a step, the median of STEPS that follow each other, each waited for; compilation is not part of them. MFU, model FLOPs utilization, is
+the FLOPs of a step over what the device could do in that time: matrix products and convolutions forward and backward, the whole square of attention, nothing
+that is recomputed (PaLM, arXiv 2204.02311, appendix B); peaks are those of dense bfloat16.
 
 --torch: beside the same model in PyTorch (torch.compile, scaled_dot_product_attention with T5's bias as its mask, bfloat16 autocast, fused AdamW).
 """
@@ -75,12 +75,11 @@ def measure(name: str, batch_size: int, fields: dict, peak: float | None) -> dic
 
 
 def part_task(name: str, batch_size: int, fields: dict):
-    """(config, part, task) of a part at the size `base`, with some fields of its model changed; a stage in bfloat16."""
+    """(config, part, task) of a part at the size `base`, with some fields of its model changed."""
     config = load_config("base")
-    part = dataclasses.replace(config.part(name), batch_size=batch_size)
+    part = config.part(name)
+    part = dataclasses.replace(part, batch_size=batch_size, recipe=dataclasses.replace(part.recipe, accumulate=1))
     task = part.task(config)
-    if isinstance(task.model, StageConfig):
-        fields = {"dtype": "bfloat16"} | fields
     return config, part, dataclasses.replace(task, model=dataclasses.replace(task.model, **fields))
 
 
@@ -88,7 +87,7 @@ def as_written(config):
     """A task whose models recompute nothing and use no fused kernel: what is counted for MFU."""
     if not dataclasses.is_dataclass(config):
         return config
-    plain = {"remat": False, "attention_kernel": "xla"}
+    plain = {"remat": "none", "attention_kernel": "xla"}
     return dataclasses.replace(config, **{f.name: plain.get(f.name, as_written(getattr(config, f.name))) for f in dataclasses.fields(config) if f.init})
 
 

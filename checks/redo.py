@@ -48,7 +48,7 @@ SETTINGS = (
     "fine/SamplingConfig.temperature=0.7",
     "ExportPart.dtype='float16'",
     "TrainConfig.log_every=1",
-    "semantic/StageConfig.remat=True",
+    "semantic/StageConfig.remat='full'",
     "FINE_STEPS=6",
     "SEMANTIC_STEPS=6",
 )

@@ -27,6 +27,8 @@ FINITE, POSITIVE, NOT_NEGATIVE, SHARE = (-1e30, 1e30), (1e-30, 1e30), (0.0, 1e30
 SECONDS = (1e-3, 1e6)
 
 DTYPES = ("float32", "bfloat16")
+# What the backward pass computes again: nothing, all but the results of matrix products and convolutions, or all but the inputs of each layer.
+REMATS = ("none", "products", "full")
 
 
 def check_numbers(config: Any, **limits: tuple[float | int, float | int]) -> None:
@@ -49,6 +51,13 @@ def check_choices(config: Any, **choices: Sequence[str | bool]) -> None:
     for name, words in choices.items():
         if getattr(config, name) not in words:
             raise UserError(f"{name}={shown(getattr(config, name))}: choose {' or '.join(map(repr, words))}")
+
+
+def name_remat(config: Any) -> None:
+    """Checks the field `remat` of a config. False and True, which older bundles and gin files have, become "none" and "full"."""
+    if isinstance(config.remat, bool):
+        object.__setattr__(config, "remat", "full" if config.remat else "none")
+    check_choices(config, remat=REMATS)
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The paper's sizes, as shapes only: every part initializes, shards over eight devices, takes a step that keeps its state's shape, and has the
+"""The paper's sizes, as shapes only: every part initializes, shards over eight devices, takes a step in bfloat16 that keeps its state's shape, and has the
 parameters that docs/sizes.md says."""
 
 import functools
@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.cli.gin_config import load_config
@@ -20,6 +21,7 @@ from musiclm_jax.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm_jax.parts.stage import StagePart
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.training import sharding
+from musiclm_jax.training.cost import count_flops
 
 TRAINED = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
 
@@ -34,13 +36,25 @@ def test_shapes_shardings_and_one_step(name):
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     shardings = sharding.state_shardings(boxed, mesh)
     jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), state, shardings)  # Raises where an axis does not divide.
-    after, metrics = jax.eval_shape(task.train_step, state, part.batch_shapes(config), jax.random.key(0))
+    program, (after, metrics) = jax.make_jaxpr(task.train_step, return_shape=True)(state, part.batch_shapes(config), jax.random.key(0))
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, state, after)) and metrics["loss"].shape == ()
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.opt_state, state.stats))} <= {jnp.dtype(kind) for kind in ("float32", "int32", "bool")}
+    work = list(products(program.jaxpr))
+    assert sum(flops for flops, kinds in work if jnp.dtype("bfloat16") in kinds) > 0.97 * sum(flops for flops, _ in work)
     if name in ("semantic", "coarse", "fine", "w2v_bert", "melody"):
         size = lambda shape: sum(x.size for x in jax.tree.leaves(shape))  # noqa: E731
         sharded = sum(math.prod(w.shard_shape(x.shape)) for x, w in zip(jax.tree.leaves(state.params), jax.tree.leaves(shardings.params)))
         assert sharded < 0.3 * size(state.params)  # A quarter, and what is too small to split.
+
+
+def products(jaxpr, times=1):
+    """(FLOPs, dtypes of the operands) of matrix products and convolutions."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield times * count_flops(jaxpr.replace(eqns=[eqn])), {operand.aval.dtype for operand in eqn.invars}
+        for inner in jaxprs_in_params(eqn.params):
+            yield from products(inner, times * eqn.params.get("length", 1))
 
 
 def task(name):

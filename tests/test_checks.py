@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from musiclm_jax.checks import SHARE, SIZE, check_numbers
+from musiclm_jax.checks import SHARE, SIZE, check_numbers, name_remat
 from musiclm_jax.errors import UserError
 
 
@@ -43,3 +43,17 @@ def test_numbers(name, value, expected):
 
 def test_lists_and_tuples_are_taken():
     Config(widths=[3, 5], strides=[[1, 2], (3, 4)], share=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recomputing:
+    remat: bool | str = "none"
+
+    def __post_init__(self):
+        name_remat(self)
+
+
+def test_older_configs_say_whether_to_recompute():
+    assert [Recomputing(value).remat for value in (False, True, "products", "full")] == ["none", "full", "products", "full"]
+    with pytest.raises(UserError, match="remat='dots': choose 'none' or 'products' or 'full'"):
+        Recomputing("dots")

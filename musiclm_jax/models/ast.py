@@ -57,8 +57,8 @@ class AST(nn.Module):
 
     config: ASTConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each layer in the backward pass, to save memory.
-    remat: bool = False
+    # What the backward pass recomputes of each layer, one of `checks.REMATS`.
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:

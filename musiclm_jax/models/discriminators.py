@@ -49,10 +49,11 @@ class WaveDiscriminator(nn.Module):
 
     channels: int
     max_channels: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave: Float[Array, "B N"]) -> Activations:
-        conv = functools.partial(Conv2d, weight_norm=True)
+        conv = functools.partial(Conv2d, weight_norm=True, dtype=self.dtype)
         width = self.channels
         layers = [conv(width, (1, 15))]
         for _ in range(4):
@@ -65,7 +66,7 @@ class WaveDiscriminator(nn.Module):
         for layer in layers:
             x = nn.leaky_relu(layer(x), 0.2)
             activations.append(x)
-        return [*activations, conv(1, (1, 3))(x)]
+        return [*activations, conv(1, (1, 3), dtype=jnp.float32)(x)]
 
 
 class SpectrumBlock(nn.Module):
@@ -73,12 +74,14 @@ class SpectrumBlock(nn.Module):
 
     features: int
     strides: tuple[int, int]
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T F D"]) -> Float[Array, "B T_ F_ D_"]:
-        h = Conv2d(x.shape[-1], (3, 3))(elu(x))
-        h = Conv2d(self.features, (self.strides[0] + 2, self.strides[1] + 2), strides=self.strides)(elu(h))
-        return h + Conv2d(self.features, (1, 1), strides=self.strides)(x)
+        conv = functools.partial(Conv2d, dtype=self.dtype)
+        h = conv(x.shape[-1], (3, 3))(elu(x))
+        h = conv(self.features, (self.strides[0] + 2, self.strides[1] + 2), strides=self.strides)(elu(h))
+        return h + conv(self.features, (1, 1), strides=self.strides)(x)
 
 
 class SpectrumDiscriminator(nn.Module):
@@ -90,24 +93,27 @@ class SpectrumDiscriminator(nn.Module):
     channels: int
     window: int
     hop: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave: Float[Array, "B N"]) -> Activations:
         # The root of the window's energy divides the spectrum, so that it has the scale of the wave. Without the Nyquist bin F = window / 2.
         spectrum = stft(wave, window=self.window, hop=self.hop)[..., :-1] * (3 / 8 * self.window) ** -0.5
-        x = Conv2d(self.channels, (7, 7))(jnp.stack([spectrum.real, spectrum.imag], axis=-1))
+        x = Conv2d(self.channels, (7, 7), dtype=self.dtype)(jnp.stack([spectrum.real, spectrum.imag], axis=-1))
         activations = [x]
         for i, multiple in enumerate((2, 4, 4, 8, 8, 16)):
-            x = SpectrumBlock(multiple * self.channels, strides=(1 + i % 2, 2))(x)
+            x = SpectrumBlock(multiple * self.channels, strides=(1 + i % 2, 2), dtype=self.dtype)(x)
             activations.append(x)
         # The kernel spans all remaining bins: one logit per time step.
         return [*activations, Conv2d(1, (1, x.shape[2]), padding="VALID")(elu(x))]
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a config: wave [B, N] -> a list of activations for each, the wave discriminators first."""
+    """All discriminators of a config: wave [B, N] -> a list of activations for each, the wave discriminators first. Logits are float32."""
 
     config: DiscriminatorConfig
+    # Of the other convolutions.
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave: Float[Array, "B N"]) -> list[Activations]:
@@ -115,7 +121,8 @@ class Discriminators(nn.Module):
         for scale in range(config.wave_scales):
             if scale:
                 x = nn.avg_pool(x[..., None], (4,), strides=(2,), padding="SAME", count_include_pad=False)[..., 0]
-            outputs.append(WaveDiscriminator(config.wave_channels, config.wave_max_channels, name=f"wave_{scale}")(x))
+            outputs.append(WaveDiscriminator(config.wave_channels, config.wave_max_channels, self.dtype, name=f"wave_{scale}")(x))
         if config.stft_channels:
-            outputs.append(SpectrumDiscriminator(config.stft_channels, config.stft_window_samples, config.stft_hop_samples, name="spectrum")(wave))
+            spectrum = SpectrumDiscriminator(config.stft_channels, config.stft_window_samples, config.stft_hop_samples, self.dtype, name="spectrum")
+            outputs.append(spectrum(wave))
         return outputs

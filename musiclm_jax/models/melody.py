@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
-from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SECONDS, SHARE, SIZE, check_choices, check_numbers
+from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SECONDS, SHARE, SIZE, check_choices, check_numbers, name_remat
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import embedders
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
@@ -57,13 +57,15 @@ class MelodyConfig:
     num_codes: int = 512
     # Type of the matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
-    # Recompute layers in the backward pass: much less memory, about a third more time.
-    remat: bool = False
+    # What the backward pass recomputes of each layer: "none"; "products", all but matrix products; or "full", which takes the least memory and about a
+    # third more time.
+    remat: bool | str = "none"
 
     def __post_init__(self):
         check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, embedding_dim=SIZE, num_levels=DEPTH, num_codes=SIZE)
         check_numbers(self, mel_mean=FINITE, mel_std=POSITIVE, dropout=SHARE, window_sec=SECONDS, hop_sec=SECONDS)
         check_choices(self, dtype=DTYPES)
+        name_remat(self)
         if self.dropout == 1:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
-from musiclm_jax.checks import COUNT, DEPTH, DEPTH_OR_NONE, DTYPES, FINITE, POSITIVE, SECONDS, SIZE, check_choices, check_numbers
+from musiclm_jax.checks import COUNT, DEPTH, DEPTH_OR_NONE, DTYPES, FINITE, POSITIVE, SECONDS, SIZE, check_choices, check_numbers, name_remat
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import embedders
 from musiclm_jax.models.ast import AST, ASTConfig
@@ -74,13 +74,15 @@ class MuLanConfig:
     num_codes: int = 1024
     # Type of the towers' matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
-    # Recompute blocks and layers in the backward pass: much less memory, about a third more time.
-    remat: bool = False
+    # What the backward pass recomputes of each block and layer: "none"; "products", all but matrix products and convolutions; or "full", which takes the least
+    # memory and about a third more time.
+    remat: bool | str = "none"
 
     def __post_init__(self):
         check_numbers(self, embedding_dim=SIZE, num_levels=DEPTH, num_codes=SIZE, mel_mean=FINITE, mel_std=POSITIVE, window_sec=SECONDS, hop_sec=SECONDS)
         check_numbers(self, init_temperature=POSITIVE, min_temperature=POSITIVE)
         check_choices(self, loss=("decoupled", "infonce", "sigmoid"), dtype=DTYPES)
+        name_remat(self)
         if not self.min_temperature <= self.init_temperature:
             raise UserError(
                 f"min_temperature={self.min_temperature}, init_temperature={self.init_temperature}: choose a min_temperature of at most init_temperature"
@@ -121,9 +123,12 @@ class MuLan(nn.Module):
         self, audio: Float[Array, "B ..."], ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"], Float[Array, ""], Float[Array, ""]]:
         """Returns (audio embeddings, text embeddings, temperature, bias). The bias is 0 except with the sigmoid loss. audio: as in `embed_audio`."""
+        return self.embed_audio(audio, train=train), self.embed_text(ids, mask, train=train), *self.temperature_and_bias()
+
+    def temperature_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """What the contrastive loss divides cosines by, and then adds."""
         temperature = jnp.maximum(jnp.exp(self.log_temperature), self.config.min_temperature)
-        bias = self.bias if self.config.loss == "sigmoid" else jnp.zeros(())
-        return self.embed_audio(audio, train=train), self.embed_text(ids, mask, train=train), temperature, bias
+        return temperature, self.bias if self.config.loss == "sigmoid" else jnp.zeros(())
 
     def embed_audio(self, audio: Float[Array, "B ..."], *, train: bool = False) -> Float[Array, "B D"]:
         """Unit embeddings of waves [B, N], or of their log-mels [B, T, M]."""

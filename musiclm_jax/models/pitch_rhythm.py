@@ -22,6 +22,7 @@ from musiclm_jax.checks import SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.resnet import Block, ResNetConfig, convolution, make_norm
 from musiclm_jax.nn.layers import Dense, LayerNorm, partitioned
+from musiclm_jax.nn.stack import recomputed
 from musiclm_jax.partitioning import by_example
 
 _SHAPES = ResNetConfig(bottleneck=False)
@@ -68,12 +69,12 @@ class PitchRhythmTower(nn.Module):
 
     config: PitchRhythmConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each block in the backward pass, to save memory.
-    remat: bool = False
+    # What the backward pass recomputes of each block, one of `checks.REMATS`.
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, spectrogram: Float[Array, "B T M"]) -> Float[Array, "B D"]:
-        config, block = self.config, nn.remat(Block) if self.remat else Block
+        config, block = self.config, recomputed(Block, self.remat)
         x = spectrogram.astype(self.dtype)[..., None]
         x = convolution(config.widths[0], config.stem_kernel, config.stem_stride, dtype=self.dtype, name="stem")(x)
         x = nn.relu(make_norm("group", _SHAPES, config.widths[0], dtype=self.dtype, name="stem_norm")(x))

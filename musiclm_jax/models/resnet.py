@@ -13,6 +13,7 @@ from musiclm_jax.arrays import Array, Float
 from musiclm_jax.checks import DEPTH, SIZE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.layers import partitioned
+from musiclm_jax.nn.stack import recomputed
 
 # He's initialization, for convolutions before a ReLU.
 _kernel_init = partitioned(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (None, None, None, "conv"))
@@ -60,8 +61,8 @@ class ResNet(nn.Module):
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each block in the backward pass, to save memory.
-    remat: bool = False
+    # What the backward pass recomputes of each block, one of `checks.REMATS`.
+    remat: str = "none"
     # "group", or "affine": scale and bias only. A batch norm with fixed statistics is such a map, so that published weights can be loaded.
     norm: str = "group"
 
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
         x = nn.relu(make_norm(self.norm, config, config.stem_width, dtype=self.dtype, name="stem_norm")(x))
         if config.stem_pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block = nn.remat(Block) if self.remat else Block
+        block = recomputed(Block, self.remat)
         for stage, (depth, width, stride) in enumerate(zip(config.depths, config.widths, config.strides, strict=True)):
             for i in range(depth):
                 x = block(config, width, stride if i == 0 else (1, 1), dtype=self.dtype, norm=self.norm, name=f"stage{stage}_block{i}")(x)

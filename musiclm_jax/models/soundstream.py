@@ -38,7 +38,7 @@ class SoundStreamConfig:
     kernel_size: int = 7
     # Dilations of the residual units of each block.
     dilations: tuple[int, ...] = (1, 3, 9)
-    # Type of the convolutions: "float32" or "bfloat16". Parameters, latents and waves are float32.
+    # Type of the convolutions, and of those of the discriminators: "float32" or "bfloat16". Parameters, latents, waves and logits are float32.
     dtype: str = "float32"
 
     def __post_init__(self):

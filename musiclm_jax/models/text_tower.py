@@ -55,8 +55,8 @@ class TextTower(nn.Module):
 
     config: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
-    # Recompute each layer in the backward pass, to save memory.
-    remat: bool = False
+    # What the backward pass recomputes of each layer, one of `checks.REMATS`.
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:

@@ -21,7 +21,7 @@ from flax.core import meta
 
 from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.audio.features import LogMelConfig, log_mel
-from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SIZE, check_choices, check_numbers
+from musiclm_jax.checks import DEPTH, DTYPES, FINITE, POSITIVE, SIZE, check_choices, check_numbers, name_remat
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.clustering import assign, kmeans
 from musiclm_jax.nn.conformer import ConformerStack
@@ -67,8 +67,9 @@ class W2vBertConfig:
     # Whether features are whitened for k-means, instead of standardized per dimension as in AudioLM. Otherwise a few directions that many dimensions share
     # dominate the distances, and information about pitch and timbre in the other directions is lost.
     whiten: bool = False
-    # Recompute blocks in the backward pass, to save memory.
-    remat: bool = False
+    # What the backward pass recomputes of each block: "none"; "products", all but matrix products; or "full", which takes the least memory and about a
+    # third more time.
+    remat: bool | str = "none"
     # Type of the matrix products: "float32" or "bfloat16".
     dtype: str = "float32"
 
@@ -76,6 +77,7 @@ class W2vBertConfig:
         check_numbers(self, mel_mean=FINITE, mel_std=POSITIVE, conv_channels=SIZE, dim=SIZE, num_heads=SIZE, mlp_dim=SIZE, conv_kernel=SIZE, num_codes=SIZE)
         check_numbers(self, code_dim=SIZE, num_clusters=SIZE, num_contrastive_layers=DEPTH, num_masked_layers=DEPTH)
         check_choices(self, dtype=DTYPES)
+        name_remat(self)
         if self.dim % self.num_heads:
             raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         if self.conv_kernel % 2 == 0:

@@ -102,8 +102,8 @@ class ConformerStack(nn.Module):
     num_heads: int
     mlp_dim: int
     conv_kernel: int
-    # Recompute each block in the backward pass.
-    remat: bool = False
+    # What the backward pass recomputes of each block, one of `checks.REMATS`.
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -49,6 +49,6 @@ class EncoderLayer(nn.Module):
         return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
 
 
-def encoder_layers(num_layers: int, *, name: str, remat: bool = False, **fields) -> nn.Module:
+def encoder_layers(num_layers: int, *, name: str, remat: str = "none", **fields) -> nn.Module:
     """A scanned stack of `num_layers` EncoderLayers, called as (x, mask) -> (x, None). `fields` are EncoderLayer's. See `nn.stack.stacked`."""
     return stacked(EncoderLayer, num_layers, name=name, remat=remat, **fields)

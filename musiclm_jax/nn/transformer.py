@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
-from musiclm_jax.checks import DEPTH, DTYPES, NOT_NEGATIVE, SHARE, SIZE, check_choices, check_numbers
+from musiclm_jax.checks import DEPTH, DTYPES, NOT_NEGATIVE, SHARE, SIZE, check_choices, check_numbers, name_remat
 from musiclm_jax.errors import UserError
 from musiclm_jax.nn.attention import KVCache, SelfAttention, is_first
 from musiclm_jax.nn.layers import Dense, RMSNorm, fan_in_init, partitioned
@@ -57,15 +57,17 @@ class TransformerConfig:
     attention_kernel: str = "xla"
     # Dropout rate of attention weights. None: that of `dropout`.
     attention_dropout: float | int | None = None
-    # Whether the backward pass recomputes each layer: less memory, about a third more time. "products": it recomputes all but the matrix products.
-    remat: bool | str = False
+    # What the backward pass recomputes of each layer: "none"; "products", all but matrix products; or "full", which takes the least memory and about a
+    # third more time.
+    remat: bool | str = "none"
     # Type of activations and cache: "float32" or "bfloat16". Parameters, softmax, statistics of norms, and logits are float32.
     dtype: str = "float32"
 
     def __post_init__(self):
         check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=SIZE, max_distance=SIZE)
         check_numbers(self, dropout=SHARE, rotary=NOT_NEGATIVE, rotary_values=NOT_NEGATIVE)
-        check_choices(self, dtype=DTYPES, attention_kernel=("xla", "cudnn"), remat=(False, True, "products"))
+        check_choices(self, dtype=DTYPES, attention_kernel=("xla", "cudnn"))
+        name_remat(self)
         if self.attention_dropout is not None:
             check_numbers(self, attention_dropout=SHARE)
         if self.attention_kernel == "cudnn" and (self.weights_dropout or self.dtype != "bfloat16"):

@@ -51,7 +51,7 @@ class DryRun:
                 f"  batch       {self.batch_size} x {self.seconds / self.batch_size:g} s = {self.seconds:,g} s of audio{tokens}",
                 f"  per device  {', '.join(memory)}: {_bytes(sum(self.bytes_per_device.values()))}",
                 "              activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds",
-                "              remat, bfloat16, a smaller batch or a larger data or fsdp axis reduce them",
+                "              bfloat16, remat, accumulate, a smaller batch or a larger data or fsdp axis reduce them",
                 f"  work        {self.flops:.3g} FLOP, {self.flops / devices:.3g} per device: matrix products and convolutions, forward and backward",
             ]
         )
@@ -70,12 +70,13 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
     part = trained[name]
     task, batch = part.task(config), part.batch_shapes(config)
     mesh = sharding.abstract_mesh(part.loop.mesh)
-    sharding.check_batch(batch, mesh)
+    micro_batches = task.recipe.accumulate
+    sharding.check_batch(batch, mesh, micro_batches)
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(task.init_state, key)
     state, shardings = sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)
     parameters = _bytes_per_device(state.params, shardings.params)
-    rows = max(part.batch_size, 2)  # Without its axis of size 1 a batch of one is another program.
+    rows = max(part.batch_size, 2 * micro_batches)  # Without its axis of size 1 a batch of one is another program.
     steps = {count: jax.make_jaxpr(task.train_step)(state, _with_rows(batch, count), key).jaxpr for count in {part.batch_size, rows, 2 * rows}}
     activations = count_activations(steps[rows], steps[2 * rows]) * part.batch_size // rows
     tokens = part.tokens_per_example(config)
@@ -92,7 +93,7 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
             "parameters": parameters,
             "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
             "statistics": _bytes_per_device(state.stats, shardings.stats),
-            "gradients": parameters,  # Same shapes and shardings.
+            "gradients": parameters * (1 if micro_batches == 1 else 2),  # Same shapes and shardings; of a micro-batch, and their sum.
             "activations": activations // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES),
         },
         flops=count_flops(steps[part.batch_size]),

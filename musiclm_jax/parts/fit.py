@@ -121,7 +121,7 @@ def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
     names = {step.name for step in steps}
     for part in config.parts:
         if isinstance(part, TrainedPart) and part.name in names:
-            check_batch(part.batch_shapes(config), abstract_mesh(part.loop.mesh))
+            check_batch(part.batch_shapes(config), abstract_mesh(part.loop.mesh), part.task(config).recipe.accumulate)
 
 
 def _check_workdir(run: Run) -> None:

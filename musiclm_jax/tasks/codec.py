@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Int, Key
 from musiclm_jax.checks import NOT_NEGATIVE, SHARE, STEPS, check_numbers
 from musiclm_jax.nn.quantize import RVQConfig, perplexity
-from musiclm_jax.training.task import Metrics, Recipe
+from musiclm_jax.training.task import Metrics, Recipe, check_whole_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class CodecRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        check_whole_batch(self, "codebooks follow the moving averages of whole batches, and discriminators learn between the passes of a step")
         check_numbers(self, quantizer_start_step=STEPS, quantizer_dropout=SHARE, commitment_weight=NOT_NEGATIVE)
 
 

@@ -9,10 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.arrays import Key
+from musiclm_jax.arrays import Array, Float, Key
 from musiclm_jax.checks import POSITIVE, check_numbers
 from musiclm_jax.models import melody
 from musiclm_jax.tasks.mulan import recall_at_1
+from musiclm_jax.training.accumulation import embed_in_parts
 from musiclm_jax.training.losses import semi_hard_triplet_loss
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
@@ -59,10 +60,17 @@ class MelodyTask(Task):
         """{"params"}. `melody.fit_quantizer` fits the "quantizer" after training."""
         return {"params": nn.unbox(state.params)}
 
-    def _loss(self, params: Any, batch: Batch, dropout_rng: Key | None) -> tuple[jax.Array, Metrics]:
+    def _embed(self, params: Any, batch: Batch, dropout_rng: Key | None) -> Float[Array, "B 2 D"]:
+        """Embeddings of both renderings. dropout_rng: None in evaluation."""
         rngs = None if dropout_rng is None else {"dropout": dropout_rng}
         waves = jnp.concatenate([batch["wave"], batch["other_wave"]])
         anchors = melody.MelodyEmbedder(self.model).apply({"params": params}, waves, train=rngs is not None, rngs=rngs)
+        return jnp.swapaxes(anchors.reshape(2, len(batch["wave"]), -1), 0, 1)
+
+    def _loss(self, params: Any, batch: Batch, dropout_rng: Key | None) -> tuple[jax.Array, Metrics]:
+        """The loss of the whole batch, also where it is embedded in micro-batches."""
+        pairs = embed_in_parts(self._embed, params, batch, dropout_rng, self.recipe.accumulate)
+        anchors = jnp.concatenate([pairs[:, 0], pairs[:, 1]])
         # Candidates are the anchors with the renderings swapped: the positives are on the diagonal.
         size = len(batch["wave"])
         candidates = jnp.roll(anchors, size, axis=0)

@@ -13,6 +13,7 @@ from musiclm_jax.arrays import Array, Bool, Float, Int, Key
 from musiclm_jax.checks import NOT_NEGATIVE, check_numbers
 from musiclm_jax.models import mulan
 from musiclm_jax.nn.layers import fan_in_init, partitioned
+from musiclm_jax.training.accumulation import embed_in_parts
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
@@ -106,9 +107,7 @@ class MuLanTask(Task):
         return fresh_state(params, self.recipe)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        dropout_rng, augment_rng = jax.random.split(rng)
-        rngs = {"dropout": dropout_rng, "augment": augment_rng}
-        return gradient_step(state, lambda params: self._loss(params, batch, rngs), self.recipe)
+        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Evaluation is deterministic.
@@ -118,11 +117,17 @@ class MuLanTask(Task):
         """{"params"}. `mulan.fit_quantizer` fits the "quantizer" after training."""
         return {"params": nn.unbox(state.params["mulan"])}
 
-    def _loss(self, params: Any, batch: Batch, rngs: dict[str, Key] | None) -> tuple[jax.Array, Metrics]:
+    def _embed(self, params: Any, batch: Batch, rng: Key | None) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        """Embeddings of audio and text. rng: for dropout and augmentation. None: evaluation, without either."""
+        rngs = None if rng is None else dict(zip(("dropout", "augment"), jax.random.split(rng), strict=True))
+        audio = batch["mels"] if "mels" in batch else batch["wave"]
+        return mulan.MuLan(self.model).apply({"params": params["mulan"]}, audio, batch["text_ids"], batch["text_mask"], train=rngs is not None, rngs=rngs)[:2]
+
+    def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
+        """The loss of the whole batch, whose texts are negatives of each other, also where it is embedded in micro-batches."""
         ids, mask = batch["text_ids"], batch["text_mask"]
-        audio, text, temperature, bias = mulan.MuLan(self.model).apply(
-            {"params": params["mulan"]}, batch["mels"] if "mels" in batch else batch["wave"], ids, mask, train=rngs is not None, rngs=rngs
-        )
+        audio, text = embed_in_parts(self._embed, params, batch, rng, self.recipe.accumulate)
+        temperature, bias = mulan.MuLan(self.model).apply({"params": params["mulan"]}, method="temperature_and_bias")
         cosines = jnp.einsum("bd,cd->bc", audio, text, precision=jax.lax.Precision.HIGHEST)
         same = same_text(ids, mask)
 

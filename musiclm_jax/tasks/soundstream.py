@@ -168,7 +168,7 @@ class SoundStreamTask(Task):
 
     def _adversary_step(self, params, opt_state, fake: jax.Array, wave: jax.Array) -> _Adversary:
         """Computes the generator's adversarial and feature loss, and takes one step of the discriminators."""
-        discriminate = lambda params, x: Discriminators(self.recipe.discriminator).apply({"params": params}, x)  # noqa: E731
+        discriminate = lambda params, x: Discriminators(self.recipe.discriminator, jnp.dtype(self.model.dtype)).apply({"params": params}, x)  # noqa: E731
 
         def generator_loss(fake):
             ours, theirs = discriminate(params, fake), discriminate(params, wave)

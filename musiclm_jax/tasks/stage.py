@@ -18,6 +18,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import stage
 from musiclm_jax.models.stage import Stage, StageConfig
 from musiclm_jax.tokens import StageLayout
+from musiclm_jax.training.accumulation import mean_over
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
 
@@ -60,11 +61,11 @@ class StageTask(Task):
         self.layout.check(batch)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, lambda params: self._loss(params, batch, rng), self.recipe)
+        return gradient_step(state, mean_over(self._loss, batch, rng, self.recipe.accumulate), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Evaluation is deterministic.
-        return self._loss(state.params, batch, None)[1]
+        return mean_over(self._loss, batch, None, self.recipe.accumulate)(state.params)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         return {"params": nn.meta.unbox(state.params)}

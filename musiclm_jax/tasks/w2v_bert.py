@@ -16,7 +16,7 @@ from musiclm_jax.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput, s
 from musiclm_jax.nn.layers import l2_normalize
 from musiclm_jax.nn.quantize import perplexity
 from musiclm_jax.training.optim import OptimizerConfig
-from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
+from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, check_whole_batch, fresh_state, gradient_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class W2vBertRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        check_whole_batch(self, "w2v-BERT's quantizer standardizes its input over the batch, and the diversity loss is of the mean over the batch")
         check_numbers(self, mask_start_rate=SHARE, mask_span=SIZE, num_distractors=SIZE, contrastive_temperature=POSITIVE, diversity_weight=NOT_NEGATIVE)
         check_numbers(self, gumbel_temperature=POSITIVE, gumbel_decay=SHARE)
 

@@ -138,7 +138,9 @@ def train(
         if eval_source and due(config.eval_every, start) and not log.start_is_evaluated:
             evaluate(state)
         if start < task.num_steps:
-            task.check_batch(source(start))
+            first = source(start)
+            sharding.check_batch(first, mesh, task.recipe.accumulate)
+            task.check_batch(first)
         if stop_signals:
             _leave(task.name, start, stop_signals[0])
 

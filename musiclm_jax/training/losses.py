@@ -95,7 +95,7 @@ def feature_loss(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[ja
     Inputs: the layers of each discriminator. The last one, the logits, is left out. No gradient flows to `real`.
     """
     terms = [
-        jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f))
+        jnp.mean(jnp.abs(jax.lax.stop_gradient(r).astype(jnp.float32) - f.astype(jnp.float32)))
         for one_real, one_fake in zip(real, fake, strict=True)
         for r, f in zip(one_real[:-1], one_fake[:-1], strict=True)
     ]

@@ -140,9 +140,10 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
 
 
-def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh) -> None:
-    """Raises UserError where the leading axis of an array (or ShapeDtypeStruct) does not split evenly over the mesh."""
+def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh, accumulate: int = 1) -> None:
+    """Raises UserError where the leading axis of an array (or ShapeDtypeStruct) does not split evenly into micro-batches over the mesh."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    into, least = f"into {accumulate} micro-batches " if accumulate > 1 else "", ways * accumulate
     for name, array in batch.items():
-        if array.shape[0] % ways:
-            raise UserError(f"a batch of {array.shape[0]} ({name}) does not split over {ways} devices: choose a multiple of {ways} as batch_size")
+        if array.shape[0] % least:
+            raise UserError(f"a batch of {array.shape[0]} ({name}) does not split {into}over {ways} devices: choose a multiple of {least} as batch_size")

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from musiclm_jax.arrays import Key
-from musiclm_jax.checks import STEPS, check_numbers
+from musiclm_jax.checks import SIZE, STEPS, check_numbers
+from musiclm_jax.errors import UserError
 from musiclm_jax.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
 Batch = dict[str, np.ndarray | jax.Array]
@@ -43,9 +44,12 @@ class Recipe:
     # Length of the whole run in steps; a cosine schedule ends there. It may be raised later, to continue the training.
     num_steps: int = 1000
     optimizer: OptimizerConfig = OptimizerConfig()
+    # Micro-batches into which each device splits its share of a batch, and which it computes one after the other: less memory, the same gradient. Each draws
+    # its own dropout. Codecs and w2v-BERT accept 1 alone.
+    accumulate: int = 1
 
     def __post_init__(self):
-        check_numbers(self, num_steps=(1, STEPS[1]))
+        check_numbers(self, num_steps=(1, STEPS[1]), accumulate=SIZE)
 
 
 class Task(abc.ABC):
@@ -53,6 +57,8 @@ class Task(abc.ABC):
 
     `init_state` (boxed parameters, step 0), `train_step` and `eval_step` are pure and can be jitted. Metrics are float32 scalars; those named "loss" and
     "skipped" (1 for a skipped step) are read by the log, as is "tokens" (target tokens per step).
+
+    A task splits its batch into `recipe.accumulate` micro-batches by a function of `training.accumulation`, or refuses with `check_whole_batch`.
     """
 
     # Name in the log and in errors.
@@ -79,6 +85,12 @@ class Task(abc.ABC):
 
     def check_batch(self, batch: Batch) -> None:  # noqa: B027  (most tasks have nothing to check)
         """Raises UserError where the task cannot train on such a batch. The loop calls it on the host with the first batch, before any step."""
+
+
+def check_whole_batch(recipe: Recipe, why: str) -> None:
+    """Raises UserError where a recipe splits batches. why: the reason that its task cannot."""
+    if recipe.accumulate != 1:
+        raise UserError(f"accumulate={recipe.accumulate}: {why}; choose accumulate=1, and a smaller batch_size or a larger data or fsdp axis")
 
 
 def fresh_state(params: Any, recipe: Recipe, *, stats: dict[str, Any] | None = None) -> TrainState:

@@ -80,7 +80,7 @@ def test_base_size():
 
 
 def test_base_size_shards_and_takes_a_step():
-    task = MuLanTask(model=dataclasses.replace(BASE, remat=True))
+    task = MuLanTask(model=dataclasses.replace(BASE, remat="full"))
     boxed = jax.eval_shape(task.init_state, jax.random.key(0))
     state = sharding.unbox(boxed)
     where = sharding.state_shardings(boxed, jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor")))

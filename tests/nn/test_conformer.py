@@ -71,7 +71,7 @@ def test_remat_changes_no_gradient():
         stack = ConformerStack(2, remat=remat, **SIZES)
         return jax.jit(jax.grad(lambda params: jnp.sum(stack.apply(params, x)[..., 0] ** 2)))(params)
 
-    grads = gradient(False), gradient(True)
+    grads = gradient("none"), gradient("full")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), *grads)
 
 

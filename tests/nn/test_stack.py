@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.models.resnet import Block, ResNetConfig
 from musiclm_jax.nn.layers import Dense
-from musiclm_jax.nn.stack import stacked
+from musiclm_jax.nn.stack import recomputed, stacked
 
 
 class Layer(nn.Module):
@@ -18,7 +19,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x, shift):
@@ -53,9 +54,22 @@ def test_remat_recomputes_and_lets_xla_optimize_across_it():
     def gradient(remat):
         return jax.jit(jax.grad(lambda params: jnp.sum(Model(remat).apply(params, X, SHIFT)[0] ** 2)))
 
-    plain, remat = (gradient(remat).lower(params).as_text() for remat in (False, True))
+    plain, remat = (gradient(remat).lower(params).as_text() for remat in ("none", "full"))
     assert remat.count("tanh") > plain.count("tanh") and "optimization_barrier" not in remat
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient(False)(params), gradient(True)(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient("none")(params), gradient("full")(params))
+
+
+def test_products_are_saved_and_what_follows_them_is_recomputed():
+    block = lambda remat: recomputed(Block, remat)(ResNetConfig(bottleneck=False), 4, (1, 1))  # noqa: E731
+    x = jnp.ones((2, 5, 7, 4))
+    params = block("none").init(jax.random.key(0), x)
+
+    def programs(remat):
+        text = str(jax.make_jaxpr(jax.grad(lambda params: jnp.sum(block(remat).apply(params, x) ** 2)))(params))
+        return text.count("conv_general_dilated["), text.count("rsqrt")
+
+    none, products, full = map(programs, ("none", "products", "full"))
+    assert none[0] == products[0] < full[0] and none[1] < products[1] == full[1]
 
 
 def test_a_name_that_the_optimizer_does_not_know_is_refused():
