@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 from musiclm_jax.cli.gin_config import load_config  # noqa: E402
 from musiclm_jax.models.ast import ASTConfig  # noqa: E402
 from musiclm_jax.training import sharding  # noqa: E402
+from musiclm_jax.training.compiled import compile_step  # noqa: E402
 from musiclm_jax.training.task import Batch, Task, TrainState  # noqa: E402
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -79,9 +80,9 @@ TASKS: dict[str, tuple[str, str, list[str]]] = {
         "codec",
         "test",
         ["SoundStreamConfig.channels=8", "SoundStreamConfig.decoder_channels=8", "SoundStreamConfig.dim=8", "SoundStreamConfig.kernel_size=3"]
-        + ["SoundStreamRecipe.loss_windows=(128,)", "SoundStreamRecipe.loss_mels=(8,)", "CodecPart.crop_sec=0.08"]
+        + ["SoundStreamRecipe.loss_windows=(128,)", "SoundStreamRecipe.loss_mels=(8,)", "CodecPart.crop_sec=0.04"]
         + ["DiscriminatorConfig.wave_scales=1", "DiscriminatorConfig.wave_channels=8", "DiscriminatorConfig.wave_max_channels=16"]
-        + ["DiscriminatorConfig.stft_channels=8", "DiscriminatorConfig.stft_window_samples=128", "DiscriminatorConfig.stft_hop_samples=32"],
+        + ["DiscriminatorConfig.stft_channels=4", "DiscriminatorConfig.stft_window_samples=128", "DiscriminatorConfig.stft_hop_samples=128"],
     ),
     "spectral_codec": (
         "codec",
@@ -89,7 +90,7 @@ TASKS: dict[str, tuple[str, str, list[str]]] = {
         ["SpectralCodecConfig.encoder_width=32", "SpectralCodecConfig.decoder_width=32", "SpectralCodecConfig.decoder_dilations=(1,)"]
         + ["SpectralCodecConfig.encoder_dilations=(1,)", "SpectralCodecConfig.dim=8", "SpectralCodecConfig.num_levels=3", "SpectralCodecConfig.num_codes=16"]
         + ["SpectralCodecRecipe.wave_loss_start_step=0", "SpectralCodecRecipe.finish_step=None", "SpectralCodecRecipe.quantizer_start_step=0"]
-        + ["SpectralCodecConfig.frame_samples=240", "SpectralCodecConfig.window_samples=480", "CodecPart.crop_sec=0.08"],
+        + ["SpectralCodecConfig.window_samples=960", "CodecPart.crop_sec=0.08"],
     ),
 }
 
@@ -121,16 +122,13 @@ def examine(task: Task, start: TrainState, batches: Sequence[Batch], sizes: tupl
     """Compiles the step over a mesh of the first devices, and takes a step per batch, from the state `start`."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
-    key = jax.random.key(0)
-    shardings = sharding.state_shardings(jax.eval_shape(task.init_state, key), mesh)
-    state, losses = jax.device_put(start, shardings), []
-    with sharding.activate(mesh):
-        step = jax.jit(lambda state, batch: task.train_step(state, batch, jax.random.fold_in(key, state.step)), out_shardings=(shardings, None))
-        with warnings_of_xla() as warnings:
-            program = step.lower(state, sharding.put_batch(batches[0], mesh)).compile()
-        for batch in batches:
-            state, metrics = program(state, sharding.put_batch(batch, mesh))
-            losses.append(float(metrics["loss"]))
+    key, losses = jax.random.key(0), []
+    state = jax.device_put(start, sharding.state_shardings(jax.eval_shape(task.init_state, key), mesh), may_alias=False)
+    with warnings_of_xla() as warnings:
+        program = compile_step(task, batches[0], mesh)
+    for number, batch in enumerate(batches):
+        state, metrics = program(state, sharding.put_batch(batch, mesh), jax.random.fold_in(key, number))
+        losses.append(float(metrics["loss"]))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start.params))
     return Report(sizes, program.memory_analysis().temp_size_in_bytes, weights, count_collectives(program.as_text()), "rematerialization" in warnings(), losses)
 
