@@ -88,8 +88,8 @@ TASKS: dict[str, tuple[str, str, list[str]]] = {
         "codec",
         "demo",
         ["SpectralCodecConfig.encoder_width=32", "SpectralCodecConfig.decoder_width=32", "SpectralCodecConfig.decoder_dilations=(1,)"]
-        + ["SpectralCodecConfig.encoder_dilations=(1,)", "SpectralCodecConfig.dim=8", "SpectralCodecConfig.num_levels=3", "SpectralCodecConfig.num_codes=16"]
-        + ["SpectralCodecRecipe.wave_loss_start_step=0", "SpectralCodecRecipe.finish_step=None", "SpectralCodecRecipe.quantizer_start_step=0"]
+        + ["SpectralCodecConfig.encoder_dilations=(1,)", "SpectralCodecConfig.dim=8", "SpectralCodecConfig.num_levels=4", "SpectralCodecConfig.num_codes=16"]
+        + ["SpectralCodecRecipe.quantizer_start_step=0", "CODEC_LAST_PART=10"]
         + ["SpectralCodecConfig.window_samples=960", "CodecPart.crop_sec=0.08"],
     ),
 }
@@ -123,7 +123,8 @@ def examine(task: Task, start: TrainState, batches: Sequence[Batch], sizes: tupl
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
     key, losses = jax.random.key(0), []
-    state = jax.device_put(start, sharding.state_shardings(jax.eval_shape(task.init_state, key), mesh), may_alias=False)
+    # A copy, because the program overwrites its state.
+    state = jax.device_put(jax.tree.map(np.array, start), sharding.state_shardings(jax.eval_shape(task.init_state, key), mesh))
     with warnings_of_xla() as warnings:
         program = compile_step(task, batches[0], mesh)
     for number, batch in enumerate(batches):

@@ -34,8 +34,8 @@ def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Me
 def temporaries(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: sharding.MeshConfig) -> int:
     """Bytes of a device that XLA plans for the temporaries of a step: activations, gradients, and gathered weights.
 
-    Another process compiles the step, for as many virtual CPU devices as the mesh has. That takes some ten seconds. XLA's plans for TPUs and GPUs differ
-    in two points: they store bfloat16 as such, where a CPU computes some of it in float32, and they may fuse more.
+    Another process compiles the step, for as many virtual CPU devices as the mesh has. That takes some ten seconds. XLA's plans for TPUs and GPUs may
+    differ: they store bfloat16 as such, where a CPU computes some of it in float32, and fuse otherwise.
 
     Raises:
         UserError: the step cannot be compiled.

@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_task import TinyTask
 
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
-from musiclm_jax.parts.dry_run import _with_rows, dry_run
+from musiclm_jax.parts.dry_run import _bytes, _with_rows, dry_run
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training import sharding
+from musiclm_jax.training.compiled import compile_step, temporaries
 from musiclm_jax.training.cost import count_activations, count_flops
 
 TRAINED = [part.name for part in load_config("test").parts if isinstance(part, TrainedPart)]
@@ -147,6 +149,26 @@ def test_xla_holds_about_as_much():
     compiled = [jax.jit(task.train_step).lower(state, each, key).compile().memory_analysis().temp_size_in_bytes for each in batches]
     # 1.8 times here, since XLA fuses; 0.6 to 1.9 over all parts.
     assert 0.4 < count_activations(small, large) / (compiled[1] - compiled[0]) < 3
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 1), (1, 2, 2)])
+def test_a_compiled_dry_run_prints_what_xla_plans(mesh):
+    name, axes = "fine", ("data", "fsdp", "tensor")
+    config = load_config("test", bindings=[f"MeshConfig.{axis}={size}" for axis, size in zip(axes, mesh, strict=True)])
+    report = dry_run(name, config, compiled=True)
+    part = config.part(name)
+    alone = compile_step(part.task(config), part.batch_shapes(config), sharding.make_mesh()).memory_analysis().temp_size_in_bytes
+    planned = report.bytes_per_device["activations"] + report.bytes_per_device["gradients"]
+    assert f"activations {_bytes(report.bytes_per_device['activations'])}" in str(report)
+    if mesh == (1, 1, 1):
+        assert planned == pytest.approx(alone, rel=0.25)
+    else:  # Half of the examples, or half of them and of the heads.
+        assert alone / 5 < planned < 0.7 * alone
+
+
+def test_a_step_that_does_not_compile_is_one_line():
+    with pytest.raises(UserError, match="cannot be compiled for 1 virtual devices .*: add --shapes"):
+        temporaries(TinyTask(), {"x": jax.ShapeDtypeStruct((), jnp.float32)}, sharding.MeshConfig(data=1))
 
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])

@@ -1,6 +1,5 @@
 """The training step of every part, compiled for 8 virtual devices: its memory, its collectives, and its losses. `checks/meshes.py` has all meshes."""
 
-import importlib.util
 import os
 import subprocess
 import sys
