@@ -235,6 +235,7 @@ def test_corpus(tmp_path, capsys):
         (["clips", "--gin_file", "mine.gin"], "mine.gin"),
         (["clips", "--gin_file", ""], "--gin_file"),
         (["clips", "--speed", "3"], "--speed"),
+        (["clips", "--gin.MeshConfig.data=64"], "does not tile the"),
     ],
 )
 def test_fit_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
