@@ -21,12 +21,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
-def by_example(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """function(x), where each device computes the examples, on the leading axis, that it has. For FFTs: XLA would gather the whole batch on each device."""
+def by_example(function: Callable[..., jax.Array], x: jax.Array, *weights: jax.Array) -> jax.Array:
+    """function(x, *weights), where each device computes the examples, on the leading axis of x, that it has.
+
+    For FFTs and grouped convolutions: XLA would gather the whole batch on each device.
+    """
     spec = _spec(("batch",), x.shape)
     if spec is None or spec == PartitionSpec(None):
-        return function(x)
-    return jax.shard_map(function, in_specs=spec, out_specs=spec)(x)
+        return function(x, *weights)
+    return jax.shard_map(function, in_specs=(spec, *[PartitionSpec()] * len(weights)), out_specs=spec)(x, *weights)
 
 
 def fit_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

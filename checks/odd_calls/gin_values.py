@@ -46,7 +46,7 @@ _PARTS = {
 
 
 def gin_calls() -> Iterator[Call]:
-    weigh = ("train", "codec", "--size", "test", "--dry_run")
+    weigh = ("train", "codec", "--size", "test", "--dry_run", "--shapes")
     for text in _TEXTS:
         yield Call((*weigh, "--gin_file", "g.gin"), put("g.gin", text + "\n"), f"{text[:60]!r}", "")
     for data in _BYTES:
@@ -59,7 +59,7 @@ def gin_calls() -> Iterator[Call]:
         for number in (10**6, 10**12):
             if number == 10**12 or name != "SoundStreamConfig.dim":  # A codec of 10**6 channels is trained, slowly.
                 yield Call(("train", part, "clips", "--size", "test", "--workdir", "w", f"--gin.{name}={number}"), names="", may=("w/*", "w"))
-            yield Call(("train", part, "--size", "test", "--dry_run", f"--gin.{name}={number}"), names="")
+            yield Call(("train", part, "--size", "test", "--dry_run", "--shapes", f"--gin.{name}={number}"), names="")
 
 
 def setting_calls(config: str) -> Iterator[Call]:
@@ -76,4 +76,4 @@ def setting_calls(config: str) -> Iterator[Call]:
         part = next((part for part, words in _PARTS.items() if any(name.startswith(word) or f".{word}" in name for word in words)), "semantic")
         part = "codec" if "quantize" in name or "soundstream" in name else part
         kind = "whole" if re.fullmatch(r"-?\d+", value) else "other" if value[0] in "'([TFN" else "real"
-        yield Call(("train", part, "--size", "test", "--dry_run", f"--gin.{name}={deal[kind](values[kind])}"), names="")
+        yield Call(("train", part, "--size", "test", "--dry_run", "--shapes", f"--gin.{name}={deal[kind](values[kind])}"), names="")

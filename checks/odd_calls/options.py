@@ -95,7 +95,7 @@ def _training_calls() -> Iterator[Call]:
         # With --dry_run for the step, click reads the option, and takes "clips" for the step.
         names = "clips" if step == "--dry_run" else step.strip()[:5] if step.isascii() else ""
         yield Call(("train", step, "clips", "--size", "test", "--workdir", "w"), names=names, may=("w/*", "w"))
-        yield Call(("train", step, "--size", "test", "--dry_run"), names="")
+        yield Call(("train", step, "--size", "test", "--dry_run", "--shapes"), names="")
         yield Call(("train", step, "clips", "--size", "test", "--workdir", "w", "--plan"), names="", may=("w/hashes.json", "w"))
     yield Call(("train", "codec", "--size", "test"), names="DATA")
-    yield Call(("train", "codec", "--size", "base", "--dry_run", "--gin.MeshConfig.data=7"), names="7")
+    yield Call(("train", "codec", "--size", "base", "--dry_run", "--shapes", "--gin.MeshConfig.data=7"), names="7")

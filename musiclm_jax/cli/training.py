@@ -57,7 +57,8 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
 @click.argument("data", metavar="[DATA]", required=False)
 @training_options(workdir_required=False)
 @click.option("--dry_run", is_flag=True, help="Print sizes, memory and FLOPs of a training step, without training. Needs no DATA and no --workdir.")
-def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) -> None:
+@click.option("--shapes", is_flag=True, help="With --dry_run: estimate the activations instead of compiling the step, which takes some ten seconds.")
+def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, only_plan) -> None:
     """Runs one STEP of `fit`; the steps before it must be done. `musiclm fit --plan` lists the steps.
 
     A further step is melody, which trains the melody embedder on clips with a "melody". Bundles do not contain it yet.
@@ -73,10 +74,12 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, only_plan) ->
     if data and data.startswith("--"):  # Without DATA, click takes the first binding for it.
         data, bindings = None, (data, *bindings)
     use_compilation_cache(preallocate=not (dry_run or only_plan))
+    if shapes and not dry_run:
+        raise click.UsageError("--shapes is an option of --dry_run: add that, too.", ctx=click.get_current_context())
     if dry_run:
         from musiclm_jax.parts.dry_run import dry_run as weigh
 
-        return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0]))
+        return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0], compiled=not shapes))
     if data is not None:
         context = click.get_current_context()
         data = Place()(data, param=next(each for each in context.command.params if each.name == "data"), ctx=context)

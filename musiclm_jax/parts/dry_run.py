@@ -1,4 +1,4 @@
-"""Memory and arithmetic of a training step, from shapes alone: nothing is allocated or compiled, so that any machine can estimate any size."""
+"""Memory and arithmetic of a training step, from shapes alone: nothing is allocated, so that any machine can tell them for any size and mesh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.parts.fit import FitConfig
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.training import sharding
+from musiclm_jax.training.compiled import temporaries
 from musiclm_jax.training.cost import count_activations, count_flops
+
+_COMPILED = "activations are what XLA plans for temporaries, less gradients, on CPU devices, which compute some of bfloat16 in float32"
+_ESTIMATED = "activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +36,11 @@ class DryRun:
     seconds: float
     # (predicted tokens, all tokens) in a batch of a stage. None: not a stage.
     tokens: tuple[int, int] | None
-    # Memory of a device: parameters, optimizer and statistics (always), gradients and activations (during a step). Activations, see
-    # `count_activations`, are split over the batch axes only; a further split over `tensor` is not counted.
+    # Memory of a device: parameters, optimizer and statistics (always), gradients and activations (during a step). Activations are what XLA plans for
+    # temporaries, less the gradients; gathered weights are among them.
     bytes_per_device: Mapping[str, int]
+    # Whether the step was compiled. If not, activations are those of `count_activations`, split over the batch axes only.
+    compiled: bool
     # See `count_flops`.
     flops: int
 
@@ -45,23 +51,25 @@ class DryRun:
         counts = f"{_millions(self.trained)} trained, {_millions(self.total)} with codebooks and statistics, {_millions(self.exported)} in the bundle"
         return "\n".join(
             [
-                f"{self.name}: one step of training, from shapes alone",
+                f"{self.name}: one step of training, {'compiled' if self.compiled else 'from shapes alone'}",
                 f"  mesh        {', '.join(f'{axis}={size}' for axis, size in self.mesh.items())}: devices {devices}",
                 f"  parameters  {counts}",
                 f"  batch       {self.batch_size} x {self.seconds / self.batch_size:g} s = {self.seconds:,g} s of audio{tokens}",
                 f"  per device  {', '.join(memory)}: {_bytes(sum(self.bytes_per_device.values()))}",
-                "              activations are those of the step as it is written, split as the batch is; not counted: what XLA saves and what it adds",
+                f"              {_COMPILED if self.compiled else _ESTIMATED}",
                 "              bfloat16, remat, accumulate, a smaller batch or a larger data or fsdp axis reduce them",
                 f"  work        {self.flops:.3g} FLOP, {self.flops / devices:.3g} per device: matrix products and convolutions, forward and backward",
             ]
         )
 
 
-def dry_run(name: str, config: FitConfig) -> DryRun:
+def dry_run(name: str, config: FitConfig, *, compiled: bool = False) -> DryRun:
     """One step of the training of a part, over the mesh of its `TrainConfig`.
 
+    compiled: whether another process compiles the step, for the activations that XLA plans (`compiled.temporaries`); else they are estimated from shapes.
+
     Raises:
-        UserError: there is no such part, it is not a training, or its batch does not split over the mesh.
+        UserError: there is no such part, it is not a training, its batch does not split over the mesh, or its step cannot be compiled.
     """
     trained = {part.name: part for part in config.parts if isinstance(part, TrainedPart)}
     if name not in trained:
@@ -76,9 +84,16 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
     boxed = jax.eval_shape(task.init_state, key)
     state, shardings = sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)
     parameters = _bytes_per_device(state.params, shardings.params)
-    rows = max(part.batch_size, 2 * micro_batches)  # Without its axis of size 1 a batch of one is another program.
-    steps = {count: jax.make_jaxpr(task.train_step)(state, _with_rows(batch, count), key).jaxpr for count in {part.batch_size, rows, 2 * rows}}
-    activations = count_activations(steps[rows], steps[2 * rows]) * part.batch_size // rows
+    # Of a micro-batch, and their sum, with the shapes and shardings of the parameters.
+    gradients = parameters * (1 if micro_batches == 1 else 2)
+    trace = lambda rows: jax.make_jaxpr(task.train_step)(state, _with_rows(batch, rows), key).jaxpr  # noqa: E731
+    step = trace(part.batch_size)
+    if compiled:
+        activations = max(0, temporaries(task, batch, sharding.MeshConfig(**mesh.shape)) - gradients)
+    else:
+        rows = max(part.batch_size, 2 * micro_batches)  # Without its axis of size 1 a batch of one is another program.
+        count = count_activations(trace(rows), trace(2 * rows)) * part.batch_size // rows
+        activations = count // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
     tokens = part.tokens_per_example(config)
     return DryRun(
         name=name,
@@ -93,10 +108,11 @@ def dry_run(name: str, config: FitConfig) -> DryRun:
             "parameters": parameters,
             "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
             "statistics": _bytes_per_device(state.stats, shardings.stats),
-            "gradients": parameters * (1 if micro_batches == 1 else 2),  # Same shapes and shardings; of a micro-batch, and their sum.
-            "activations": activations // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES),
+            "gradients": gradients,
+            "activations": activations,
         },
-        flops=count_flops(steps[part.batch_size]),
+        compiled=compiled,
+        flops=count_flops(step),
     )
 
 

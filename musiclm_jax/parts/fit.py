@@ -18,7 +18,7 @@ from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
-from musiclm_jax.training.sharding import abstract_mesh, check_batch
+from musiclm_jax.training.sharding import check_batch, make_mesh
 
 EXPORT = "export"
 
@@ -117,11 +117,11 @@ def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:
 
 
 def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
-    """Raises UserError where a batch cannot be split over the mesh, before anything is computed."""
+    """Raises UserError where a mesh does not tile the devices, or a batch does not split over it, before anything is computed."""
     names = {step.name for step in steps}
     for part in config.parts:
         if isinstance(part, TrainedPart) and part.name in names:
-            check_batch(part.batch_shapes(config), abstract_mesh(part.loop.mesh), part.task(config).recipe.accumulate)
+            check_batch(part.batch_shapes(config), make_mesh(part.loop.mesh), part.task(config).recipe.accumulate)
 
 
 def _check_workdir(run: Run) -> None:

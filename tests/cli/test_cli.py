@@ -235,6 +235,7 @@ def test_corpus(tmp_path, capsys):
         (["clips", "--gin_file", "mine.gin"], "mine.gin"),
         (["clips", "--gin_file", ""], "--gin_file"),
         (["clips", "--speed", "3"], "--speed"),
+        (["clips", "--gin.MeshConfig.data=64"], "does not tile the"),
     ],
 )
 def test_fit_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
@@ -250,7 +251,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch)
     pytest.importorskip("gin")
     monkeypatch.chdir(tmp_path)
     Path("mine.gin").write_text("loop.TrainConfig.seed = 3\nsemantic/stage_part.StagePart.batch_size = 12\n")
-    options = ["--size", "test", "--gin_file", "mine.gin", "--dry_run", "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=3"]
+    options = ["--size", "test", "--gin_file", "mine.gin", "--dry_run", "--shapes", "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=3"]
     status, out, err = run("train", "semantic", *options, capsys=capsys)
     assert (status, err) == (0, "") and "data=2, fsdp=3, tensor=1: devices 6" in out and "12 x 2 s" in out
     assert [path.name for path in tmp_path.iterdir()] == ["mine.gin"]
@@ -267,6 +268,7 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch)
         (["semantics", "--dry_run"], "semantics"),
         (["semantic", "--dry_run", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
         (["semantic", "--dry_run", "--speed", "3"], "--speed"),
+        (["semantic", "--shapes"], "--dry_run"),
     ],
 )
 def test_train_mistakes(arguments, names, tmp_path, capsys, monkeypatch):

@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_task import TinyTask
 
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
-from musiclm_jax.parts.dry_run import _with_rows, dry_run
+from musiclm_jax.parts.dry_run import _bytes, _with_rows, dry_run
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageTask
 from musiclm_jax.training import sharding
+from musiclm_jax.training.compiled import compile_step, temporaries
 from musiclm_jax.training.cost import count_activations, count_flops
 
 TRAINED = [part.name for part in load_config("test").parts if isinstance(part, TrainedPart)]
@@ -151,6 +153,25 @@ def test_xla_holds_about_as_much():
     compiled = [jax.jit(task.train_step).lower(state, each, key).compile().memory_analysis().temp_size_in_bytes for each in batches]
     # 1.8 times here, since XLA fuses; 0.6 to 1.9 over all parts.
     assert 0.4 < count_activations(small, large) / (compiled[1] - compiled[0]) < 3
+
+
+def test_a_compiled_dry_run_prints_what_xla_plans():
+    def planned(**mesh):
+        report = dry_run("fine", load_config("test", bindings=[f"MeshConfig.{axis}={size}" for axis, size in mesh.items()]), compiled=True)
+        assert f"activations {_bytes(report.bytes_per_device['activations'])}" in str(report)
+        return report.bytes_per_device["activations"] + report.bytes_per_device["gradients"]
+
+    config = load_config("test")
+    part = config.part("fine")
+    here = compile_step(part.task(config), part.batch_shapes(config), sharding.make_mesh()).memory_analysis().temp_size_in_bytes
+    assert planned(data=1) == pytest.approx(here, rel=0.25)
+    # Half of the examples, and of the heads.
+    assert here / 6 < planned(data=1, fsdp=2, tensor=2) < 0.6 * here
+
+
+def test_a_step_that_does_not_compile_is_one_line():
+    with pytest.raises(UserError, match="cannot be compiled for 1 virtual devices .*: add --shapes"):
+        temporaries(TinyTask(), {"x": jax.ShapeDtypeStruct((), jnp.float32)}, sharding.MeshConfig(data=1))
 
 
 @pytest.mark.parametrize("name", ["prepare", "kmeans", "rvq", "semantic_tokens", "acoustic_tokens", "export"])
