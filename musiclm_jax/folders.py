@@ -1,4 +1,4 @@
-"""Writes folders atomically. No JAX here."""
+"""Writes folders atomically; finds the folder of the gin files. No JAX here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from musiclm_jax.files import sync
 
 # An empty file in a folder that is being written, by which the next run recognizes the folder of a killed run.
 _MARKER = ".musiclm_jax"
+
+
+def gin_folder() -> Path:
+    """The folder of the .gin files: inside the installed package, or beside the package in the repository."""
+    package = Path(__file__).parent
+    installed = package / "gin_configs"
+    return installed if installed.is_dir() else package.parent / "gin_configs"
 
 
 @contextlib.contextmanager
