@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,15 @@ def start(command: str, stage: str, *bindings: str, devices: int = 1, files: tup
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     words = [sys.executable, "-m", "musiclm_jax.interop.t5x", command, *gin, *(f"--gin.{each}" for each in bindings), *options]
-    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = tempfile.TemporaryFile("w+")  # Not a pipe: one process may wait for another while nobody reads what it prints.
+    process = subprocess.Popen(words, env=env, stdout=output, stderr=subprocess.STDOUT)
+    process.stdout = output
+    return process
 
 
-def finish(*processes: subprocess.Popen) -> str:
-    """Waits for processes, of which none may fail. Returns what they printed."""
-    printed = [process.communicate(timeout=1200)[0] for process in processes]
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text[-4000:]
-    return "".join(printed)
+def finish(*processes: subprocess.Popen) -> None:
+    """Waits for processes, of which none may fail."""
+    for process in processes:
+        failed = process.wait(timeout=1200)
+        process.stdout.seek(0)
+        assert not failed, process.stdout.read()[-4000:]
