@@ -2,7 +2,7 @@
 # Runs the tests of T5X in a virtual environment: tests/t5x/run.sh [FOLDER of the environment, made if it is missing] [options of pytest]
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-venv=${1:-$root/.venv-t5x}
+venv=${1:-$root/build/t5x}
 shift || true
 if [[ ! -x $venv/bin/python ]]; then
   python3 -m venv "$venv"

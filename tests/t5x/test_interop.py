@@ -1,6 +1,9 @@
 """What of the interoperation with T5X needs no T5X: names of axes, tiles of devices, conversion of weights, errors."""
 
+import argparse
+import contextlib
 import dataclasses
+import importlib.util
 
 import flax.linen as nn
 import jax
@@ -14,7 +17,7 @@ from toy import HERE, with_tokens
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.errors import UserError
 from musiclm_jax.interop.t5x import axes, checkpoints
-from musiclm_jax.interop.t5x.__main__ import main
+from musiclm_jax.interop.t5x.__main__ import _connect, main
 from musiclm_jax.interop.t5x.meshes import tile
 from musiclm_jax.interop.t5x.stage import StageRun
 from musiclm_jax.models import stage as stage_model
@@ -106,6 +109,24 @@ def test_weights_of_another_stage_are_refused(bundle, tmp_path):
     with pytest.raises(UserError, match="checkpoint_0 exists"):
         checkpoints.from_bundle(bundle, stage="fine", model_dir=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("seqio") is not None, reason="T5X is installed")
+def test_programs_need_t5x():
+    with pytest.raises(UserError, match="T5X is not installed: pip install"):
+        main(["train", "--gin_file=models/base.gin"])
+
+
+@pytest.mark.parametrize(("given", "error"), [({}, None), ({"process_count": 2}, "need --coordinator_address=HOST:PORT")])
+def test_one_process_needs_no_address(monkeypatch, given, error):
+    def finds_no_cluster(coordinator_address, num_processes, process_id):
+        assert coordinator_address is None and num_processes == given.get("process_count") and process_id is None
+        raise ValueError("coordinator_address should be defined.")  # What JAX raises then.
+
+    monkeypatch.setattr(jax.distributed, "initialize", finds_no_cluster)
+    options = argparse.Namespace(**{"coordinator_address": None, "process_count": None, "process_index": None, **given})
+    with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
+        _connect(options)
 
 
 def test_a_work_folder_without_the_tokens_is_one_line(tmp_path):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("t5x") is None, reason="T5X is not installed, for it is not on PyPI: tests/t5x/run.sh installs it")
+# seqio comes with T5X. The name t5x is also that of this folder.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="T5X is not installed, for it is not on PyPI: tests/t5x/run.sh installs it")
 
 from tiny_parts import write_clips  # noqa: E402
 from toy import HERE, finish, start, with_tokens  # noqa: E402

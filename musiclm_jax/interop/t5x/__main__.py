@@ -12,6 +12,7 @@ T5X leaves to its caller except on GPUs; elsewhere --coordinator_address, --proc
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
@@ -24,20 +25,7 @@ _PROGRAMS = ("train", "eval", "infer")
 
 def main(arguments: Sequence[str]) -> None:
     """Runs one command. Raises UserError where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m musiclm_jax.interop.t5x", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in _PROGRAMS:
-        program = commands.add_parser(name, allow_abbrev=False, add_help=False, help=f"T5X's {name}.py, with its options")
-        program.add_argument("--coordinator_address")
-        program.add_argument("--process_count", type=int)
-        program.add_argument("--process_index", type=int)
-    to_bundle = commands.add_parser("to_bundle", help="a stage from a checkpoint of T5X, in a copy of a bundle")
-    to_bundle.add_argument("checkpoint")
-    from_bundle = commands.add_parser("from_bundle", help="a stage of a bundle as a checkpoint of T5X")
-    from_bundle.add_argument("model")
-    for command, options in ((to_bundle, ("--model", "--stage", "--out")), (from_bundle, ("--stage", "--model_dir"))):
-        for option in options:
-            command.add_argument(option, required=True)
+    parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.command in _PROGRAMS:
         return _run_program(options, rest)
@@ -45,15 +33,34 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"unknown: {' '.join(rest)}")
     from musiclm_jax.interop.t5x import checkpoints
 
-    keywords = {name: value for name, value in vars(options).items() if name not in ("command", "checkpoint")}
     if options.command == "to_bundle":
-        checkpoints.to_bundle(options.checkpoint, **keywords)
+        checkpoints.to_bundle(options.checkpoint, model=options.model, stage=options.stage, out=options.out)
     else:
-        print(checkpoints.from_bundle(keywords.pop("model"), **keywords))
+        print(checkpoints.from_bundle(options.model, stage=options.stage, model_dir=options.model_dir))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m musiclm_jax.interop.t5x", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in _PROGRAMS:
+        program = commands.add_parser(name, allow_abbrev=False, add_help=False, help=f"T5X's {name}.py, with its options")
+        program.add_argument("--coordinator_address")
+        program.add_argument("--process_count", type=int)
+        program.add_argument("--process_index", type=int)
+    to_bundle = commands.add_parser("to_bundle", help="writes a stage from a checkpoint of T5X, with the other models of a bundle")
+    to_bundle.add_argument("checkpoint")
+    from_bundle = commands.add_parser("from_bundle", help="writes a stage of a bundle as a checkpoint of T5X")
+    from_bundle.add_argument("model")
+    for command, options in ((to_bundle, ("--model", "--stage", "--out")), (from_bundle, ("--stage", "--model_dir"))):
+        for option in options:
+            command.add_argument(option, required=True)
+    return parser
 
 
 def _run_program(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """One of T5X's programs, as `python -m t5x.NAME` would run it, after our gin file of that name."""
+    if not all(map(importlib.util.find_spec, ("t5x", "airio", "jestimator", "seqio"))):
+        raise UserError('T5X is not installed: pip install ".[t5x]" && pip install --no-deps -r requirements/t5x.txt')
     if {"-h", "--help", "--helpshort"}.isdisjoint(rest):
         _connect(options)
     sys.argv = [f"t5x.{options.command}", f"--gin_search_paths={gin_folder()}", f"--gin_file=t5x/{options.command}.gin", *rest]
