@@ -1,4 +1,4 @@
-"""Writes and moves folders, on the local disk atomically, on an object store with one file written last. No JAX here."""
+"""Writes and moves folders, on the local disk atomically, on an object store with one file written last; finds that of the gin files. No JAX here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from musiclm_jax.files import AnyPath, as_path, exists, is_bucket, list_files, r
 
 # An empty file in a folder that is being written, by which the next run recognizes the folder of a killed run.
 _MARKER = ".musiclm_jax"
+
+
+def gin_folder() -> Path:
+    """The folder of the .gin files: inside the installed package, or beside the package in the repository."""
+    package = Path(__file__).parent
+    installed = package / "gin_configs"
+    return installed if installed.is_dir() else package.parent / "gin_configs"
 
 
 @contextlib.contextmanager

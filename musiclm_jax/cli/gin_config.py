@@ -26,16 +26,9 @@ from pathlib import Path
 import gin
 
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.folders import gin_folder
 from musiclm_jax.parts.fit import FitConfig
 from musiclm_jax.records import coerce
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def gin_folder() -> Path:
-    """The folder of the .gin files: inside the installed package, or beside the package in the repository."""
-    installed = _PACKAGE / "gin_configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "gin_configs"
 
 
 def sizes() -> list[str]:

@@ -61,17 +61,17 @@ class StageTask(Task):
         self.layout.check(batch)
 
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
-        return gradient_step(state, mean_over(self._loss, batch, rng, self.recipe.accumulate), self.recipe)
+        return gradient_step(state, mean_over(self.loss, batch, rng, self.recipe.accumulate), self.recipe)
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:
         del rng  # Evaluation is deterministic.
-        return mean_over(self._loss, batch, None, self.recipe.accumulate)(state.params)[1]
+        return mean_over(self.loss, batch, None, self.recipe.accumulate)(state.params)[1]
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         return {"params": nn.meta.unbox(state.params)}
 
-    def _loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
-        """rng: for dropout and masking. None: evaluation, without either."""
+    def loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
+        """The mean loss of a batch, and its metrics. rng: for dropout and masking. None: evaluation, without either."""
         prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:

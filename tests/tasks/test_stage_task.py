@@ -66,13 +66,13 @@ def test_a_step_is_a_pure_function_of_its_arguments(semantic_state):
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropped_text_reaches_the_mask_row(semantic_state, rate):
-    grads = jax.jit(jax.grad(lambda params: task(prefix_dropout=rate)._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
+    grads = jax.jit(jax.grad(lambda params: task(prefix_dropout=rate).loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (rate > 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_hidden_past_reaches_the_mask_row(semantic_state, share):
-    grads = jax.jit(jax.grad(lambda params: task(past_dropout=share)._loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
+    grads = jax.jit(jax.grad(lambda params: task(past_dropout=share).loss(params, batch(8), jax.random.key(0))[0]))(semantic_state.params)
     assert (np.abs(grads["embed"]["embedding"].unbox()[-1]).max() > 0) == (share > 0)
 
 
@@ -83,7 +83,7 @@ def test_hidden_steps_differ_from_sequence_to_sequence():
 
 
 def test_z_loss_is_in_the_gradient_and_not_in_the_metric(semantic_state):
-    plain, heavy = (jax.jit(lambda params, z=z: task(z_loss=z)._loss(params, batch(), None))(semantic_state.params) for z in (0.0, 1.0))
+    plain, heavy = (jax.jit(lambda params, z=z: task(z_loss=z).loss(params, batch(), None))(semantic_state.params) for z in (0.0, 1.0))
     assert plain[0] == plain[1]["loss"] == heavy[1]["loss"] < heavy[0]
 
 
