@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.checks import SEED, STEPS, check_numbers
+from musiclm_jax.checks import SEED, STEPS, check_choices, check_numbers
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.training import sharding
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
+from musiclm_jax.training.faults import Faults
 from musiclm_jax.training.log import REMEDY, Log, read_metrics
 from musiclm_jax.training.task import Task, TrainState
 
@@ -41,11 +42,14 @@ class TrainConfig:
     save_every: int = 500
     # Checkpoints kept; older ones are deleted.
     keep_checkpoints: int = 2
+    # Whether the checkpoint with the lowest eval_loss is kept, too, of those that were written at an evaluation.
+    keep_best: bool = True
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
         some = (1, STEPS[1])
         check_numbers(self, seed=SEED, log_every=some, eval_batches=some, keep_checkpoints=some, eval_every=STEPS, save_every=STEPS)
+        check_choices(self, keep_best=(True, False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Trained:
 
     # After the last step, unboxed.
     state: TrainState
-    # The lengths that the run has had, as [first step, num_steps]: under a cosine schedule the weights depend on them.
+    # The lengths that the run has had (`checkpoints.Lengths`): under a cosine schedule the weights depend on them.
     lengths: Lengths
     # The last value of every metric in the log.
     metrics: dict[str, int | float]
@@ -113,26 +117,27 @@ def train(
         stack.enter_context(sharding.activate(mesh))
         # ------------------------------------------------------------ The state: restored, or initialized with its shardings.
         stop_signals = stack.enter_context(_stop_signals())
-        checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints))
+        checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints, keep_best=config.keep_best))
         state, lengths = checkpoints.restore(abstract_state, num_steps=task.num_steps) or (init(init_key), [])
         start = int(state.step)
         lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
-        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps)
+        faults = Faults(task, state)
+        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after))
         log.banner(state)
 
         # ------------------------------------------------------------ When to log, evaluate and save. The last step does all three.
         def due(every: int, step: int) -> bool:
             return step == task.num_steps or bool(every and step and step % every == 0)
 
-        def evaluate(state) -> None:
-            """Logs the mean over the held-out batches. A stop signal ends it early; the next run repeats it."""
+        def evaluate(state) -> float | None:
+            """Logs the mean over the held-out batches, and returns the loss. A stop signal ends it early (None); the next run repeats it."""
             with log.paused(), contextlib.closing(prefetch(eval_source, start=0, stop=config.eval_batches)) as batches:
                 metrics = []
                 for index, batch in enumerate(batches):
                     if stop_signals:
-                        return
+                        return None
                     metrics.append(jax.device_get(eval_step(state, sharding.put_batch(batch, mesh), eval_key, index)))
-            log.evaluation(metrics)
+            return log.evaluation(metrics).get("eval_loss")
 
         # ------------------------------------------------------------ Before the first step.
         if eval_source and due(config.eval_every, start) and not log.start_is_evaluated:
@@ -149,13 +154,20 @@ def train(
             log.step(step, metrics, batch)
             evaluating, saving = eval_source and due(config.eval_every, step), due(config.save_every, step)
 
+            # -------------------------------------------------------- Go back after many skipped steps.
+            if faults.is_due(step, metrics):
+                log.line()
+                now, state = state.step, None  # Frees the memory of the state.
+                with log.paused():
+                    state, lengths = faults.go_back(checkpoints, abstract_state, lengths, step)
+                state = state.replace(step=now)
+
             # -------------------------------------------------------- Log.
             if step % config.log_every == 0 or evaluating or saving:
                 log.line()
 
             # -------------------------------------------------------- Evaluate.
-            if evaluating:
-                evaluate(state)
+            eval_loss = evaluate(state) if evaluating else None
 
             # -------------------------------------------------------- Save.
             stopping = list(stop_signals)  # Once per step: a signal may arrive at any line.
@@ -163,7 +175,7 @@ def train(
                 log.line()
                 if not _all_finite(state):
                     raise UserError(f"{task.name}: weights are not finite after step {step}; nothing was saved. {REMEDY}")
-                checkpoints.save(step, state, lengths)
+                checkpoints.save(step, state, lengths, lasting=saving and not state.guard.skipped_in_a_row, eval_loss=eval_loss)
             if stopping:
                 _leave(task.name, step, stopping[0])
     return Trained(state, lengths, read_metrics(workdir))
