@@ -2,8 +2,7 @@
 
 Each STAGE (semantic, coarse, fine) is trained on random tokens by its recipe, in bfloat16. Times are wall-clock seconds of a step, the median of STEPS that
 follow each other, each waited for; compilation is not part of them. MFU, model FLOPs utilization, is the FLOPs of a step over what the device could do in
-that time: matrix products forward and backward, the whole square of attention, nothing that is recomputed (PaLM, arXiv 2204.02311, appendix B); peaks are
-those of dense bfloat16.
+that time (`musiclm_jax/training/cost.py`).
 
 --torch: beside the same model in PyTorch (torch.compile, scaled_dot_product_attention with T5's bias as its mask, bfloat16 autocast, fused AdamW).
 """
@@ -22,11 +21,9 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training import sharding
-from musiclm_jax.training.cost import count_flops
+from musiclm_jax.training.cost import peak_flops, step_flops
 
 STEPS = 10
-# FLOP/s of dense bfloat16 products, from the vendors' data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def main() -> None:
@@ -37,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     fields = {name: eval(value) for name, value in (each.split("=", 1) for each in args.fields)}  # noqa: S307
     device = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in PEAKS.items() if name in device), None)
+    peak = peak_flops(device)
     for each in args.stages:
         name, _, batch = each.partition(":")
         row = {"stage": name, "batch": int(batch or 8), "device": device} | fields
@@ -55,8 +52,7 @@ def measure(name: str, batch_size: int, fields: dict, peak: float | None) -> dic
     rng = np.random.default_rng(0)
     batch = sharding.put_batch({stream: rng.integers(0, 1024, shape.shape).astype(np.int32) for stream, shape in shapes.items()}, mesh)
     state = jax.jit(lambda key: sharding.unbox(task.init_state(key)))(jax.random.key(0))
-    plain = dataclasses.replace(task, model=dataclasses.replace(task.model, remat=False, attention_kernel="xla"))
-    flops = count_flops(jax.make_jaxpr(plain.train_step)(jax.eval_shape(lambda: state), shapes, jax.eval_shape(lambda: jax.random.key(0))).jaxpr)
+    flops = step_flops(task, state, shapes)
     began = time.perf_counter()
     step = jax.jit(task.train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
     compiled = time.perf_counter() - began

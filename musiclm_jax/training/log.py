@@ -1,4 +1,8 @@
-"""The log of a training run: lines on the console, and the same numbers as JSON lines in WORKDIR/metrics.jsonl."""
+"""The log of a training run: lines on the console, the same numbers as JSON lines in WORKDIR/metrics.jsonl, and in trackers.
+
+Rates are of wall-clock time between two lines, without evaluations: tokens_per_sec counts the tokens that all devices predict, not those of prefixes;
+`cost.py` says what mfu is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable, unwritable
 from musiclm_jax.files import atomic_path, write_text
 from musiclm_jax.training.task import TrainState
+from musiclm_jax.training.trackers import Sample, Tracker
 
 # The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.
 REMEDY = "Lower the learning rate or raise warmup_steps, and start this part anew in an empty folder"
@@ -31,11 +36,15 @@ class Log:
 
     source: step -> batch, from which the batches of skipped steps are written.
     goes_back: whether the run goes back to earlier weights after many skipped steps (`faults.py`).
+    trackers: they get the numbers of all lines, and samples.
+
+    ideal_step_sec: `cost.ideal_step_sec`, to be set before the first step. None: no MFU.
     """
 
-    def __init__(self, workdir: Path, name: str, source: Source, *, start: int, num_steps: int, goes_back: bool = False):
+    def __init__(self, workdir: Path, name: str, source: Source, *, start: int, num_steps: int, goes_back: bool = False, trackers: Sequence[Tracker] = ()):
         self._workdir, self._name, self._source, self._start, self._num_steps = workdir, name, source, start, num_steps
-        self._goes_back = goes_back
+        self._goes_back, self._trackers = goes_back, trackers
+        self.ideal_step_sec: float | None = None
         self._path = workdir / "metrics.jsonl"
         self._clock_step, self._clock = start, time.perf_counter()
         self._pending: list[Any] = []  # Metrics of the steps since the last line, still on the device.
@@ -80,6 +89,8 @@ class Log:
             numbers["examples_per_sec"] = rate * self._examples
             if tokens is not None:
                 numbers["tokens_per_sec"] = rate * tokens
+            if self.ideal_step_sec is not None:
+                numbers["mfu"] = rate * self.ideal_step_sec
             numbers["sec_left"] = (self._num_steps - self._step) / rate
         self._clock_step, self._clock = self._step, now
         self._write(numbers)
@@ -89,6 +100,17 @@ class Log:
         numbers = {f"eval_{name}": value for name, value in _mean(metrics).items() if name != "tokens"}
         self._write(numbers)
         return numbers
+
+    def samples(self, make: Callable[[], Mapping[str, Sample]]) -> None:
+        """Sends samples of the current weights to the trackers, if there are any. (On many processes, none has all weights.)"""
+        if self._trackers and jax.process_count() == 1:
+            samples = make()
+            for tracker in self._trackers:
+                tracker.samples(self._step, samples)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -125,6 +147,8 @@ class Log:
                 os.fsync(file.fileno())
         except OSError as error:
             raise unwritable(self._path, error) from error
+        for tracker in self._trackers:
+            tracker.scalars(self._step, numbers)
         # The loss first, speed last.
         order = sorted(numbers, key=lambda name: ("loss" not in name, name.endswith("_per_sec"), name))
         shown = {name: numbers[name] for name in order if name != "sec_left"}

@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,12 @@ from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.training import sharding
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
+from musiclm_jax.training.cost import ideal_step_sec
 from musiclm_jax.training.faults import Faults
 from musiclm_jax.training.log import REMEDY, Log, read_metrics
+from musiclm_jax.training.profile import tracing
 from musiclm_jax.training.task import Task, TrainState
+from musiclm_jax.training.trackers import Sample, check_trackers, open_trackers
 
 __all__ = ["TrainConfig", "Trained", "read_metrics", "train"]
 
@@ -44,12 +48,17 @@ class TrainConfig:
     keep_checkpoints: int = 2
     # Whether the checkpoint with the lowest eval_loss is kept, too, of those that were written at an evaluation.
     keep_best: bool = True
+    # Where the log goes beside the console and metrics.jsonl, with samples made at evaluations: "tensorboard" and "wandb", each needs a package.
+    trackers: tuple[str, ...] = ()
+    # Whether steps 10 to 15 of each call are traced for a profiler, to the folder profile.
+    profile: bool = False
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
         some = (1, STEPS[1])
         check_numbers(self, seed=SEED, log_every=some, eval_batches=some, keep_checkpoints=some, eval_every=STEPS, save_every=STEPS)
-        check_choices(self, keep_best=(True, False))
+        check_choices(self, keep_best=(True, False), profile=(True, False))
+        check_trackers(self.trackers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,7 @@ def train(
     identity: str,
     eval_source: Source | None = None,
     warm_start: Callable[[TrainState], TrainState] = lambda state: state,
+    samples: Callable[[dict[str, Any]], Mapping[str, Sample]] = lambda variables: {},
 ) -> Trained:
     """Trains `task` to its last step.
 
@@ -87,6 +97,7 @@ def train(
         identity: hash of all that decides the result, except the length. Checkpoints of another identity are refused.
         eval_source: index -> held-out batch. None: no evaluation.
         warm_start: applied to the initial state.
+        samples: variables (`Task.variables`) -> {name: sample}, for trackers, at evaluations.
 
     Raises:
         UserError: the newest checkpoint belongs to another training, is beyond the last step or cannot be read; the first batch does not fit
@@ -122,8 +133,9 @@ def train(
         start = int(state.step)
         lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
         faults = Faults(task, state)
-        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after))
-        log.banner(state)
+        trackers = open_trackers(config.trackers, workdir, task.name, start=start)
+        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after), trackers=trackers)
+        stack.enter_context(contextlib.closing(log)).banner(state)
 
         # ------------------------------------------------------------ When to log, evaluate and save. The last step does all three.
         def due(every: int, step: int) -> bool:
@@ -137,21 +149,25 @@ def train(
                     if stop_signals:
                         return None
                     metrics.append(jax.device_get(eval_step(state, sharding.put_batch(batch, mesh), eval_key, index)))
+                log.samples(lambda: samples(jax.device_get(task.variables(state))))
             return log.evaluation(metrics).get("eval_loss")
 
         # ------------------------------------------------------------ Before the first step.
         if eval_source and due(config.eval_every, start) and not log.start_is_evaluated:
             evaluate(state)
         if start < task.num_steps:
-            task.check_batch(source(start))
+            task.check_batch(first := source(start))
+            log.ideal_step_sec = ideal_step_sec(task, abstract_state, first)
         if stop_signals:
             _leave(task.name, start, stop_signals[0])
 
         # ------------------------------------------------------------ The loop.
+        trace = stack.enter_context(tracing(workdir / "profile" if config.profile else None, start=start))
         batches = stack.enter_context(contextlib.closing(prefetch(source, start=start, stop=task.num_steps)))
         for step, batch in enumerate(batches, start=start + 1):  # `step` counts finished steps.
             state, metrics = train_step(state, sharding.put_batch(batch, mesh), step_key)
             log.step(step, metrics, batch)
+            trace(step, state)
             evaluating, saving = eval_source and due(config.eval_every, step), due(config.save_every, step)
 
             # -------------------------------------------------------- Go back after many skipped steps.
