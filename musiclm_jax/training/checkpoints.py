@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -150,7 +151,8 @@ class Checkpoints:
 
     def _best(self, steps: list[int]) -> list[int]:
         """The step with the lowest loss of an evaluation; the first of several. Empty if none was evaluated."""
-        losses = {step: loss for step in steps if (loss := self._peek(step, "eval_loss")) is not None}
+        found = {step: self._peek(step, "eval_loss") for step in steps}
+        losses = {step: loss for step, loss in found.items() if loss is not None and math.isfinite(loss)}
         return [min(losses, key=losses.get)] if losses else []
 
     @contextlib.contextmanager

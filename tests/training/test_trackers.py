@@ -131,8 +131,8 @@ def test_without_trackers_there_are_no_samples(tmp_path):
 def test_spectrograms_and_histograms_show_what_is_there():
     grey = CLIP.spectrogram()
     assert grey.dtype == np.uint8 and grey.shape == (80, 19)
-    # 1 kHz is 15 of 41.9 mel up to 12 kHz; row 0 is the highest band.
-    assert abs(79 - int(grey[:, :15].mean(axis=1).argmax()) - 80 * 15 / 41.9) < 2 and grey[:10, :15].max() < 20
+    # 1 kHz is 15 of 51.1 mel up to 12 kHz; row 0 is the highest band.
+    assert abs(79 - int(grey[:, :15].mean(axis=1).argmax()) - 80 * 15 / 51.1) < 2 and grey[:10, :15].max() < 20
     counts, edges = Codes(np.array([3, 3, 1022, 1023]), 1024).histogram()
     assert len(counts) == 512 and counts[1] == 2 and counts[511] == 2 and (edges[0], edges[-1]) == (0, 1024)
     levels = codes_by_level(np.array([[1, 5], [2, 6]]), 7)
