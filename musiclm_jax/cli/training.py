@@ -80,12 +80,12 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, profile, only
     if data is None or workdir is None:
         raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run needs neither.", ctx=click.get_current_context())
     config, text = _load_config(size, gin_files, (*bindings, "--gin.TrainConfig.profile=True") if profile else bindings)
+    if profile and step in config.steps and config.steps[step].num_steps is None:
+        raise UserError(f"--profile: {step} is not a training; choose one that is, such as semantic")
     from musiclm_jax.parts import fit as fit_lib
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir, step=step))
-    if profile and step in config.steps and config.steps[step].num_steps is None:
-        raise UserError(f"--profile: {step} is not a training; choose one that is, such as semantic")
     fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text)
 
 

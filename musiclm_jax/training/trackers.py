@@ -70,9 +70,9 @@ def codes_by_level(codes: Int[np.ndarray, "T Q"], num_codes: int) -> dict[str, S
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises UserError for a tracker that does not exist, or whose package is not installed."""
+    if not isinstance(names, (tuple, list)) or not all(name in list(PACKAGES) for name in names):
+        raise UserError(f"trackers={shown(names)}: choose of {', '.join(map(repr, PACKAGES))}, as a tuple such as ('tensorboard',)")
     for name in names:
-        if name not in PACKAGES:
-            raise UserError(f"trackers={shown(names)}: choose of {', '.join(map(repr, PACKAGES))}, as a tuple")
         package, install = PACKAGES[name]
         if importlib.util.find_spec(package) is None:
             raise UserError(f"trackers={shown(names)}: the package {package} is missing; install it with: {install}, or leave {name!r} out")
