@@ -21,7 +21,7 @@ PROGRAM = """
     from musiclm_jax.training.sharding import MeshConfig
 
     workdir, mesh, before, steps = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])
-    discriminator = DiscriminatorConfig(wave_scales=1, wave_channels=4, wave_max_channels=4, stft_channels=2, stft_window_samples=128, stft_hop_samples=32)
+    discriminator = DiscriminatorConfig(wave_scales=0, stft_channels=2, stft_window_samples=128, stft_hop_samples=32)
     recipe = SoundStreamRecipe(quantizer=RVQConfig(kmeans_iters=1), discriminator=discriminator, loss_windows=(64,), loss_mels=(64,))
     codec = SoundStreamConfig(channels=2, decoder_channels=4, strides=(3, 4), dim=5, num_levels=3, num_codes=7, dilations=(1,))
     tasks = [
