@@ -1,8 +1,8 @@
-"""How fast is a training step of a stage? `python benchmarks/train_step.py [STAGE[:BATCH]]... [--set FIELD=VALUE]... [--torch]`, at the size `base`.
+"""How fast is a training step? `python benchmarks/train_step.py [PART[:BATCH]]... [--set FIELD=VALUE]... [--torch]`, at the size `base`.
 
-Each STAGE (semantic, coarse, fine) is trained on random tokens by its recipe, in bfloat16. Times are wall-clock seconds of a step, the median of STEPS that
-follow each other, each waited for; compilation is not part of them. MFU, model FLOPs utilization, is the FLOPs of a step over what the device could do in
-that time (`musiclm_jax/training/cost.py`).
+Each PART (codec, w2v_bert, mulan, semantic, coarse, fine, melody, ...) is trained on random batches by its recipe, a stage in bfloat16. Times are wall-clock
+seconds of a step, the median of STEPS that follow each other, each waited for; compilation is not part of them. `musiclm_jax/training/cost.py` says what MFU
+counts.
 
 --torch: beside the same model in PyTorch (torch.compile, scaled_dot_product_attention with T5's bias as its mask, bfloat16 autocast, fused AdamW).
 """
@@ -28,16 +28,16 @@ STEPS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stages", nargs="*", default=["semantic:16", "coarse:8", "fine:8"])
-    parser.add_argument("--set", dest="fields", action="append", default=[], help="FIELD=VALUE of StageConfig, as Python writes it")
+    parser.add_argument("parts", nargs="*", default=["semantic:16", "coarse:8", "fine:8"])
+    parser.add_argument("--set", dest="fields", action="append", default=[], help="FIELD=VALUE of the model's config, as Python writes it")
     parser.add_argument("--torch", action="store_true")
     args = parser.parse_args()
     fields = {name: eval(value) for name, value in (each.split("=", 1) for each in args.fields)}  # noqa: S307
     device = jax.devices()[0].device_kind
     peak = peak_flops(device)
-    for each in args.stages:
+    for each in args.parts:
         name, _, batch = each.partition(":")
-        row = {"stage": name, "batch": int(batch or 8), "device": device} | fields
+        row = {"part": name, "batch": int(batch or 8), "device": device} | fields
         try:
             row |= (measure_torch if args.torch else measure)(name, int(batch or 8), fields, peak)
         except Exception as error:  # Such as out of memory: the next one may fit.
@@ -46,37 +46,46 @@ def main() -> None:
 
 
 def measure(name: str, batch_size: int, fields: dict, peak: float | None) -> dict:
-    config, part, task = stage_task(name, batch_size, fields)
-    mesh = sharding.make_mesh()
-    shapes = part.batch_shapes(config)
-    rng = np.random.default_rng(0)
-    batch = sharding.put_batch({stream: rng.integers(0, 1024, shape.shape).astype(np.int32) for stream, shape in shapes.items()}, mesh)
-    state = jax.jit(lambda key: sharding.unbox(task.init_state(key)))(jax.random.key(0))
+    config, part, task = part_task(name, batch_size, fields)
+    shapes, key = part.batch_shapes(config), jax.random.key(0)
+    batch = sharding.put_batch(random_batch(shapes), sharding.make_mesh())
+    state = jax.jit(lambda key: sharding.unbox(task.init_state(key)))(key)
     flops = step_flops(task, state, shapes)
     began = time.perf_counter()
-    step = jax.jit(task.train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    step = jax.jit(task.train_step, donate_argnums=0).lower(state, batch, key).compile()
     compiled = time.perf_counter() - began
     temporary = step.memory_analysis().temp_size_in_bytes
     losses = []
 
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, batch, jax.random.key(0))
+        state, metrics = step(state, batch, key)
         losses.append(float(metrics["loss"]))
 
     seconds = clock(run)
-    predicted, tokens = (batch_size * count for count in part.tokens_per_example(config))
-    found = {"compile_sec": compiled, "step_sec": seconds, "tokens_per_sec": tokens / seconds, "predicted_per_sec": predicted / seconds}
+    found = {"compile_sec": compiled, "step_sec": seconds, "audio_sec_per_sec": batch_size * part.example_sec(config) / seconds}
+    if counts := part.tokens_per_example(config):
+        predicted, tokens = (batch_size * count for count in counts)
+        found |= {"tokens_per_sec": tokens / seconds, "predicted_per_sec": predicted / seconds}
     found |= {"tflops_per_sec": flops / seconds / 1e12, "temporary_gib": temporary / 2**30, "losses": [losses[0], losses[-1]]}
     return found | ({} if peak is None else {"mfu": flops / seconds / peak})
 
 
-def stage_task(name: str, batch_size: int, fields: dict):
-    """(config, part, task) of a stage at the size `base`, in bfloat16, with some fields of its model changed."""
+def part_task(name: str, batch_size: int, fields: dict):
+    """(config, part, task) of a part at the size `base`, with some fields of its model changed; a stage in bfloat16."""
     config = load_config("base")
     part = dataclasses.replace(config.part(name), batch_size=batch_size)
     task = part.task(config)
-    return config, part, dataclasses.replace(task, model=dataclasses.replace(task.model, dtype="bfloat16", **fields))
+    if isinstance(task.model, StageConfig):
+        fields = {"dtype": "bfloat16"} | fields
+    return config, part, dataclasses.replace(task, model=dataclasses.replace(task.model, **fields))
+
+
+def random_batch(shapes: dict) -> dict[str, np.ndarray]:
+    """Noise, codes and whole masks: no step takes another time for its data."""
+    rng = np.random.default_rng(0)
+    make = {"f": lambda shape: 0.1 * rng.normal(size=shape), "i": lambda shape: rng.integers(0, 1000, shape), "b": np.ones}
+    return {name: make[shape.dtype.kind](shape.shape).astype(shape.dtype) for name, shape in shapes.items()}
 
 
 def clock(run: Callable[[], None]) -> float:
@@ -96,7 +105,7 @@ def clock(run: Callable[[], None]) -> float:
 def measure_torch(name: str, batch_size: int, fields: dict, peak: float | None) -> dict:
     import torch
 
-    config, part, task = stage_task(name, batch_size, fields)
+    config, part, task = part_task(name, batch_size, fields)
     length = task.layout.num_tokens(part.example_sec(config)) - 1
     model = torch_stage(task.model, task.layout).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

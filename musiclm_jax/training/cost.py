@@ -45,17 +45,19 @@ def ideal_step_sec(task: Any, state: Any, batch: Any) -> float | None:
 
 
 def step_flops(task: Any, state: Any, batch: Any) -> int:
-    """`count_flops` of a training step without rematerialization and fused kernels, which hide or repeat products."""
+    """`count_flops` of a training step without rematerialization, which repeats products, and fused kernels, which hide them."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return count_flops(jax.make_jaxpr(_plain(task).train_step)(*jax.eval_shape(lambda *args: args, state, batch), key).jaxpr)
 
 
 def _plain(config: Any) -> Any:
-    """A tree of dataclasses with `remat` and `attention_kernel` at their simplest."""
+    """A task whose models recompute nothing and use no fused kernel."""
     if not dataclasses.is_dataclass(config):
         return config
-    fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
-    return dataclasses.replace(config, **fields | {name: value for name, value in {"remat": False, "attention_kernel": "xla"}.items() if name in fields})
+    plain = {"remat": False, "attention_kernel": "xla"}
+    return dataclasses.replace(
+        config, **{each.name: plain.get(each.name, _plain(getattr(config, each.name))) for each in dataclasses.fields(config) if each.init}
+    )
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
