@@ -55,9 +55,8 @@ def _plain(config: Any) -> Any:
     if not dataclasses.is_dataclass(config):
         return config
     plain = {"remat": False, "attention_kernel": "xla"}
-    return dataclasses.replace(
-        config, **{each.name: plain.get(each.name, _plain(getattr(config, each.name))) for each in dataclasses.fields(config) if each.init}
-    )
+    names = [field.name for field in dataclasses.fields(config) if field.init]
+    return dataclasses.replace(config, **{name: plain.get(name, _plain(getattr(config, name))) for name in names})
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
