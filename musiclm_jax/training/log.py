@@ -70,18 +70,20 @@ class Log:
             self._clock_step, self._clock = step, time.perf_counter()
 
     def line(self) -> None:
-        """Writes the mean over the steps since the last line, if there were any.
+        """Writes the mean over the steps since the last line, without skipped ones, and the share of those. Nothing if there is no step to write of.
 
         Raises:
             UserError: a loss is not finite, most of the steps were skipped and the run does not go back, or the log cannot be written.
         """
         if not self._pending:
             return
-        good = self._without_skipped(jax.device_get(self._pending))
+        good, count = self._without_skipped(jax.device_get(self._pending)), len(self._pending)
         self._pending = []
         if not good:
             return
         numbers = _mean(good)
+        if "skipped" in numbers:
+            numbers["skipped"] = 1 - len(good) / count
         now, tokens = time.perf_counter(), numbers.pop("tokens", None)  # Per step.
         if self._step > self._clock_step:
             rate = (self._step - self._clock_step) / (now - self._clock)
