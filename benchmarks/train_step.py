@@ -1,9 +1,8 @@
 """How fast is a training step? `python benchmarks/train_step.py [PART[:BATCH]]... [--set FIELD=VALUE]... [--torch]`, at the size `base`.
 
 Each PART (codec, w2v_bert, mulan, semantic, coarse, fine, melody, ...) is trained on random batches by its recipe, not split into micro-batches. Times are
-wall-clock seconds of a step, the median of STEPS that follow each other, each waited for; compilation is not part of them. MFU, model FLOPs utilization, is
-the FLOPs of a step over what the device could do in that time: matrix products and convolutions forward and backward, the whole square of attention, nothing
-that is recomputed (PaLM, arXiv 2204.02311, appendix B); peaks are those of dense bfloat16.
+wall-clock seconds of a step, the median of STEPS that follow each other, each waited for; compilation is not part of them. `musiclm_jax/training/cost.py` says
+what MFU counts.
 
 --torch: beside the same model in PyTorch (torch.compile, scaled_dot_product_attention with T5's bias as its mask, bfloat16 autocast, fused AdamW).
 """
@@ -22,11 +21,9 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training import sharding
-from musiclm_jax.training.cost import count_flops
+from musiclm_jax.training.cost import peak_flops, step_flops
 
 STEPS = 10
-# FLOP/s of dense bfloat16 products, from the vendors' data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def main() -> None:
@@ -37,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     fields = {name: eval(value) for name, value in (each.split("=", 1) for each in args.fields)}  # noqa: S307
     device = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in PEAKS.items() if name in device), None)
+    peak = peak_flops(device)
     for each in args.parts:
         name, _, batch = each.partition(":")
         row = {"part": name, "batch": int(batch or 8), "device": device} | fields
@@ -53,7 +50,7 @@ def measure(name: str, batch_size: int, fields: dict, peak: float | None) -> dic
     shapes, key = part.batch_shapes(config), jax.random.key(0)
     batch = sharding.put_batch(random_batch(shapes), sharding.make_mesh())
     state = jax.jit(lambda key: sharding.unbox(task.init_state(key)))(key)
-    flops = count_flops(jax.make_jaxpr(as_written(task).train_step)(jax.eval_shape(lambda: state), shapes, key).jaxpr)
+    flops = step_flops(task, state, shapes)
     began = time.perf_counter()
     step = jax.jit(task.train_step, donate_argnums=0).lower(state, batch, key).compile()
     compiled = time.perf_counter() - began
@@ -81,14 +78,6 @@ def part_task(name: str, batch_size: int, fields: dict):
     part = dataclasses.replace(part, batch_size=batch_size, recipe=dataclasses.replace(part.recipe, accumulate=1))
     task = part.task(config)
     return config, part, dataclasses.replace(task, model=dataclasses.replace(task.model, **fields))
-
-
-def as_written(config):
-    """A task whose models recompute nothing and use no fused kernel: what is counted for MFU."""
-    if not dataclasses.is_dataclass(config):
-        return config
-    plain = {"remat": "none", "attention_kernel": "xla"}
-    return dataclasses.replace(config, **{f.name: plain.get(f.name, as_written(getattr(config, f.name))) for f in dataclasses.fields(config) if f.init})
 
 
 def random_batch(shapes: dict) -> dict[str, np.ndarray]:

@@ -58,7 +58,8 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
 @training_options(workdir_required=False)
 @click.option("--dry_run", is_flag=True, help="Print sizes, memory and FLOPs of a training step, without training. Needs no DATA and no --workdir.")
 @click.option("--shapes", is_flag=True, help="With --dry_run: estimate the activations instead of compiling the step, which takes some ten seconds.")
-def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, only_plan) -> None:
+@click.option("--profile", is_flag=True, help="Write a trace of steps 10 to 15 to WORKDIR/STEP/profile.")
+def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profile, only_plan) -> None:
     """Runs one STEP of `fit`; the steps before it must be done. `musiclm fit --plan` lists the steps.
 
     A further step is melody, which trains the melody embedder on clips with a "melody". Bundles do not contain it yet.
@@ -85,13 +86,14 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, only_
         data = Place()(data, param=next(each for each in context.command.params if each.name == "data"), ctx=context)
     if data is None or workdir is None:
         raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run needs neither.", ctx=click.get_current_context())
-    config, text = _load_config(size, gin_files, bindings)
+    config, text = _load_config(size, gin_files, (*bindings, "--gin.TrainConfig.profile=True") if profile else bindings)
+    if profile and step in config.steps and config.steps[step].num_steps is None:
+        raise UserError(f"--profile: {step} is not a training; choose one that is, such as semantic")
     from musiclm_jax.parts import fit as fit_lib
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir, step=step))
-    for name, value in fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text).items():
-        click.echo(f"{name}: {value}")
+    fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text)
 
 
 def _load_config(size: str | None, gin_files: tuple[Path, ...], bindings: tuple[str, ...]):

@@ -20,6 +20,7 @@ from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
 from musiclm_jax.training.task import Task
+from musiclm_jax.training.trackers import SAMPLE_SEC, Clip, Sample, codes_by_level
 
 TOKENS = "acoustic_tokens"
 _TASKS = {SoundStreamConfig: (SoundStreamTask, SoundStreamRecipe), SpectralCodecConfig: (SpectralCodecTask, SpectralCodecRecipe)}
@@ -48,6 +49,15 @@ class CodecPart(TrainedPart):
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         return wave_source(run.clips, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
+
+    def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
+        """The beginning of a held-out clip, its reconstruction, and how often it uses each code of each level."""
+        model, clip = run.config.model, run.clips.split("test")[0]
+        wave = run.clips.wave(clip, 0, min(clip.length, round(SAMPLE_SEC * run.clips.sample_rate_hz)))
+        acoustic = AcousticTokenizer(model.codec, variables)
+        codes = acoustic.encode(wave[None])
+        clips = {"clip": Clip(wave, model.audio.sample_rate_hz), "reconstruction": Clip(acoustic.decode(codes)[0], model.audio.sample_rate_hz)}
+        return clips | codes_by_level(codes[0], model.codec.num_codes)
 
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")

@@ -16,13 +16,17 @@ from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import ClipTokens, TokenArray, crop_source, long_enough
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
-from musiclm_jax.generation.stages import StageSpec
-from musiclm_jax.models.stage import start_from_codebooks
+from musiclm_jax.generation.devices import Weights
+from musiclm_jax.generation.request import clip_keys
+from musiclm_jax.generation.stages import StageSpec, generate_stage
+from musiclm_jax.models.stage import StageDecoder, start_from_codebooks
+from musiclm_jax.parts import codec
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, TokenStream
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
 from musiclm_jax.tokens import StageLayout
 from musiclm_jax.training.task import TrainState
+from musiclm_jax.training.trackers import SAMPLE_SEC, Clip, Sample, codes_by_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,21 @@ class StagePart(TrainedPart):
     def has_held_out(self, run: Run) -> bool:
         long = long_enough(run.clips, self.spec_of(run.config).window_sec, run.config.model.audio)
         return any(is_long and clip.split == "test" for clip, is_long in zip(run.clips.clips, long, strict=True))
+
+    def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
+        """The codes that the stage draws under the conditions of a held-out clip; of an acoustic stage also the decoded wave."""
+        spec, layout, target = self.spec_of(run.config), self.layout(run.config), self.layout(run.config).target
+        batch = self.source(run, "test", self.loop.seed + 1)(0)
+        streams = {name: each[:1] for name, each in batch.items()}
+        decoder = StageDecoder(spec.model, layout)
+        steps, keys = target.steps(min(SAMPLE_SEC, spec.window_sec)), clip_keys([spec.name], seed=self.loop.seed)
+        codes = generate_stage(spec, decoder, Weights(decoder.prepare(variables["params"])), streams, steps=steps, keys=keys)
+        samples = codes_by_level(codes[0], target.codes)
+        if target.stream == "acoustic":
+            coarser = streams["acoustic"][:, :steps, : target.first_level]
+            wave = codec.tokenizer(run).decode(np.concatenate([coarser, codes], axis=2))[0]
+            samples["generated"] = Clip(wave, run.config.model.audio.sample_rate_hz)
+        return samples
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:
         if not self.codebook_init:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from musiclm_jax.files import AnyPath
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Part, Run, Step, Work, deciding, save_weights
 from musiclm_jax.training.loop import TrainConfig, train
 from musiclm_jax.training.task import Task, TrainState
+from musiclm_jax.training.trackers import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,10 @@ class TrainedPart(Part):
         """Changes the variables and metrics before they are saved. Warnings belong here."""
         return variables, results
 
+    def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
+        """What trackers show of the weights at an evaluation, made from held-out clips as in inference."""
+        return {}
+
     def has_held_out(self, run: Run) -> bool:
         """Whether the split "test" has clips to evaluate on."""
         return bool(run.clips.split("test"))
@@ -113,6 +119,7 @@ class TrainedPart(Part):
             config=self.loop,
             identity=work.key,
             eval_source=self.source(run, "test", seed + 1) if self.has_held_out(run) else None,
+            samples=functools.partial(self.samples, run),
             **options,
         )
         work.lengths = trained.lengths

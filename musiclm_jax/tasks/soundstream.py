@@ -19,7 +19,7 @@ from musiclm_jax.nn.quantize import RVQState, quantize_train, rvq_decode, rvq_en
 from musiclm_jax.tasks.codec import CodecRecipe, draw_levels, level_perplexities
 from musiclm_jax.training.losses import feature_loss, hinge_discriminator_loss, hinge_generator_loss, mel_distance, multi_scale_mel_loss
 from musiclm_jax.training.optim import OptimizerConfig, make_optimizer
-from musiclm_jax.training.task import Batch, Metrics, Task, TrainState, keep_finite
+from musiclm_jax.training.task import Batch, Metrics, Task, TrainState, keep_good
 
 
 class _Adversary(NamedTuple):
@@ -91,7 +91,7 @@ class SoundStreamTask(Task):
     def train_step(self, state: TrainState, batch: Batch, rng: Key) -> tuple[TrainState, Metrics]:
         """Takes one step of the generator and, from `discriminator_start_step` on, one of the discriminators on the same batch.
 
-        A step whose losses or gradients are not finite is skipped (`keep_finite`).
+        A step whose losses or gradients are not finite, or whose generator's gradient is a spike, is skipped (`keep_good`).
         """
         wave = pad_to_frames(jnp.asarray(batch["wave"]), self.model.frame_samples)
         generate = lambda params: self._generate(params, state, wave, rng)  # noqa: E731
@@ -116,7 +116,8 @@ class SoundStreamTask(Task):
             opt_state={"generator": opt_state, "discriminator": adversary.opt_state},
             stats={"quantizer": quantizer},
         )
-        new, skipped = keep_finite(state, new, *(metrics[name] for name in ("loss", "grad_norm", "discriminator", "discriminator_grad_norm")))
+        finite = (metrics[name] for name in ("loss", "discriminator", "discriminator_grad_norm"))
+        new, skipped = keep_good(state, new, self.recipe, *finite, grad_norm=metrics["grad_norm"])
         return new, metrics | {"skipped": skipped}
 
     def eval_step(self, state: TrainState, batch: Batch, rng: Key) -> Metrics:

@@ -1,7 +1,7 @@
 """Checkpoints of a training run, from which it continues. (`MusicLM.save_pretrained` writes the bundles for users.)
 
     WORKDIR/checkpoints/<step>/state/             the whole state, written by Orbax
-    WORKDIR/checkpoints/<step>/checkpoint.json    the identity of the training, the lengths of its run, and the SHA-256 of each file
+    WORKDIR/checkpoints/<step>/checkpoint.json    the identity of the training, the lengths of its run, its evaluation, and the SHA-256 of each file
     WORKDIR/damaged/<step>/                       a checkpoint whose files differ from what was written
 
 A folder gets the name of its step only when all of it is on the disk, so that a half-written checkpoint, left by a kill or a power cut, is never read.
@@ -19,12 +19,13 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -37,7 +38,8 @@ from musiclm_jax.folders import move_aside, remove_folder
 
 log = logging.getLogger(__name__)
 
-# The lengths that a run has had, as [first step, num_steps] pairs: a run of 4 steps that was later extended to 6 is [[0, 4], [4, 6]].
+# The lengths that a run has had, as [first step, num_steps] pairs: a run of 4 steps that was later extended to 6 is [[0, 4], [4, 6]]. If it went back to
+# earlier weights, [step, num_steps, step of the weights] (`faults.py`).
 Lengths = list[list[int]]
 
 _RECORD, _UNFINISHED = "checkpoint.json", ".unfinished"
@@ -49,12 +51,14 @@ class Checkpoints:
     """The checkpoints of one run, by step. Use it as a context manager, or call `close`.
 
     identity: an opaque string, the hash of all that decides the training's result except its length. A checkpoint with another identity is refused.
-    keep: number of checkpoints to keep; older ones are deleted.
+    keep: number of lasting checkpoints to keep; older ones are deleted.
+    keep_best: whether the one with the lowest loss of an evaluation is kept, too.
     """
 
-    def __init__(self, workdir: AnyPath, *, identity: str, keep: int = 2):
+    def __init__(self, workdir: AnyPath, *, identity: str, keep: int = 2, keep_best: bool = False):
         workdir = as_path(workdir)
-        self._workdir, self._identity, self._keep = workdir if is_bucket(workdir) else workdir.absolute(), identity, keep
+        self._workdir, self._identity = workdir if is_bucket(workdir) else workdir.absolute(), identity
+        self._keep, self._keep_best = keep, keep_best
         self._directory = self._workdir / "checkpoints"
         self._newest = 0
         with self._writing():
@@ -87,10 +91,23 @@ class Checkpoints:
                 self._orbax.close()
             self._orbax_log.setLevel(self._orbax_log_level)
 
+    def lasting(self) -> list[int]:
+        """The steps of the lasting checkpoints, in ascending order."""
+        self._wait()
+        return [step for step in _steps(self._directory) if self._peek(step, "lasting")]
+
+    def _peek(self, step: int, field: str) -> Any:
+        """A field of the record of a checkpoint. None where it cannot be read."""
+        return (_read_record(self._directory, step) or {}).get(field)
+
     # ---------------------------------------------------------------- Save
 
-    def save(self, step: int, state: Any, lengths: Lengths) -> None:
+    def save(self, step: int, state: Any, lengths: Lengths, *, lasting: bool = True, eval_loss: float | None = None) -> None:
         """Writes the state as the checkpoint of `step`, in the background on an accelerator. An existing checkpoint of this step is left unchanged.
+
+        Args:
+            lasting: False for a checkpoint that is to be kept only while it is the newest, or the best.
+            eval_loss: the loss of the evaluation of this state. None: it was not evaluated.
 
         Raises:
             UserError: this save or the one before it failed, for example because the disk is full.
@@ -102,7 +119,8 @@ class Checkpoints:
         unfinished = folder if is_bucket(folder) else folder.with_name(f"{step}{_UNFINISHED}")
         with self._writing():
             self._orbax.save(unfinished / "state", state)
-        self._saving = self._worker.submit(self._finish, step, unfinished, {"identity": self._identity, "lengths": lengths})
+        record = {"identity": self._identity, "lengths": lengths, "lasting": lasting, "eval_loss": eval_loss}
+        self._saving = self._worker.submit(self._finish, step, unfinished, record)
         # On the CPU an array's host copy may be the array itself, which the next step's donation overwrites.
         if jax.default_backend() == "cpu":
             self._wait()
@@ -125,7 +143,13 @@ class Checkpoints:
             unfinished.rename(self._directory / str(step))
         sync(self._directory)
         self._newest = step
-        for old in _steps(self._directory)[: -self._keep]:
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        steps = _steps(self._directory)
+        lasting = [step for step in steps if self._peek(step, "lasting")]
+        kept = {steps[-1], *lasting[-self._keep :], *(self._best(steps) if self._keep_best else ())}
+        for old in (step for step in steps if step not in kept):
             self._delete(self._directory / str(old))
 
     def _delete(self, folder: AnyPath) -> None:
@@ -141,6 +165,12 @@ class Checkpoints:
         if is_bucket(self._directory):
             return [self._directory / str(step) for step in _steps(self._directory) if not is_file(self._directory / str(step) / _RECORD)]
         return list(self._directory.glob(f"*{_UNFINISHED}"))
+
+    def _best(self, steps: list[int]) -> list[int]:
+        """The step with the lowest loss of an evaluation; the first of several. Empty if none was evaluated."""
+        found = {step: self._peek(step, "eval_loss") for step in steps}
+        losses = {step: loss for step, loss in found.items() if loss is not None and math.isfinite(loss)}
+        return [min(losses, key=losses.get)] if losses else []
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -169,12 +199,13 @@ class Checkpoints:
 
     # ---------------------------------------------------------------- Restore
 
-    def restore(self, abstract_state: Any, *, num_steps: int) -> tuple[Any, Lengths] | None:
+    def restore(self, abstract_state: Any, *, num_steps: int, among: Sequence[int] | None = None) -> tuple[Any, Lengths] | None:
         """Reads the newest checkpoint that is not damaged. Newer, damaged ones are moved to WORKDIR/damaged, with a warning.
 
         Args:
             abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
             num_steps: length of the run that shall continue.
+            among: the steps to choose from. None: all.
 
         Returns:
             (state, lengths of its run), or None where there is no checkpoint.
@@ -183,8 +214,9 @@ class Checkpoints:
             UserError: all checkpoints are damaged; a file cannot be read; the checkpoint belongs to another training or is beyond num_steps. Then
                 no checkpoint is moved.
         """
+        self._wait()
         damaged: dict[int, str] = {}
-        for step in reversed(_steps(self._directory)):
+        for step in reversed(_steps(self._directory) if among is None else sorted(among)):
             folder = self._directory / str(step)
             try:
                 record = _verified_record(folder)
@@ -231,8 +263,15 @@ def latest_lengths(workdir: AnyPath) -> tuple[int, Lengths] | None:
     """The step of the newest checkpoint and the lengths of its run, or None where there is no checkpoint. Reads the record alone."""
     directory = workdir / "checkpoints"
     for step in reversed(_steps(directory)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return step, parse_json((directory / str(step) / _RECORD).read_bytes())["lengths"]
+        with contextlib.suppress(KeyError, TypeError):
+            return step, _read_record(directory, step)["lengths"]
+    return None
+
+
+def _read_record(directory: Path, step: int) -> Any:
+    """The record of a checkpoint, without a check of its hash. None where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return parse_json((directory / str(step) / _RECORD).read_bytes())
     return None
 
 

@@ -1,14 +1,62 @@
-"""Cost of a traced program, counted from its jaxpr: floating-point operations and activation memory. Nothing is allocated or compiled."""
+"""Cost of a traced program, counted from its jaxpr: floating-point operations and activation memory. Nothing is allocated or compiled.
+
+MFU, model FLOPs utilization, is the FLOPs of a training step over what all devices could do in its time (PaLM, arXiv 2204.02311, appendix B): matrix
+products forward and backward, the whole square of attention, and nothing that `remat` recomputes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
+from typing import Any
 
+import jax
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 # Operations whose results XLA does not materialize: it reads the operand in the new shape.
 _VIEWS = ("broadcast_in_dim", "reshape", "squeeze")
+
+# FLOP/s of dense bfloat16 products with float32 sums, from the vendors' data sheets, by a part of `device_kind`. The first that fits is taken.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,  # v5p.
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """FLOP/s of a device, whatever the dtype of the training. None: unknown, as for CPUs."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def ideal_step_sec(task: Any, state: Any, batch: Any) -> float | None:
+    """Seconds of a training step of a `Task` if all devices worked at their peak; divided by the seconds that it takes, the MFU. None: the peak is unknown.
+
+    state, batch: arrays or their shapes.
+    """
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return None if peak is None else step_flops(task, state, batch) / (peak * jax.device_count())
+
+
+def step_flops(task: Any, state: Any, batch: Any) -> int:
+    """`count_flops` of a training step without rematerialization, which repeats products, and fused kernels, which hide them."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return count_flops(jax.make_jaxpr(_plain(task).train_step)(*jax.eval_shape(lambda *args: args, state, batch), key).jaxpr)
+
+
+def _plain(config: Any) -> Any:
+    """A task whose models recompute nothing, use no fused kernel and take a batch as a whole."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    plain = {"remat": "none", "attention_kernel": "xla", "accumulate": 1}
+    names = [field.name for field in dataclasses.fields(config) if field.init]
+    return dataclasses.replace(config, **{name: plain.get(name, _plain(getattr(config, name))) for name in names})
 
 
 def count_flops(jaxpr: Jaxpr) -> int:

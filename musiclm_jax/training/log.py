@@ -1,4 +1,8 @@
-"""The log of a training run: lines on the console, and the same numbers as JSON lines in WORKDIR/metrics.jsonl."""
+"""The log of a training run: lines on the console, the same numbers as JSON lines in WORKDIR/metrics.jsonl, and in trackers.
+
+Rates are of wall-clock time between two lines, without evaluations: tokens_per_sec counts the tokens that all devices predict, not those of prefixes;
+`cost.py` says what mfu is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,22 +20,29 @@ from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.files import AnyPath, append_line, as_path, atomic_path, write_text
 from musiclm_jax.training.task import TrainState
+from musiclm_jax.training.trackers import Sample, Tracker
 
 # The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.
 REMEDY = "Lower the learning rate or raise warmup_steps, and start this part anew in an empty folder"
 
 # Steps that the host dispatches ahead of the device: enough to keep the device busy, few enough to stop soon after a signal.
-_AHEAD = 2
+AHEAD = 2
 
 
 class Log:
     """The log of a run that starts or continues after step `start`. Lines of later steps are dropped, since the run repeats those steps.
 
     source: step -> batch, from which the batches of skipped steps are written.
+    goes_back: whether the run goes back to earlier weights after many skipped steps (`faults.py`).
+    trackers: they get the numbers of all lines, and samples.
+
+    ideal_step_sec: `cost.ideal_step_sec`, to be set before the first step. None: no MFU.
     """
 
-    def __init__(self, workdir: AnyPath, name: str, source: Source, *, start: int, num_steps: int):
+    def __init__(self, workdir: AnyPath, name: str, source: Source, *, start: int, num_steps: int, goes_back: bool = False, trackers: Sequence[Tracker] = ()):
         self._workdir, self._name, self._source, self._start, self._num_steps = workdir, name, source, start, num_steps
+        self._goes_back, self._trackers = goes_back, trackers
+        self.ideal_step_sec: float | None = None
         self._path = workdir / "metrics.jsonl"
         self._clock_step, self._clock = start, time.perf_counter()
         self._pending: list[Any] = []  # Metrics of the steps since the last line, still on the device.
@@ -50,22 +61,27 @@ class Log:
         """Records the metrics of a step, which may still be running. Waits where the device is too far behind."""
         self._pending.append(metrics)
         self._step, self._examples = step, len(next(iter(batch.values())))
-        if len(self._pending) > _AHEAD:
-            jax.block_until_ready(self._pending[-1 - _AHEAD])
+        if len(self._pending) > AHEAD:
+            jax.block_until_ready(self._pending[-1 - AHEAD])
         if step == self._start + 1:  # The clock starts after the first step, so that rates exclude compilation.
             jax.block_until_ready(metrics)
             self._clock_step, self._clock = step, time.perf_counter()
 
     def line(self) -> None:
-        """Writes the mean over the steps since the last line, if there were any.
+        """Writes the mean over the steps since the last line, without skipped ones, and the share of those. Nothing if there is no step to write of.
 
         Raises:
-            UserError: a loss is not finite, most of the steps were skipped, or the log cannot be written.
+            UserError: a loss is not finite, most of the steps were skipped and the run does not go back, or the log cannot be written.
         """
         if not self._pending:
             return
-        numbers = _mean(self._without_skipped(jax.device_get(self._pending)))
+        good, count = self._without_skipped(jax.device_get(self._pending)), len(self._pending)
         self._pending = []
+        if not good:
+            return
+        numbers = _mean(good)
+        if "skipped" in numbers:
+            numbers["skipped"] = 1 - len(good) / count
         now, tokens = time.perf_counter(), numbers.pop("tokens", None)  # Per step.
         if self._step > self._clock_step:
             rate = (self._step - self._clock_step) / (now - self._clock)
@@ -73,13 +89,28 @@ class Log:
             numbers["examples_per_sec"] = rate * self._examples
             if tokens is not None:
                 numbers["tokens_per_sec"] = rate * tokens
+            if self.ideal_step_sec is not None:
+                numbers["mfu"] = rate * self.ideal_step_sec
             numbers["sec_left"] = (self._num_steps - self._step) / rate
         self._clock_step, self._clock = self._step, now
         self._write(numbers)
 
-    def evaluation(self, metrics: list[dict[str, Any]]) -> None:
-        """Writes the means over held-out batches, with names that begin with "eval_"."""
-        self._write({f"eval_{name}": value for name, value in _mean(metrics).items() if name != "tokens"})
+    def evaluation(self, metrics: list[dict[str, Any]]) -> dict[str, float]:
+        """Writes the means over held-out batches, with names that begin with "eval_", and returns them."""
+        numbers = {f"eval_{name}": value for name, value in _mean(metrics).items() if name != "tokens"}
+        self._write(numbers)
+        return numbers
+
+    def samples(self, make: Callable[[], Mapping[str, Sample]]) -> None:
+        """Sends samples of the current weights to the trackers, if there are any. (On many processes, none has all weights.)"""
+        if self._trackers and jax.process_count() == 1:
+            samples = make()
+            for tracker in self._trackers:
+                tracker.samples(self._step, samples)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,14 +132,17 @@ class Log:
             batch = self._source(step - 1)
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **batch)
-            print(f"{self._name}: step {step} was skipped, since its loss or gradient is not finite; its batch is in {path}", flush=True)
-        if 2 * len(good) < len(metrics):
-            skipped = f"{len(metrics) - len(good)} of the last {len(metrics)} steps were skipped, since their loss or gradient is not finite"
-            raise UserError(f"{self._name}: {skipped}. {REMEDY}")
+            found = f"loss {float(each['loss']):.4g}, gradient norm {float(each.get('grad_norm', math.nan)):.4g}"
+            print(f"{self._name}: step {step} was skipped ({found}); its batch is in {path}", flush=True)
+        still_skipping = metrics[-1].get("skipped", 0.0) and self._goes_back and self._step < self._num_steps
+        if 2 * len(good) < len(metrics) and not still_skipping:
+            raise UserError(f"{self._name}: {len(metrics) - len(good)} of the last {len(metrics)} steps were skipped. {REMEDY}")
         return good
 
     def _write(self, numbers: dict[str, float]) -> None:
         append_line(self._path, json.dumps({"step": self._step, **numbers}))
+        for tracker in self._trackers:
+            tracker.scalars(self._step, numbers)
         # The loss first, speed last.
         order = sorted(numbers, key=lambda name: ("loss" not in name, name.endswith("_per_sec"), name))
         shown = {name: numbers[name] for name in order if name != "sec_left"}

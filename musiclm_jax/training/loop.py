@@ -11,19 +11,24 @@ import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.checks import SEED, STEPS, check_numbers
+from musiclm_jax.checks import SEED, STEPS, check_choices, check_numbers
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.training import sharding
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
+from musiclm_jax.training.cost import ideal_step_sec
+from musiclm_jax.training.faults import Faults
 from musiclm_jax.training.log import REMEDY, Log, read_metrics
+from musiclm_jax.training.profile import tracing
 from musiclm_jax.training.task import Task, TrainState
+from musiclm_jax.training.trackers import Sample, check_trackers, open_trackers
 
 __all__ = ["TrainConfig", "Trained", "read_metrics", "train"]
 
@@ -41,11 +46,19 @@ class TrainConfig:
     save_every: int = 500
     # Checkpoints kept; older ones are deleted.
     keep_checkpoints: int = 2
+    # Whether the checkpoint with the lowest eval_loss is kept, too, of those that were written at an evaluation.
+    keep_best: bool = True
+    # Where the log goes beside the console and metrics.jsonl, with samples made at evaluations: "tensorboard" and "wandb", each needs a package.
+    trackers: tuple[str, ...] = ()
+    # Whether steps 10 to 15 of each call are traced for a profiler, to the folder profile.
+    profile: bool = False
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
         some = (1, STEPS[1])
         check_numbers(self, seed=SEED, log_every=some, eval_batches=some, keep_checkpoints=some, eval_every=STEPS, save_every=STEPS)
+        check_choices(self, keep_best=(True, False), profile=(True, False))
+        check_trackers(self.trackers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Trained:
 
     # After the last step, unboxed.
     state: TrainState
-    # The lengths that the run has had, as [first step, num_steps]: under a cosine schedule the weights depend on them.
+    # The lengths that the run has had (`checkpoints.Lengths`): under a cosine schedule the weights depend on them.
     lengths: Lengths
     # The last value of every metric in the log.
     metrics: dict[str, int | float]
@@ -69,6 +82,7 @@ def train(
     identity: str,
     eval_source: Source | None = None,
     warm_start: Callable[[TrainState], TrainState] = lambda state: state,
+    samples: Callable[[dict[str, Any]], Mapping[str, Sample]] = lambda variables: {},
 ) -> Trained:
     """Trains `task` to its last step.
 
@@ -83,6 +97,7 @@ def train(
         identity: hash of all that decides the result, except the length. Checkpoints of another identity are refused.
         eval_source: index -> held-out batch. None: no evaluation.
         warm_start: applied to the initial state.
+        samples: variables (`Task.variables`) -> {name: sample}, for trackers, at evaluations.
 
     Raises:
         UserError: the newest checkpoint belongs to another training, is beyond the last step or cannot be read; the first batch does not fit
@@ -113,26 +128,29 @@ def train(
         stack.enter_context(sharding.activate(mesh))
         # ------------------------------------------------------------ The state: restored, or initialized with its shardings.
         stop_signals = stack.enter_context(_stop_signals())
-        checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints))
+        checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints, keep_best=config.keep_best))
         state, lengths = checkpoints.restore(abstract_state, num_steps=task.num_steps) or (init(init_key), [])
         start = int(state.step)
         lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
-        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps)
-        log.banner(state)
+        faults = Faults(task, state)
+        trackers = open_trackers(config.trackers, workdir, task.name, start=start)
+        log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after), trackers=trackers)
+        stack.enter_context(contextlib.closing(log)).banner(state)
 
         # ------------------------------------------------------------ When to log, evaluate and save. The last step does all three.
         def due(every: int, step: int) -> bool:
             return step == task.num_steps or bool(every and step and step % every == 0)
 
-        def evaluate(state) -> None:
-            """Logs the mean over the held-out batches. A stop signal ends it early; the next run repeats it."""
+        def evaluate(state) -> float | None:
+            """Logs the mean over the held-out batches, and returns the loss. A stop signal ends it early (None); the next run repeats it."""
             with log.paused(), contextlib.closing(prefetch(eval_source, start=0, stop=config.eval_batches)) as batches:
                 metrics = []
                 for index, batch in enumerate(batches):
                     if stop_signals:
-                        return
+                        return None
                     metrics.append(jax.device_get(eval_step(state, sharding.put_batch(batch, mesh), eval_key, index)))
-            log.evaluation(metrics)
+                log.samples(lambda: samples(jax.device_get(task.variables(state))))
+            return log.evaluation(metrics).get("eval_loss")
 
         # ------------------------------------------------------------ Before the first step.
         if eval_source and due(config.eval_every, start) and not log.start_is_evaluated:
@@ -141,23 +159,33 @@ def train(
             first = source(start)
             sharding.check_batch(first, mesh, task.recipe.accumulate)
             task.check_batch(first)
+            log.ideal_step_sec = ideal_step_sec(task, abstract_state, first)
         if stop_signals:
             _leave(task.name, start, stop_signals[0])
 
         # ------------------------------------------------------------ The loop.
+        trace = stack.enter_context(tracing(workdir / "profile" if config.profile else None, start=start))
         batches = stack.enter_context(contextlib.closing(prefetch(source, start=start, stop=task.num_steps)))
         for step, batch in enumerate(batches, start=start + 1):  # `step` counts finished steps.
             state, metrics = train_step(state, sharding.put_batch(batch, mesh), step_key)
             log.step(step, metrics, batch)
+            trace(step, state)
             evaluating, saving = eval_source and due(config.eval_every, step), due(config.save_every, step)
+
+            # -------------------------------------------------------- Go back after many skipped steps.
+            if faults.is_due(step, metrics):
+                log.line()
+                now, state = state.step, None  # Frees the memory of the state.
+                with log.paused():
+                    state, lengths = faults.go_back(checkpoints, abstract_state, lengths, step)
+                state = state.replace(step=now)
 
             # -------------------------------------------------------- Log.
             if step % config.log_every == 0 or evaluating or saving:
                 log.line()
 
             # -------------------------------------------------------- Evaluate.
-            if evaluating:
-                evaluate(state)
+            eval_loss = evaluate(state) if evaluating else None
 
             # -------------------------------------------------------- Save.
             stopping = list(stop_signals)  # Once per step: a signal may arrive at any line.
@@ -165,7 +193,7 @@ def train(
                 log.line()
                 if not _all_finite(state):
                     raise UserError(f"{task.name}: weights are not finite after step {step}; nothing was saved. {REMEDY}")
-                checkpoints.save(step, state, lengths)
+                checkpoints.save(step, state, lengths, lasting=saving and not state.guard.skipped_in_a_row, eval_loss=eval_loss)
             if stopping:
                 _leave(task.name, step, stopping[0])
     return Trained(state, lengths, read_metrics(workdir))

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from musiclm_jax.arrays import Key
-from musiclm_jax.checks import SIZE, STEPS, check_numbers
+from musiclm_jax.checks import NOT_NEGATIVE, SIZE, STEPS, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
@@ -22,12 +22,31 @@ Batch = dict[str, np.ndarray | jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+# Before this many good steps no gradient norm is a spike; their running mean then has a memory of about as many steps.
+_SPIKE_MEMORY = 50
+
+
+@flax.struct.dataclass
+class Guard:
+    """What `keep_good` remembers of the steps before, scalars: the running mean of their gradient norms, float32, without those of skipped steps; the
+    number of steps that were not skipped, and of skipped steps in a row, int32.
+    """
+
+    mean_norm: Any
+    good_steps: Any
+    skipped_in_a_row: Any
+
+    @classmethod
+    def fresh(cls) -> Guard:
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
 @flax.struct.dataclass
 class TrainState:
     """The state of a training: all that a step reads and writes, and all that a checkpoint stores.
 
     step: int32 scalar, steps taken. params: trainable parameters. opt_state: the optimizer's state. stats: what is updated without a gradient, such as
-    codebooks; an empty dict if there is nothing.
+    codebooks; an empty dict if there is nothing. guard: see `Guard`.
     """
 
     # Any, not jax.Array: JAX also builds the class from shapes, shardings and None (eval_shape, tree.map), which the type checker would reject.
@@ -35,6 +54,7 @@ class TrainState:
     params: Any
     opt_state: Any
     stats: Any
+    guard: Any = flax.struct.field(default_factory=Guard.fresh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +67,17 @@ class Recipe:
     # Micro-batches into which each device splits its share of a batch, and which it computes one after the other: less memory, the same gradient. Each draws
     # its own dropout. Codecs and w2v-BERT accept 1 alone.
     accumulate: int = 1
+    # A step is skipped if its gradient norm is above spike_factor times the running mean of the last 50 or so. Before step 50 there are no spikes. 0: only
+    # steps are skipped whose loss or gradient is not finite.
+    spike_factor: float | int = 0.0
+    # After so many skipped steps in a row the training goes back to the weights of the last checkpoint before them, and continues with the next batches.
+    # 0: never.
+    rollback_after: int = 10
 
     def __post_init__(self):
-        check_numbers(self, num_steps=(1, STEPS[1]), accumulate=SIZE)
+        check_numbers(self, num_steps=(1, STEPS[1]), accumulate=SIZE, spike_factor=NOT_NEGATIVE, rollback_after=STEPS)
+        if 0 < self.spike_factor <= 1:
+            raise UserError(f"spike_factor={self.spike_factor}: choose a factor above 1, or 0 for none")
 
 
 class Task(abc.ABC):
@@ -99,7 +127,7 @@ def fresh_state(params: Any, recipe: Recipe, *, stats: dict[str, Any] | None = N
 
 
 def gradient_step(state: TrainState, loss: Callable[[Any], tuple[jax.Array, Any]], recipe: Recipe, *, has_stats: bool = False) -> tuple[TrainState, Metrics]:
-    """Takes one optimizer step on `loss`, unless its loss or gradient is not finite (`keep_finite`).
+    """Takes one optimizer step on `loss`, unless it must be skipped (`keep_good`).
 
     loss: params -> (scalar, metrics); with `has_stats`, params -> (scalar, (metrics, new stats)). Adds grad_norm, learning_rate and skipped to the metrics.
     """
@@ -107,19 +135,31 @@ def gradient_step(state: TrainState, loss: Callable[[Any], tuple[jax.Array, Any]
     metrics, stats = aux if has_stats else (aux, state.stats)
     updates, opt_state = make_optimizer(recipe.optimizer, recipe.num_steps).update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)
-    new = TrainState(state.step, optax.apply_updates(state.params, updates), opt_state, stats)
-    new, skipped = keep_finite(state, new, value, norm)
+    new = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state, stats=stats)
+    new, skipped = keep_good(state, new, recipe, value, grad_norm=norm)
     return new, metrics | {"grad_norm": norm, "learning_rate": learning_rate(recipe.optimizer, state.step, recipe.num_steps), "skipped": skipped}
 
 
-def keep_finite(before: TrainState, after: TrainState, *numbers: jax.Array) -> tuple[TrainState, jax.Array]:
-    """Skips a step whose loss or gradient is not finite.
+def keep_good(before: TrainState, after: TrainState, recipe: Recipe, *numbers: jax.Array, grad_norm: jax.Array) -> tuple[TrainState, jax.Array]:
+    """Skips a step whose loss or gradient is not finite, or whose gradient norm is a spike. Once `rollback_after` steps in a row were skipped, all further
+    ones are, since the loop is about to go back (`training/faults.py`).
 
-    numbers: scalars that must be finite, such as losses and gradient norms.
+    The decision depends on the state and replicated scalars alone, so that all processes decide alike and a resumed run as the first.
+
+    numbers: further scalars that must be finite, such as losses.
 
     Returns: (state, skipped). The state is `after` or, for a skipped step, `before`; its step is one more than `before.step` in both cases. skipped is a
     float32 scalar, 1 for a skipped step, else 0.
     """
-    finite = jnp.all(jnp.isfinite(jnp.stack(numbers)))
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-    return kept.replace(step=before.step + 1), 1.0 - finite.astype(jnp.float32)
+    guard = before.guard
+    good = jnp.all(jnp.isfinite(jnp.stack([*numbers, grad_norm])))
+    if recipe.spike_factor:
+        good &= (guard.good_steps < _SPIKE_MEMORY) | (grad_norm <= recipe.spike_factor * guard.mean_norm)
+    if recipe.rollback_after:
+        good &= guard.skipped_in_a_row < recipe.rollback_after
+    count = guard.good_steps + 1
+    mean = guard.mean_norm + (grad_norm - guard.mean_norm) / jnp.minimum(count, _SPIKE_MEMORY)
+    after = after.replace(guard=Guard(mean, count, jnp.zeros_like(guard.skipped_in_a_row)))
+    skipped = before.replace(guard=guard.replace(skipped_in_a_row=guard.skipped_in_a_row + 1))
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, skipped)
+    return kept.replace(step=before.step + 1), 1.0 - good.astype(jnp.float32)

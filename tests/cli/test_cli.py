@@ -269,6 +269,8 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys, monkeypatch)
         (["semantic", "--dry_run", "--gin.SEMANTIC_STEPZ=3"], "SEMANTIC_STEPS"),
         (["semantic", "--dry_run", "--speed", "3"], "--speed"),
         (["semantic", "--shapes"], "--dry_run"),
+        (["kmeans", "clips", "--workdir", "run", "--profile"], "kmeans is not a training"),
+        (["semantic", "--dry_run", "--gin.TrainConfig.trackers=('tensorbord',)"], "choose of 'tensorboard', 'wandb'"),
     ],
 )
 def test_train_mistakes(arguments, names, tmp_path, capsys, monkeypatch):
@@ -290,6 +292,14 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path, capsys, monkeypatch)
     assert out.splitlines() == ["prepare: new", "w2v_bert: new", "kmeans: new"]
     status, out, err = run("train", "soundstream", "clips", "--size", "test", "--workdir", "run", "--plan", capsys=capsys)
     assert out.splitlines() == ["prepare: new", "codec: new"] and "the step soundstream is called codec now" in err
+
+
+def test_a_step_prints_its_results_once(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gin")
+    monkeypatch.chdir(tmp_path)
+    write_clips(tmp_path / "clips", number=2)
+    status, out, err = run("train", "prepare", "clips", "--size", "test", "--workdir", "run", capsys=capsys)
+    assert status == 0 and out.splitlines()[-1].startswith("prepare: finished in") and out.count("captioned") == 1, (out, err)
 
 
 def test_faults_of_the_machine_are_one_line(tiny_bundle, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.files import sha256_file
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.fit import fit, plan
+from musiclm_jax.parts.part import Run
 
 PROGRAM = """
     import sys
@@ -78,6 +79,18 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     wave = soundfile.read(tmp_path / "data" / "0.wav", dtype="float32")[0][None]
     np.testing.assert_array_equal(acoustic[:100], model.acoustic.encode(wave)[0])
     np.testing.assert_array_equal(semantic[:50], model.semantic.encode(wave)[0])
+
+    # What trackers show is what the bundle itself makes.
+    run = Run(config, tmp_path / "data", tmp_path / "work")
+    found = {name: config.part(name).samples(run, run.weights(name)) for name in ("codec", "semantic", "coarse", "fine", "mulan")}
+    clip, reconstruction = found["codec"]["clip"].wave[None], found["codec"]["reconstruction"].wave[None]
+    np.testing.assert_array_equal(reconstruction, model.acoustic.decode(model.acoustic.encode(clip)))
+    assert clip.shape[1] == run.clips.split("test")[0].length and np.abs(clip).max() > 0.1
+    levels = ["codes_level_0", "codes_level_1", "codes_level_2"]
+    assert list(found["codec"]) == ["clip", "reconstruction", *levels] and list(found["semantic"]) == levels[:1] and not found["mulan"]
+    assert list(found["coarse"]) == [*levels[:1], "generated"] and list(found["fine"]) == [*levels[:2], "generated"]
+    for name in ("coarse", "fine"):
+        assert len(found[name]["generated"].wave) == 480 * len(found[name]["codes_level_0"].codes) > 0
     np.testing.assert_array_equal(texts[:2], model.mulan.text_tokens(["a low tone", "noise"]))
     # The rerankers started from MuLan, and went on.
     for reranker in (model.reranker, model.semantic_reranker):

@@ -70,6 +70,23 @@ def test_the_newest_comes_back_and_the_last_two_are_kept(tmp_path):
     assert names(tmp_path) == ["checkpoints"] and names(tmp_path / "checkpoints") == ["2", "3"]
 
 
+def test_the_best_is_kept_too_and_what_does_not_last_only_while_it_is_the_newest(tmp_path):
+    kept, losses, passing = [], {1: 0.5, 2: 0.3, 4: 0.3, 5: 0.4, 7: 0.2, 8: 0.9}, (5, 7)
+    with Checkpoints(tmp_path, identity="ours", keep=2, keep_best=True) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, filled(step), [[0, step], [step, 9]], lasting=step not in passing, eval_loss=losses.get(step))
+            kept.append("".join(names(tmp_path / "checkpoints")))
+        assert checkpoints.lasting() == [6, 8]
+    assert kept == ["1", "12", "23", "234", "2345", "246", "467", "678"]
+    assert_is(restore(tmp_path), 8)
+
+
+def test_some_may_be_chosen_from(workdir):
+    with Checkpoints(workdir, identity="ours") as checkpoints:
+        assert_is(checkpoints.restore(abstract(), num_steps=9, among=[1]), 1)
+        assert checkpoints.restore(abstract(), num_steps=9, among=[]) is None
+
+
 def test_steps_are_numbers_and_not_words(tmp_path):
     save(tmp_path, 9, 10)
     assert_is(restore(tmp_path, num_steps=10), 10)

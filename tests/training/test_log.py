@@ -68,11 +68,23 @@ def test_skipped_steps_are_left_out_and_their_batches_are_kept(tmp_path, capsys)
     for step, skipped in ((5, 0.0), (6, 1.0), (7, 0.0)):
         ours.step(step, {"loss": jnp.float32(jnp.nan if skipped else step), "skipped": jnp.float32(skipped)}, source(step - 1))
     ours.line()
-    assert read(tmp_path)[0]["loss"] == 6.0
+    assert read(tmp_path)[0]["loss"] == 6.0 and read(tmp_path)[0]["skipped"] == pytest.approx(1 / 3)
     np.testing.assert_array_equal(np.load(tmp_path / "skipped" / "6.npz")["x"], source(5)["x"])
     assert "step 6 was skipped" in capsys.readouterr().out
     for step in (8, 9, 10):
         ours.step(step, {"loss": jnp.float32(1), "skipped": jnp.float32(step > 8)}, source(step - 1))
+    with pytest.raises(UserError, match="2 of the last 3 steps were skipped"):
+        ours.line()
+
+
+def test_a_run_that_goes_back_waits_with_the_error_while_it_skips(tmp_path):
+    ours = Log(tmp_path, "tiny", source, start=4, num_steps=20, goes_back=True)
+    for step in (5, 6):
+        ours.step(step, {"loss": jnp.float32(1), "skipped": jnp.float32(1)}, source(step - 1))
+    ours.line()
+    assert read(tmp_path) == []
+    for step, skipped in ((7, 1.0), (8, 1.0), (9, 0.0)):
+        ours.step(step, {"loss": jnp.float32(1), "skipped": jnp.float32(skipped)}, source(step - 1))
     with pytest.raises(UserError, match="2 of the last 3 steps were skipped"):
         ours.line()
 

@@ -148,6 +148,17 @@ def test_seed_and_step_decide_the_noise(tmp_path):
     assert not np.allclose(runs[0].params["up"], runs[1].params["up"])
 
 
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_the_best_weights_are_kept(tmp_path, keep_best):
+    class Worse(TinyTask):
+        def eval_step(self, state, batch, rng):
+            return {"loss": jax.numpy.abs(state.step - 4.0)}
+
+    config = TrainConfig(log_every=20, eval_every=2, eval_batches=1, save_every=2, keep_best=keep_best)
+    state = train(Worse(tiny(12).recipe), source, workdir=tmp_path, config=config, eval_source=source).state
+    assert int(state.step) == 12 and saved(tmp_path) == ([4] if keep_best else []) + [10, 12]
+
+
 # -------------------------------------------------------------------- Stop signals
 
 
