@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from musiclm_jax.data.clips import load_array
 from musiclm_jax.files import atomic_path
 from musiclm_jax.parts.part import save_array
 from musiclm_jax.progress import ProgressLine
+from musiclm_jax.training import hosts
 
 Item = TypeVar("Item")
 
@@ -19,16 +22,22 @@ Item = TypeVar("Item")
 def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str) -> list[np.ndarray]:
     """Applies `make` to `shard_items` items at a time. Returns the results, memory-mapped from files in `folder` that are written atomically.
 
-    The caller removes the shards (`clear`) once the result is stored elsewhere.
+    Several processes take turns, a shard each, and return all results. A stop signal to one of them stops all before the next turn. The caller removes the
+    shards (`clear`) once the result is stored elsewhere.
     """
-    progress, parts = ProgressLine(unit=unit), []
-    for path, some in _shards(folder, items, shard_items):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_array(path, make(some))
-        parts.append(load_array(path))
-        progress(what, min(len(parts) * shard_items, len(items)), len(items))
-    return parts
+    shards, turn = list(_shards(folder, items, shard_items)), jax.process_count()
+    progress = ProgressLine(unit=unit)
+    for first in range(0, len(shards), turn):
+        if hosts.stopping():
+            raise SystemExit(128 + signal.SIGTERM)
+        for path, some in shards[first : first + turn][jax.process_index() :][:1]:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_array(path, make(some))
+        if hosts.is_first():
+            progress(what, min((first + turn) * shard_items, len(items)), len(items))
+    hosts.wait()
+    return [load_array(path) for path, _ in shards]
 
 
 def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
@@ -41,7 +50,10 @@ def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes the shards of a finished step."""
+    """Removes the shards of a finished step, once all processes call it."""
+    hosts.wait()
+    if not hosts.is_first():
+        return
     for path in sorted(folder.glob("*.npy")):
         path.unlink()
     if folder.is_dir():

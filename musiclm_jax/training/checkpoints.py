@@ -7,6 +7,8 @@
 A folder gets the name of its step only when all of it is on the disk, so that a half-written checkpoint, left by a kill or a power cut, is never read.
 The hashes alone decide whether a checkpoint is damaged, not the exceptions raised while reading: after an I/O error, the same file may be readable
 later. A damaged checkpoint is never deleted.
+
+Of several processes each writes and reads its part of the state; process 0 does all else. The folder must be shared.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import orbax.checkpoint as ocp
 from musiclm_jax.errors import UserError, unreadable, unwritable
 from musiclm_jax.files import parse_json, sync, write_json
 from musiclm_jax.folders import move_aside
+from musiclm_jax.training import hosts
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +56,7 @@ class Checkpoints:
         self._workdir, self._identity, self._keep = Path(workdir).absolute(), identity, keep
         self._directory = self._workdir / "checkpoints"
         self._newest = 0
-        with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for path in self._directory.glob(f"*{_UNFINISHED}"):
-                shutil.rmtree(path)
-            sync(self._workdir)
+        hosts.first(self._make_folder)
         # Orbax also logs the exceptions that it raises, each with a stack trace.
         self._orbax_log = logging.getLogger("absl")
         self._orbax_log_level = self._orbax_log.level
@@ -66,6 +65,13 @@ class Checkpoints:
         self._orbax = ocp.StandardCheckpointer()
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._saving: concurrent.futures.Future | None = None
+
+    def _make_folder(self) -> None:
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for path in self._directory.glob(f"*{_UNFINISHED}"):
+                shutil.rmtree(path)
+            sync(self._workdir)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -93,7 +99,7 @@ class Checkpoints:
         """
         self._wait()
         folder = self._directory / str(step)
-        if folder.exists():
+        if hosts.first(folder.exists):
             return
         unfinished = folder.with_name(f"{step}{_UNFINISHED}")
         with self._writing():
@@ -112,6 +118,12 @@ class Checkpoints:
 
     def _finish(self, step: int, unfinished: Path, record: dict[str, Any]) -> None:
         self._orbax.wait_until_finished()
+        if hosts.is_first():
+            self._complete(step, unfinished, record)
+        self._newest = step
+
+    def _complete(self, step: int, unfinished: Path, record: dict[str, Any]) -> None:
+        """Adds the record to a checkpoint whose state is written, and gives its folder the name of its step."""
         record["files"] = {}
         for path in sorted(unfinished.rglob("*")):
             sync(path)
@@ -120,7 +132,6 @@ class Checkpoints:
         write_json(unfinished / _RECORD, record | {"sha256": _hash_record(record)})
         unfinished.rename(self._directory / str(step))
         sync(self._directory)
-        self._newest = step
         for old in _steps(self._directory)[: -self._keep]:
             doomed = self._directory / f"{old}{_UNFINISHED}"  # Renamed first: a kill while deleting leaves no incomplete checkpoint.
             (self._directory / str(old)).rename(doomed)
@@ -166,13 +177,23 @@ class Checkpoints:
             UserError: all checkpoints are damaged; a file cannot be read; the checkpoint belongs to another training or is beyond num_steps. Then
                 no checkpoint is moved.
         """
-        damaged: dict[int, str] = {}
+        step, lengths, damaged = hosts.first(lambda: self._choose(num_steps))
+        if step is None:
+            return None
+        state = self._load(self._directory / str(step), abstract_state)
+        hosts.first(lambda: self._move_damaged(damaged, step))
+        self._newest = step
+        return state, lengths
+
+    def _choose(self, num_steps: int) -> tuple[int | None, Lengths, dict[str, str]]:
+        """The newest checkpoint that is not damaged (None: there is none), the lengths of its run, and the damaged ones with the reason. See `restore`."""
+        damaged: dict[str, str] = {}
         for step in reversed(_steps(self._directory)):
             folder = self._directory / str(step)
             try:
                 record = _verified_record(folder)
             except _Damaged as error:
-                damaged[step] = str(error)
+                damaged[str(step)] = str(error)
                 continue
             if record["identity"] != self._identity:
                 raise UserError(
@@ -181,14 +202,11 @@ class Checkpoints:
                 )
             if step > num_steps:
                 raise UserError(f"{folder} is beyond num_steps={num_steps}: choose {step} or more, or move {self._directory} away to train anew")
-            state = self._load(folder, abstract_state)
-            self._move_damaged(damaged, step)
-            self._newest = step
-            return state, record["lengths"]
+            return step, record["lengths"], damaged
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(f"all checkpoints in {self._directory} are damaged ({found}): restore them from a copy, or move the folder away to train anew")
-        return None
+        return None, [], {}
 
     def _load(self, folder: Path, abstract_state: Any) -> Any:
         """Reads the state of a checkpoint whose files match their hashes."""
@@ -203,11 +221,11 @@ class Checkpoints:
                 f"or move {self._directory} away to train anew"
             ) from error
 
-    def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
+    def _move_damaged(self, damaged: dict[str, str], step: int) -> None:
         """Moves damaged checkpoints, {step: reason}, to WORKDIR/damaged. The training continues from `step`."""
         for each, reason in damaged.items():
-            aside = move_aside(self._directory / str(each), self._workdir / "damaged" / str(each))
-            log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
+            aside = move_aside(self._directory / each, self._workdir / "damaged" / each)
+            log.warning("the checkpoint of step %s is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
 def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
