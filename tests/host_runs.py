@@ -43,3 +43,9 @@ def train_together(folder: Path, *names: str, processes: int = 2, **options: int
     address = f"127.0.0.1:{free_port()}"
     program = [str(TESTS / "host_program.py"), str(folder), ",".join(names), json.dumps(options), address, str(processes)]
     return run_together([[*program, str(process)] for process in range(processes)], devices=8 // processes, cache=folder.parent / "compiled")
+
+
+def losses(workdir: Path) -> list[float]:
+    """The losses in the log of a training, those of evaluations included."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line.get("loss", line.get("eval_loss")) for line in lines]

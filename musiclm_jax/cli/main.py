@@ -99,7 +99,8 @@ def _explain_runtime_error(error: str) -> str | None:
     if "RESOURCE_EXHAUSTED" in error or "Out of memory" in error:
         return _NO_MEMORY
     if "Gloo" in error or "coordination service" in error:
-        return "another process of this training has ended, and its log says why; start all of them again, and they continue"
+        reason = " ".join(error.split())[:300]
+        return f"another process of this training has ended, and its log says why, or cannot be reached ({reason}): start all again, and they continue"
     if "Unable to initialize backend" in error or "Unknown backend" in error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX finds no device of JAX_PLATFORMS={platforms!r}: leave it unset, or set it to cpu"

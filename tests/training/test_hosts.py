@@ -3,22 +3,16 @@
 `checks/hosts.py` does the same with all tasks and with a whole `fit`.
 """
 
-import json
 import signal
 
 import numpy as np
 import pytest
-from host_runs import free_port, run_together, train_together
+from host_runs import free_port, losses, run_together, train_together
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.training import hosts
 
 CLI = ["-m", "musiclm_jax.cli.main"]
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line.get("loss", line.get("eval_loss")) for line in lines]
 
 
 def weights(path):
