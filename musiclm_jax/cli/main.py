@@ -42,6 +42,15 @@ def main(argv: list[str] | None = None) -> None:
 
     argv: the arguments; None: those of the process.
     """
+    try:
+        _run(argv)
+    except BaseException as error:
+        if hosts := sys.modules.get("musiclm_jax.training.hosts"):
+            hosts.leave(error)
+        raise
+
+
+def _run(argv: list[str] | None) -> None:
     if argv is None:
         signal.signal(signal.SIGINT, _stop)
     with contextlib.suppress(AttributeError):  # Characters that the terminal cannot write are printed as escapes.
@@ -92,6 +101,9 @@ def _explain_runtime_error(error: str) -> str | None:
     """The message for a RuntimeError of JAX about memory or devices; None: another kind of error."""
     if "RESOURCE_EXHAUSTED" in error or "Out of memory" in error:
         return _NO_MEMORY
+    if "Gloo" in error or "coordination service" in error:
+        reason = " ".join(error.split())[:300]
+        return f"another process of this training has ended, and its log says why, or cannot be reached ({reason}): start all again, and they continue"
     if "Unable to initialize backend" in error or "Unknown backend" in error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX finds no device of JAX_PLATFORMS={platforms!r}: leave it unset, or set it to cpu"

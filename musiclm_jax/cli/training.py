@@ -15,6 +15,18 @@ _GIN = {"ignore_unknown_options": True}
 _FORMER_STEPS = {"soundstream": "codec"}
 
 
+def host_options(command):
+    """Adds the options by which several processes find each other."""
+    for option in (
+        click.option("--timeout", type=click.IntRange(1, 86_400), default=300, show_default=True, help="Seconds to wait for the other processes at the start."),
+        click.option("--process_id", type=int, help="Number of this process, from 0 on."),
+        click.option("--num_processes", type=click.IntRange(1), help="Number of processes that train as one."),
+        click.option("--coordinator", metavar="HOST:PORT", help="Address of process 0. On TPUs, SLURM and Open MPI leave these three out."),
+    ):
+        command = option(command)
+    return command
+
+
 def training_options(*, workdir_required: bool):
     """A decorator that adds the options which `fit` and `train` share."""
 
@@ -28,7 +40,7 @@ def training_options(*, workdir_required: bool):
         )
         size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print which steps would run and why, and stop.")
-        return size(workdir(gin_file(plan(command))))
+        return size(workdir(gin_file(plan(host_options(command)))))
 
     return decorate
 
@@ -36,7 +48,7 @@ def training_options(*, workdir_required: bool):
 @click.command(context_settings=_GIN, short_help="Trains all models on your captioned clips.")
 @click.argument("data", metavar="DATA", type=Place())
 @training_options(workdir_required=True)
-def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
+def fit(data, size, workdir, gin_files, bindings, only_plan, **processes) -> None:
     """Trains all models on the captioned clips in the folder DATA, and writes a bundle.
 
     It can be stopped at any time; the same command continues. With other settings it prints which steps it will redo, and moves their former results to
@@ -45,11 +57,13 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
     use_compilation_cache(preallocate=not only_plan)
     config, text = _load_config(size, gin_files, bindings)
     from musiclm_jax.parts import fit as fit_lib
+    from musiclm_jax.training import hosts
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir))
+    hosts.start(**processes)
     bundle = fit_lib.fit(data, config=config, workdir=workdir, config_text=text)
-    click.echo(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
+    hosts.say(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
 @click.command(context_settings=_GIN, short_help="Runs one step of fit, or trains the melody embedder.")
@@ -59,7 +73,7 @@ def fit(data, size, workdir, gin_files, bindings, only_plan) -> None:
 @click.option("--dry_run", is_flag=True, help="Print sizes, memory and FLOPs of a training step, without training. Needs no DATA and no --workdir.")
 @click.option("--shapes", is_flag=True, help="With --dry_run: estimate the activations instead of compiling the step, which takes some ten seconds.")
 @click.option("--profile", is_flag=True, help="Write a trace of steps 10 to 15 to WORKDIR/STEP/profile.")
-def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profile, only_plan) -> None:
+def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profile, only_plan, **processes) -> None:
     """Runs one STEP of `fit`; the steps before it must be done. `musiclm fit --plan` lists the steps.
 
     A further step is melody, which trains the melody embedder on clips with a "melody". Bundles do not contain it yet.
@@ -90,9 +104,11 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profi
     if profile and step in config.steps and config.steps[step].num_steps is None:
         raise UserError(f"--profile: {step} is not a training; choose one that is, such as semantic")
     from musiclm_jax.parts import fit as fit_lib
+    from musiclm_jax.training import hosts
 
     if only_plan:
         return _print_plan(fit_lib.plan(data, config=config, workdir=workdir, step=step))
+    hosts.start(**processes)
     fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text)
 
 

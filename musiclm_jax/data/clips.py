@@ -16,7 +16,7 @@ import numpy as np
 from musiclm_jax.buckets import StoreError, explain
 from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
-from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_json, write_text
 from musiclm_jax.progress import OnProgress
@@ -257,13 +257,14 @@ def wave_source(
     crop = crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([clip.length for clip in clips], np.float64)
 
-    def source(step: int) -> dict[str, np.ndarray]:
-        rng = step_rng(seed, step)
+    def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
+        rng, here = step_rng(seed, step), rows(batch_size)
         chosen = [clips[i] for i in draw(rng, lengths, batch_size=batch_size)]
         starts = [draw_start(rng, clip.length, crop, align=ALIGN_SAMPLES) for clip in chosen]
-        batch = {"wave": np.stack([store.wave(clip, start, crop) for clip, start in zip(chosen, starts, strict=True)])}
+        batch = {"wave": np.stack([store.wave(chosen[row], starts[row], crop) for row in here])}
         if encode_text:
-            ids, mask = encode_text([draw_caption(rng, clip, text_mix) for clip in chosen])
+            captions = [draw_caption(rng, clip, text_mix) for clip in chosen]
+            ids, mask = encode_text([captions[row] for row in here])
             batch |= {"text_ids": np.asarray(ids), "text_mask": np.asarray(mask)}
         return batch
 

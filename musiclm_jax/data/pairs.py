@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from musiclm_jax.data.clips import Clip, ClipStore, crop_samples, draw, draw_start, step_rng
-from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.errors import UserError
 
 
@@ -36,18 +36,22 @@ def pair_source(store: ClipStore, *, split: str, crop_sec: float, batch_size: in
     crop = crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([min(clip.length for clip in clips) for clips in melodies], np.float64)
 
-    def source(step: int) -> dict[str, np.ndarray]:
-        rng = step_rng(seed, step)
+    def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
+        rng, here = step_rng(seed, step), rows(batch_size)
         chosen = draw(rng, lengths, batch_size=batch_size)
-        pairs = [_pair(rng, melodies[i]) for i in chosen]
-        wave, other = (np.stack(waves) for waves in zip(*pairs, strict=True))
-        return {"wave": wave, "other_wave": other, "melody": chosen.astype(np.int32)}
-
-    def _pair(rng: np.random.Generator, clips: list[Clip]) -> list[np.ndarray]:
-        pair = [clips[i] for i in rng.choice(len(clips), 2, replace=False)]
-        length = min(clip.length for clip in pair)
-        start = draw_start(rng, length, crop)
-        waves = [store.wave(clip, start, min(crop, length - start)) for clip in pair]
-        return [np.pad(wave, (0, crop - len(wave))) for wave in waves]
+        pairs = [_draw_pair(rng, melodies[i], crop) for i in chosen]
+        wave, other = (np.stack(waves) for waves in zip(*(_waves(store, *pairs[row], crop) for row in here), strict=True))
+        return {"wave": wave, "other_wave": other, "melody": chosen[here].astype(np.int32)}
 
     return source
+
+
+def _draw_pair(rng: np.random.Generator, clips: list[Clip], crop: int) -> tuple[list[Clip], int]:
+    """Two renderings of a melody, and the start of the crop."""
+    pair = [clips[i] for i in rng.choice(len(clips), 2, replace=False)]
+    return pair, draw_start(rng, min(clip.length for clip in pair), crop)
+
+
+def _waves(store: ClipStore, pair: list[Clip], start: int, crop: int) -> list[np.ndarray]:
+    length = min(crop, min(clip.length for clip in pair) - start)
+    return [np.pad(store.wave(clip, start, length), (0, crop - length)) for clip in pair]

@@ -12,7 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-Source = Callable[[int], dict[str, np.ndarray]]
+# Which rows of a batch to make: the number of rows of the batch -> the numbers of the rows, ascending. np.arange: all.
+Rows = Callable[[int], np.ndarray]
+# source(step) is the batch of a step, NumPy arrays with a leading batch axis; source(step, rows) has only those rows of it, and reads only what they need.
+Source = Callable[..., dict[str, np.ndarray]]
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -73,3 +76,8 @@ def prefetch(source: Source, *, start: int, stop: int, depth: int = 2) -> Iterat
     finally:  # Ends the thread if the caller stopped early.
         closed.set()
         thread.join()
+
+
+def make_batch(source: Source, step: int) -> dict[str, np.ndarray]:
+    """source(step), computed by a thread as in `prefetch`: a source that uses JAX does not see the device mesh of the caller."""
+    return next(prefetch(source, start=step, stop=step + 1))

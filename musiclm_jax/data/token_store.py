@@ -10,7 +10,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Bool, Int
 from musiclm_jax.data.clips import ClipStore, draw, draw_start, load_array, step_rng
-from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath
 from musiclm_jax.specs import AudioSpec
@@ -68,15 +68,23 @@ class ClipTokens(Protocol):
     """The tokens of one stream for all clips of a store."""
 
     def crops(
-        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
-    ) -> Int[np.ndarray, "B ..."]:
-        """Tokens of crops, int32.
+        self,
+        clips: Sequence[int],
+        starts_sec: Sequence[float],
+        crop_sec: float | int,
+        *,
+        rows: Int[np.ndarray, "b"],
+        rng: np.random.Generator,
+        text_share: float,
+    ) -> Int[np.ndarray, "b ..."]:
+        """Tokens of some crops of a batch, int32.
 
         Args:
-            clips: number of the clip of each crop.
-            starts_sec: start of each crop.
+            clips: number of the clip of each crop of the batch.
+            starts_sec: start of each crop of the batch.
             crop_sec: length of all crops.
-            rng: for streams with random choices.
+            rows: the crops whose tokens are returned.
+            rng: for streams with random choices, which are drawn for the whole batch, so that they do not depend on `rows`.
             text_share: share of crops for which the MuLan stream takes tokens of a caption instead of the audio. Other streams ignore it.
         """
         ...
@@ -104,10 +112,17 @@ class TokenArray:
         return cls(codes, at, rate_hz)
 
     def crops(
-        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float
-    ) -> Int[np.ndarray, "B ..."]:
+        self,
+        clips: Sequence[int],
+        starts_sec: Sequence[float],
+        crop_sec: float | int,
+        *,
+        rows: Int[np.ndarray, "b"],
+        rng: np.random.Generator,
+        text_share: float,
+    ) -> Int[np.ndarray, "b ..."]:
         del rng, text_share
-        length, first = round(crop_sec * self.rate_hz), [self.at[clip] + round(start * self.rate_hz) for clip, start in zip(clips, starts_sec, strict=True)]
+        length, first = round(crop_sec * self.rate_hz), [self.at[clips[row]] + round(starts_sec[row] * self.rate_hz) for row in rows]
         return np.stack([self.codes[i : i + length] for i in first]).astype(np.int32)
 
     def chunks(self, store: ClipStore, split: str, *, levels: slice = slice(None), rows: int = 2**18) -> Iterator[Int[np.ndarray, "n Q"]]:
@@ -176,10 +191,10 @@ def crop_source(
     totals = np.array([-(-clip.length // spec.semantic_samples) for clip in store.clips])
     weights = totals[candidates].astype(np.float64)
 
-    def source(step: int) -> dict[str, np.ndarray]:
-        rng = step_rng(seed, step)
+    def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
+        rng, here = step_rng(seed, step), rows(batch_size)
         clips = [candidates[i] for i in draw(rng, weights, batch_size=batch_size)]
         starts = [draw_start(rng, int(totals[clip]), length) / spec.semantic_rate_hz for clip in clips]
-        return {name: each.crops(clips, starts, crop_sec, rng=rng, text_share=text_share) for name, each in tokens.items()}
+        return {name: each.crops(clips, starts, crop_sec, rows=here, rng=rng, text_share=text_share) for name, each in tokens.items()}
 
     return source

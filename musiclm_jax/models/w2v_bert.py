@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -254,12 +255,20 @@ def _standardize(x: Float[Array, "... D"], *, mean: Float[Array, "D"], matrix: F
     return jnp.matmul(x - mean, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def fit_kmeans(config: W2vBertConfig, features: Float[np.ndarray, "n D"], *, rng: Key, num_iters: int = 30) -> dict[str, Any]:
+def fit_kmeans(
+    config: W2vBertConfig,
+    features: Float[np.ndarray, "n D"],
+    *,
+    rng: Key,
+    num_iters: int = 30,
+    place: Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]] = lambda points: (jnp.asarray(points), None),
+) -> dict[str, Any]:
     """Fits k-means to features, standardized per dimension as in AudioLM (arXiv 2209.03143, section III-B) or whitened.
 
     Args:
         features: one row per frame, from `features`.
         rng: for the initialization of k-means.
+        place: puts the features on the devices. Returns them, with further rows at the end if need be, and which rows are features (None: all).
 
     Returns:
         {"standardize": {"mean" [D], "matrix" [D, D]}, "kmeans": {"centroids" [num_clusters, D]}}, to be merged into the variables. The centroids are in
@@ -274,7 +283,8 @@ def fit_kmeans(config: W2vBertConfig, features: Float[np.ndarray, "n D"], *, rng
     # Directions of almost no variance have rounding errors only, such as the one that a LayerNorm removes. They get the factor 0.
     scales = np.where(variances > 1e-6 * variances.max(), variances, np.inf) ** -0.5
     standardize = {"mean": jnp.asarray(mean), "matrix": jnp.asarray((directions * scales).astype(np.float32))}
-    centroids = kmeans(rng, _standardize(jnp.asarray(features), **standardize), num_clusters=config.num_clusters, num_iters=num_iters)
+    points, valid = place(features)
+    centroids = kmeans(rng, _standardize(points, **standardize), num_clusters=config.num_clusters, num_iters=num_iters, valid=valid)
     return {"standardize": standardize, "kmeans": {"centroids": centroids}}
 
 

@@ -65,13 +65,16 @@ def _nearest(x: Float[Array, "n D"], centroids: Float[Array, "C D"]) -> tuple[In
 
 
 def _by_chunks(fn, rows: jax.Array):
-    """Applies `fn` to blocks of rows, one after the other, so that a million rows fit into memory."""
+    """Applies `fn` to blocks of rows, one after the other, so that a million rows fit into memory.
+
+    A block has every k-th row, so that rows which are split over devices stay split in each block.
+    """
     n = rows.shape[0]
     if n <= _CHUNK:
         return fn(rows)
     chunks = -(-n // _CHUNK)
-    rows = jnp.pad(rows, ((0, chunks * _CHUNK - n), (0, 0))).reshape(chunks, _CHUNK, -1)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:n], jax.lax.map(fn, rows))
+    rows = jnp.pad(rows, ((0, chunks * _CHUNK - n), (0, 0))).reshape(_CHUNK, chunks, -1)
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(-1, *y.shape[2:])[:n], jax.lax.map(fn, rows.swapaxes(0, 1)))
 
 
 def _lloyd(x: jax.Array, valid: jax.Array, centroids: jax.Array, *, tiny: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, TokenStream, W
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.soundstream import SoundStreamRecipe, SoundStreamTask
 from musiclm_jax.tasks.spectral_codec import SpectralCodecRecipe, SpectralCodecTask
+from musiclm_jax.training import hosts
 from musiclm_jax.training.task import Task
 from musiclm_jax.training.trackers import SAMPLE_SEC, Clip, Sample, codes_by_level
 
@@ -62,7 +63,7 @@ class CodecPart(TrainedPart):
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         one, all_levels = results.get("eval_mel_distance_1_level"), results.get("eval_mel_distance")
         if one is not None and one < 1.03 * all_levels:
-            print(f"{self.name}: one level ({one:.3f}) is as good as all ({all_levels:.3f}), so the other levels carry little: train it longer", flush=True)
+            hosts.say(f"{self.name}: one level ({one:.3f}) is as good as all ({all_levels:.3f}), so the other levels carry little: train it longer")
         return variables, results
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
@@ -73,7 +74,7 @@ class CodecPart(TrainedPart):
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
         stream = fit.model.streams["acoustic"]
         tokens = lambda run: TokenArray.open(run.folder(TOKENS) / "acoustic.npy", run.clips, rate_hz=stream.rate_hz, spec=fit.model.audio)  # noqa: E731
-        return (TokenStream(stream, (TOKENS,), tokens, codebooks=lambda run: run.weights(self.name)["quantizer"]["codebooks"]),)
+        return (TokenStream(stream, (TOKENS,), tokens, codebooks=lambda run: run.saved(self.name)["quantizer"]["codebooks"]),)
 
 
 def tokenizer(run: Run) -> AcousticTokenizer:

@@ -21,6 +21,7 @@ from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step,
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.records import to_dict
+from musiclm_jax.training import hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,13 @@ class ExportPart(Part):
         return (Step(self.name, "writing the bundle", self._export, outputs, settings, needs=(PREPARE, KMEANS, QUANTIZER, *models)),)
 
     def _export(self, run: Run, work: Work) -> dict[str, Any]:
+        return hosts.first(lambda: self._write(run, work))
+
+    def _write(self, run: Run, work: Work) -> dict[str, Any]:
         # Models whose weights come from several steps.
         made_by = {"w2v_bert": ("w2v_bert", KMEANS), "mulan": ("mulan", QUANTIZER)}
         names = [name for name in (*run.config.model.models, *RERANKERS) if name in run.config.steps]
-        variables = {name: {key: value for step in made_by.get(name, (name,)) for key, value in run.weights(step).items()} for name in names}
+        variables = {name: {key: value for step in made_by.get(name, (name,)) for key, value in run.saved(step).items()} for name in names}
         musiclm = MusicLM(run.config.model, variables, vocabulary(run))
         musiclm.save_pretrained(work.folder / "bundle", dtype=self.dtype, card=model_card(run))
         return {"bytes": sum(fingerprint(path)[0] for path in (work.folder / "bundle").iterdir())}

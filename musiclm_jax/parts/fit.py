@@ -9,15 +9,21 @@ which bundles do not contain yet.
 
 from __future__ import annotations
 
+import hashlib
 import time
+import uuid
 from typing import Any
 
+import jax
+
+import musiclm_jax
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
+from musiclm_jax.training import hosts
 from musiclm_jax.training.sharding import check_batch, make_mesh
 
 EXPORT = "export"
@@ -26,26 +32,34 @@ EXPORT = "export"
 def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, config_text: str = "") -> AnyPath:
     """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens. Both folders may be on buckets.
 
-    The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
-    `workdir`/superseded. `data/folder.py` describes the folder of clips. Each step that runs records `config_text`, the config as a gin file, if given.
+    The same call continues an interrupted run. Where several processes train as one (`training/hosts.py`), all of them make it, with shared folders.
+    Changed arguments redo the steps that they affect; earlier outputs of those are moved to `workdir`/superseded. `data/folder.py` describes the folder of
+    clips. Each step that runs records `config_text`, the config as a gin file, if given.
 
     Raises:
-        UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
+        UserError: the data cannot train a part, a batch does not split over the devices, another process runs in `workdir`, the processes have different
+            configs, or a file cannot be read or written.
     """
     run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(EXPORT)
+    _check_hosts(run)
     _check_batches(config, steps)
-    _check_workdir(run)
-    for planned in work_folder.make_plan(run, steps):
-        if planned.sets_aside:
-            print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
-        elif planned.action == EXTEND:
-            print(planned, flush=True)
+    hosts.first(lambda: _check_workdir(run))
+    hosts.first(lambda: _announce(run, steps))
     for number, step in enumerate(steps, start=1):
         _do(run, step, title=f"[{number}/{len(steps)}] {step.name}")
         if step.name == PREPARE:
             _check_clips(run, steps)
     return run.folder(EXPORT) / "bundle"
+
+
+def _announce(run: Run, steps: tuple[Step, ...]) -> None:
+    """Prints which earlier outputs will be moved, and which trainings extended."""
+    for planned in work_folder.make_plan(run, steps):
+        if planned.sets_aside:
+            print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
+        elif planned.action == EXTEND:
+            print(planned, flush=True)
 
 
 def plan(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, step: str = EXPORT) -> list[Planned]:
@@ -69,51 +83,85 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
     """
     run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(name)
+    _check_hosts(run)
     _check_batches(config, steps[-1:])
-    _check_workdir(run)
-    before = work_folder.make_plan(run, steps)[:-1]
+    hosts.first(lambda: _check_workdir(run))
+    done = hosts.first(lambda: _done_before(run, steps))
+    for step, is_done in zip(steps[:-1], done, strict=True):
+        _do(run, step, title=step.name, quiet=is_done)
+    _check_clips(run, steps[-1:])
+    return _do(run, steps[-1], title=name)
+
+
+def _done_before(run: Run, steps: tuple[Step, ...]) -> list[bool]:
+    """Whether each step before the last is done. Raises UserError where one that the last needs is not, apart from `prepare`."""
+    *before, last = work_folder.make_plan(run, steps)
     for planned in before:
         if not planned.is_done and planned.step.name != PREPARE:
             raise UserError(
-                f"{name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
+                f"{last.step.name} needs the output of {planned.step.name}, which is not up to date in {run.workdir} ({planned.action}"
                 f"{': ' + '; '.join(planned.reasons) if planned.reasons else ''}): run `musiclm train {planned.step.name}` with the same options"
             )
-    for planned in before:
-        _do(run, planned.step, title=planned.step.name, quiet=planned.action == DONE)
-    _check_clips(run, steps[-1:])
-    return _do(run, steps[-1], title=name)
+    return [planned.action == DONE for planned in before]
 
 
 def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:
     """Runs a step, unless it is done. Returns its results."""
     with work_folder.locked(run, step):
-        planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
-        folder = run.folder(step.name)
-        before = work_folder.begin(run, planned) if planned.action != DONE else 0.0
-        if planned.is_done:
-            if not quiet:
-                print(f"{title}: done", flush=True)
-            return work_folder.read_done(folder)["results"]
-        print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
-        if run.config_text:
-            write_text(folder / "config.gin", run.config_text)
-        work, clock = Work(folder, planned.record["key"]), time.perf_counter()
+        begun = hosts.first(lambda: _begin(run, step, title=title, quiet=quiet))
+        if "results" in begun:
+            return begun["results"]
+        work, clock = Work(run.folder(step.name), begun["key"]), time.perf_counter()
+        seconds = lambda: begun["seconds"] + time.perf_counter() - clock  # noqa: E731
         try:
             results = step.run(run, work)
         finally:
-            seconds = before + time.perf_counter() - clock
-            work_folder.keep_seconds(folder, seconds)
-        work_folder.write_done(run, planned, lengths=work.lengths, seconds=seconds, results=results)
-        print(f"{title}: finished in {seconds:.1f} s  {_summary(results)}", flush=True)
+            run.release()
+            if hosts.is_first():
+                work_folder.keep_seconds(work.folder, seconds())
+        hosts.first(lambda: work_folder.write_done(run, step, key=work.key, lengths=work.lengths, seconds=seconds(), results=results))
+        hosts.say(f"{title}: finished in {seconds():.1f} s  {_summary(results)}")
         return results
+
+
+def _begin(run: Run, step: Step, *, title: str, quiet: bool) -> dict[str, Any]:
+    """Prepares the folder of a step that is to run. Returns its key, and the seconds that it has run so far; for a step that is done, its results."""
+    planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
+    folder = run.folder(step.name)
+    before = work_folder.begin(run, planned) if planned.action != DONE else 0.0
+    if planned.is_done:
+        if not quiet:
+            print(f"{title}: done", flush=True)
+        return {"results": work_folder.read_done(folder)["results"]}
+    print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
+    if run.config_text:
+        write_text(folder / "config.gin", run.config_text)
+    return {"key": planned.record["key"], "seconds": before}
+
+
+def _check_hosts(run: Run) -> None:
+    """Raises UserError where processes of one training have another config or package, or see other folders."""
+    if jax.process_count() == 1:
+        return
+    token = run.workdir / ".hosts"
+    hosts.first(lambda: write_text(token, uuid.uuid4().hex))
+    files = sorted(path.relative_to(run.data).as_posix() for path in run.data.rglob("*"))
+    seen = {
+        "version of musiclm_jax or jax": f"{musiclm_jax.__version__} {jax.__version__}",
+        "config": repr(run.config),
+        f"work folder {run.workdir}": token.read_text() if token.exists() else "",
+        f"list of files in {run.data}": "\n".join(files),
+    }
+    hosts.check_agreement({name: hashlib.sha256(text.encode()).digest() for name, text in seen.items()})
+    hosts.first(token.unlink)
 
 
 def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:
     """Raises UserError where the clips cannot train a part of one of the steps."""
     names = {step.name for step in steps}
-    for part in run.config.parts:
-        if any(step.name in names for step in part.steps(run.config)):
-            part.check(run)
+    parts = [part for part in run.config.parts if any(step.name in names for step in part.steps(run.config))]
+    _ = run.clips  # Opened by all processes, and checked by one.
+    hosts.first(lambda: [part.check(run) for part in parts] and None)
 
 
 def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:

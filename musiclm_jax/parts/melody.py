@@ -23,6 +23,7 @@ from musiclm_jax.parts.shards import clear
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.records import to_dict
 from musiclm_jax.tasks.melody import MelodyRecipe, MelodyTask
+from musiclm_jax.training import hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MelodyPart(TrainedPart):
         """Fits the residual quantizer to the embeddings of all windows of training melodies."""
         folder = run.folder(self.name)
         # Makes the weights usable without the FitConfig.
-        write_json(folder / "config.json", to_dict(self.model))
+        hosts.first(lambda: write_json(folder / "config.json", to_dict(self.model)))
         clips = list(itertools.chain(*renderings(run.clips, "train")))
         windows, _ = embed_clips(run, folder, clips, melody.embed, self.model, variables["params"])
         quantizer = melody.fit_quantizer(jnp.asarray(windows), rng=jax.random.key(run.config.seed), config=self.model)

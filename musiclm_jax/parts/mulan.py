@@ -24,12 +24,15 @@ from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
 from musiclm_jax.parts.part import CAPTIONS, PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_array, save_weights
-from musiclm_jax.parts.shards import clear
+from musiclm_jax.parts.shards import clear, in_shards
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.mulan import MuLanRecipe, MuLanTask
+from musiclm_jax.training import hosts
 
 QUANTIZER = "rvq"
 _VOCABULARY = "vocabulary.json"
+# Captions in a shard.
+_SHARD_TEXTS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ class MuLanPart(ContrastivePart):
         return (_VOCABULARY,)
 
     def begin(self, run: Run, folder: AnyPath) -> None:
-        write_text(folder / _VOCABULARY, _vocabulary(run).to_json())
+        hosts.first(lambda: write_text(folder / _VOCABULARY, _vocabulary(run).to_json()))
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         return self.captioned_source(run, split, seed, vocabulary(run))
@@ -121,7 +124,9 @@ class MuLanPart(ContrastivePart):
         params = run.weights(self.name)["params"]
         windows, counts = embed_clips(run, work.folder, clips, mulan.embed_audio, self.windows(run.config), params)
         ids, mask = vocabulary(run).encode([caption for clip in clips for caption in clip.captions], max_tokens=config.text.max_tokens)
-        texts = in_batches(jax.jit(functools.partial(mulan.embed_text, config, params)), ids, mask)
+        embed_text = jax.jit(functools.partial(mulan.embed_text, config, params))
+        make = lambda some: in_batches(embed_text, ids[some.start : some.stop], mask[some.start : some.stop])  # noqa: E731
+        texts = np.concatenate(in_shards(work.folder / "text_shards", range(len(ids)), make, shard_items=_SHARD_TEXTS, what="captions", unit="captions"))
         window_at, text_at = offsets(counts), offsets(len(clip.captions) for clip in clips)
         means = np.stack([windows[a:b].mean(axis=0) for a, b in zip(window_at, window_at[1:])])
         training = np.array([clip.split == "train" for clip in clips])
@@ -129,10 +134,12 @@ class MuLanPart(ContrastivePart):
         rng = jax.random.key(run.config.seed)
         quantizer = mulan.fit_quantizer(jnp.asarray(means[training]), jnp.asarray(texts[text_training]), rng=rng, config=config)
         tokens = in_batches(jax.jit(functools.partial(mulan.text_tokens, config, {"quantizer": quantizer})), texts).astype(np.int16)
-        save_array(work.folder / "windows.npy", windows.astype(np.float16))
-        save_array(work.folder / "texts.npy", tokens)
+        if hosts.is_first():
+            save_array(work.folder / "windows.npy", windows.astype(np.float16))
+            save_array(work.folder / "texts.npy", tokens)
         save_weights(work.folder, {"quantizer": quantizer})
         clear(work.folder / "shards")
+        clear(work.folder / "text_shards")
 
         captioned = np.diff(text_at) > 0
         shown = np.flatnonzero(captioned & ~training) if (captioned & ~training).any() else np.flatnonzero(captioned)
@@ -153,17 +160,24 @@ class MuLanTokens:
         self._windows, self._texts = (load_array(folder / name) for name in ("windows.npy", "texts.npy"))
         self._windows_at = offsets(mulan.num_windows(windows, clip.length) for clip in clips)
         self._texts_at = offsets(len(clip.captions) for clip in clips)
-        variables = {"quantizer": run.weights(QUANTIZER)["quantizer"]}
+        variables = {"quantizer": run.saved(QUANTIZER)["quantizer"]}
         self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
 
-    def crops(self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rng: np.random.Generator, text_share: float) -> np.ndarray:
-        """int32 [B, Q]."""
-        tokens = np.array(self._tokens(np.stack([self._embedding(*crop, crop_sec) for crop in zip(clips, starts_sec, strict=True)])), np.int32)
-        for row, (clip, from_text) in enumerate(zip(clips, rng.random(len(clips)) < text_share, strict=True)):
-            first, last = self._texts_at[clip : clip + 2]
-            if from_text and first < last:
-                tokens[row] = self._texts[rng.integers(first, last)]
+    def crops(
+        self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rows: np.ndarray, rng: np.random.Generator, text_share: float
+    ) -> np.ndarray:
+        """int32 [b, Q]."""
+        tokens = np.array(self._tokens(np.stack([self._embedding(clips[row], starts_sec[row], crop_sec) for row in rows])), np.int32)
+        captions = [self._draw_caption(clip, from_text, rng) for clip, from_text in zip(clips, rng.random(len(clips)) < text_share, strict=True)]
+        for at, row in enumerate(rows):
+            if captions[row] is not None:
+                tokens[at] = self._texts[captions[row]]
         return tokens
+
+    def _draw_caption(self, clip: int, from_text: bool, rng: np.random.Generator) -> int | None:
+        """The number of a caption of a clip. None: the audio's tokens are to be taken, or the clip has no caption."""
+        first, last = self._texts_at[clip : clip + 2]
+        return int(rng.integers(first, last)) if from_text and first < last else None
 
     def _embedding(self, clip: int, start_sec: float, crop_sec: float | int) -> np.ndarray:
         first, last = self._windows_at[clip : clip + 2]

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from musiclm_jax import bundle
 from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
@@ -22,8 +23,10 @@ from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, atomic_path
+from musiclm_jax.generation.devices import row_mesh
 from musiclm_jax.records import to_dict
 from musiclm_jax.specs import Stream
+from musiclm_jax.training import hosts
 
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
@@ -48,7 +51,7 @@ class Step:
     # Names the folder in the work folder, too, and the step on the command line.
     name: str
     title: str
-    # Writes the outputs into the folder and returns metrics.
+    # Writes the outputs into the folder and returns metrics. Several processes call it together (`training/hosts.py`); `save_weights` and its like write once.
     run: Callable[[Run, Work], dict[str, Any]]
     # Files, relative to its folder.
     outputs: tuple[str, ...]
@@ -159,6 +162,8 @@ class Run:
     workdir: AnyPath
     # The config as the user wrote it, such as a gin file. Recorded in the folder of each step that runs.
     config_text: str = ""
+    # Weights of earlier steps that are on the devices.
+    _placed: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def folder(self, step: str) -> AnyPath:
         return self.workdir / step
@@ -171,12 +176,27 @@ class Run:
     @functools.cached_property
     def clips(self) -> ClipStore:
         """All decoded clips, with the current captions and splits."""
-        refresh_index(self.clip_folder, self.folder(PREPARE))
+        hosts.first(lambda: refresh_index(self.clip_folder, self.folder(PREPARE)) and None)
         return ClipStore.open(self.folder(PREPARE))
 
     def weights(self, step: str) -> dict[str, Any]:
-        """The weights that a step saved, on the device."""
-        return jax.device_put(bundle.read_arrays(self.folder(step) / WEIGHTS)[0])
+        """The weights that a step saved, all of them on each device of this process. They are put there once and stay until `release`."""
+        if step not in self._placed:
+            self._placed[step] = on_each_device(self.saved(step))
+        return self._placed[step]
+
+    def saved(self, step: str) -> dict[str, Any]:
+        """The weights that a step saved, as NumPy arrays."""
+        return bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
+
+    def release(self) -> None:
+        """Forgets the weights on the devices."""
+        self._placed.clear()
+
+
+def on_each_device(tree: Any) -> Any:
+    """All arrays of a tree on each device of this process."""
+    return jax.device_put(tree, NamedSharding(row_mesh(jax.local_device_count()), PartitionSpec()))
 
 
 def deciding(value: Any) -> Any:
@@ -191,7 +211,9 @@ def deciding(value: Any) -> Any:
 
 
 def save_weights(folder: AnyPath, variables: Mapping[str, Any]) -> None:
-    bundle.write_arrays(folder / WEIGHTS, jax.device_get(variables))
+    """Writes the weights of a step, if this is process 0."""
+    if hosts.is_first():
+        bundle.write_arrays(folder / WEIGHTS, jax.device_get(variables))
 
 
 def save_array(path: AnyPath, array: np.ndarray) -> None:

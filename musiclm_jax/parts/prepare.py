@@ -8,6 +8,7 @@ from typing import Any
 from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
+from musiclm_jax.training import hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,11 @@ class PreparePart(Part):
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
         settings = {"sample_rate_hz": fit.model.audio.sample_rate_hz}
-        return (Step(PREPARE, "decoding the clips", _prepare, ("samples.npy", "clips.json"), settings, needs=(), reads=(WAVES,)),)
+        return (Step(PREPARE, "decoding the clips", _prepare_once, ("samples.npy", "clips.json"), settings, needs=(), reads=(WAVES,)),)
+
+
+def _prepare_once(run: Run, work: Work) -> dict[str, Any]:
+    return hosts.first(lambda: _prepare(run, work))
 
 
 def _prepare(run: Run, work: Work) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.parts import codec
+from musiclm_jax.parts.encode import split_rows
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run
 from musiclm_jax.training.task import TrainState
@@ -37,7 +38,8 @@ class RerankerPart(ContrastivePart):
         acoustic, levels = codec.tokenizer(run), run.config.model.coarse_levels
 
         def through_codec(wave: np.ndarray) -> dict[str, np.ndarray]:
-            return {"wave": acoustic.decode(acoustic.encode(wave)[..., :levels])[:, : wave.shape[1]]}
+            codes = acoustic.encode(*split_rows(wave))[: len(wave), :, :levels]
+            return {"wave": acoustic.decode(codes)[:, : wave.shape[1]]}
 
         return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_codec)
 
@@ -51,8 +53,8 @@ class RerankerPart(ContrastivePart):
 def replace_wave(batches: Source, make: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Source:
     """Replaces the wave of each batch by make(wave)."""
 
-    def source(step: int) -> dict[str, np.ndarray]:
-        batch = batches(step)
+    def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
+        batch = batches(step, rows)
         return batch | make(batch.pop("wave"))
 
     return source
@@ -60,5 +62,5 @@ def replace_wave(batches: Source, make: Callable[[np.ndarray], dict[str, np.ndar
 
 def start_from_mulan(run: Run) -> Callable[[TrainState], TrainState]:
     """A warm start with MuLan's trained weights."""
-    params = run.weights("mulan")["params"]
+    params = run.saved("mulan")["params"]
     return lambda state: state.replace(params=state.params | {"mulan": params})

@@ -21,11 +21,13 @@ from musiclm_jax.files import AnyPath
 from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts import w2v_bert
+from musiclm_jax.parts.encode import split_rows
 from musiclm_jax.parts.mulan import ContrastivePart, vocabulary
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, save_array
 from musiclm_jax.parts.reranker import replace_wave, start_from_mulan
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.progress import ProgressLine
+from musiclm_jax.training import hosts
 from musiclm_jax.training.task import TrainState
 
 _SPECTRA = "spectra.npy"
@@ -62,15 +64,16 @@ class SemanticRerankerPart(ContrastivePart):
         return (_SPECTRA,)
 
     def begin(self, run: Run, folder: AnyPath) -> None:
-        if not (folder / _SPECTRA).exists():
-            save_array(folder / _SPECTRA, self._token_spectra(run, w2v_bert.tokenizer(run)))
+        if not hosts.first((folder / _SPECTRA).exists):
+            hosts.first(lambda: save_array(folder / _SPECTRA, self._token_spectra(run, w2v_bert.tokenizer(run))))
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         config, semantic = run.config.model.mulan, w2v_bert.tokenizer(run)
         spectra = jnp.asarray(load_array(run.folder(self.name) / _SPECTRA))
 
         def through_tokens(wave: np.ndarray) -> dict[str, np.ndarray]:
-            mels = mulan.token_mels(config, spectra, semantic.encode(wave), token_samples=semantic.config.token_samples)
+            ids = semantic.encode(*split_rows(wave))[: len(wave)]
+            mels = mulan.token_mels(config, spectra, ids, token_samples=semantic.config.token_samples)
             return {"mels": np.asarray(mels)}
 
         return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_tokens)
@@ -96,7 +99,7 @@ class SemanticRerankerPart(ContrastivePart):
         for step in range(num_batches):
             wave = source(step)["wave"]
             spectra = np.asarray(frames(wave))
-            ids = np.repeat(semantic.encode(wave), semantic.config.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
+            ids = np.repeat(semantic.encode(*split_rows(wave))[: len(wave)], semantic.config.token_samples // mel.hop_samples, axis=1)[:, : spectra.shape[1]]
             np.add.at(total, ids, spectra)
             count += np.bincount(ids.ravel(), minlength=codes)
             progress("spectra", step + 1, num_batches)

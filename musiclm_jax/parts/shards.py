@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from musiclm_jax.data.clips import load_array
 from musiclm_jax.files import AnyPath, atomic_path, remove
 from musiclm_jax.parts.part import save_array
 from musiclm_jax.progress import ProgressLine
+from musiclm_jax.training import hosts
 
 Item = TypeVar("Item")
 
@@ -20,15 +23,21 @@ def in_shards(
 ) -> list[np.ndarray]:
     """Applies `make` to `shard_items` items at a time. Returns the results, memory-mapped from files in `folder` that are written atomically.
 
-    The caller removes the shards (`clear`) once the result is stored elsewhere.
+    Several processes take turns, a shard each, and return all results. A stop signal to one of them stops all before the next turn. The caller removes the
+    shards (`clear`) once the result is stored elsewhere.
     """
-    progress, parts = ProgressLine(unit=unit), []
-    for path, some in _shards(folder, items, shard_items):
-        if not path.exists():
-            save_array(path, make(some))
-        parts.append(load_array(path))
-        progress(what, min(len(parts) * shard_items, len(items)), len(items))
-    return parts
+    shards, turn = list(_shards(folder, items, shard_items)), jax.process_count()
+    progress = ProgressLine(unit=unit)
+    for first in range(0, len(shards), turn):
+        if hosts.stopping():
+            raise SystemExit(128 + signal.SIGTERM)
+        for path, some in shards[first : first + turn][jax.process_index() :][:1]:
+            if not path.exists():
+                save_array(path, make(some))
+        if hosts.is_first():
+            progress(what, min((first + turn) * shard_items, len(items)), len(items))
+    hosts.wait()
+    return [load_array(path) for path, _ in shards]
 
 
 def save_joined(path: AnyPath, parts: Sequence[np.ndarray]) -> None:
@@ -41,7 +50,10 @@ def save_joined(path: AnyPath, parts: Sequence[np.ndarray]) -> None:
 
 
 def clear(folder: AnyPath) -> None:
-    """Removes the shards of a finished step."""
+    """Removes the shards of a finished step, once all processes call it."""
+    hosts.wait()
+    if not hosts.is_first():
+        return
     for path in sorted(folder.glob("*.npy")):
         remove(path)
     if folder.is_dir():

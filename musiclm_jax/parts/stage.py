@@ -25,6 +25,7 @@ from musiclm_jax.parts.part import PREPARE, FitConfig, Run, TokenStream
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
 from musiclm_jax.tokens import StageLayout
+from musiclm_jax.training import hosts
 from musiclm_jax.training.task import TrainState
 from musiclm_jax.training.trackers import SAMPLE_SEC, Clip, Sample, codes_by_level
 
@@ -119,7 +120,7 @@ class StagePart(TrainedPart):
                 f"lower window_sec and hop_sec of the stage"
             )
         if not long.all():
-            print(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and are not used", flush=True)
+            hosts.say(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and are not used")
 
     def has_held_out(self, run: Run) -> bool:
         long = long_enough(run.clips, self.spec_of(run.config).window_sec, run.config.model.audio)
@@ -158,6 +159,6 @@ class StagePart(TrainedPart):
         unigram, bigram = ngram_nats(chunks("train"), chunks("test"), num_codes=target.codes)
         if results["eval_loss"] > bigram.mean():
             beaten = f"{results['eval_loss']:.3f} nats per token, where a bigram model has {bigram.mean():.3f}"
-            print(f"{self.name}: {beaten}: it has hardly learned; train it longer", flush=True)
+            hosts.say(f"{self.name}: {beaten}: it has hardly learned; train it longer")
         by_level = {f"eval_bigram_level_{level}": float(value) for level, value in enumerate(bigram)} if len(bigram) > 1 else {}
         return variables, results | {"eval_unigram": float(unigram.mean()), "eval_bigram": float(bigram.mean())} | by_level

@@ -15,6 +15,7 @@ from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.files import AnyPath
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Part, Run, Step, Work, deciding, save_weights
+from musiclm_jax.training import hosts
 from musiclm_jax.training.loop import TrainConfig, train
 from musiclm_jax.training.task import Task, TrainState
 from musiclm_jax.training.trackers import Sample
@@ -43,7 +44,7 @@ class TrainedPart(Part):
         raise NotImplementedError
 
     def source(self, run: Run, split: str, seed: int) -> Source:
-        """step -> batch of the split "train" or "test"."""
+        """step -> batch of the split "train" or "test", or the rows of it that are asked for (`data.prefetch.Source`)."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ optional
@@ -65,14 +66,14 @@ class TrainedPart(Part):
         return ()
 
     def begin(self, run: Run, folder: AnyPath) -> None:
-        """Writes files that `source` reads to the folder of the step, before the training."""
+        """Writes files that `source` reads to the folder of the step, before the training. All processes call it, and one writes (`hosts.first`)."""
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:
         """A function of the initial state, applied before the first step. None: no change."""
         return None
 
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Changes the variables and metrics before they are saved. Warnings belong here."""
+        """Changes the variables, NumPy arrays, and metrics before they are saved. Warnings belong here. All processes call it."""
         return variables, results
 
     def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
@@ -124,7 +125,7 @@ class TrainedPart(Part):
         )
         work.lengths = trained.lengths
         results = {name: value for name, value in trained.metrics.items() if name not in ("step", "sec_left")}
-        variables, results = self.finish(run, task.variables(trained.state), results)
+        variables, results = self.finish(run, hosts.gather(task.variables(trained.state)), results)
         save_weights(work.folder, variables)
         return results
 

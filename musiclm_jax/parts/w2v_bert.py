@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.checks import POSITIVE, check_numbers
@@ -17,11 +16,13 @@ from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import w2v_bert
 from musiclm_jax.models.tokenizers import SemanticTokenizer
-from musiclm_jax.parts.encode import encode_settings, perplexities, tokenize
+from musiclm_jax.parts.encode import encode_settings, perplexities, split_rows, tokenize
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Run, Step, TokenStream, Work, deciding, save_weights
 from musiclm_jax.parts.shards import clear, in_shards
 from musiclm_jax.parts.trained import TrainedPart, wave_shapes
 from musiclm_jax.tasks.w2v_bert import W2vBertRecipe, W2vBertTask
+from musiclm_jax.training import hosts
+from musiclm_jax.training.sharding import split_points
 
 KMEANS, TOKENS = "kmeans", "semantic_tokens"
 # Batches of features in a shard.
@@ -66,7 +67,7 @@ class W2vBertPart(TrainedPart):
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
         stream = fit.model.streams["semantic"]
         tokens = lambda run: TokenArray.open(run.folder(TOKENS) / "semantic.npy", run.clips, rate_hz=stream.rate_hz, spec=fit.model.audio)  # noqa: E731
-        return (TokenStream(stream, (TOKENS,), tokens, codebooks=lambda run: run.weights(KMEANS)["kmeans"]["centroids"][None]),)
+        return (TokenStream(stream, (TOKENS,), tokens, codebooks=lambda run: run.saved(KMEANS)["kmeans"]["centroids"][None]),)
 
     def check(self, run: Run) -> None:
         super().check(run)
@@ -86,11 +87,13 @@ class W2vBertPart(TrainedPart):
         source = self.source(run, "train", run.config.seed)
 
         def features(steps: Sequence[int]) -> np.ndarray:
-            return np.concatenate([np.asarray(w2v_bert.features(config, params, jnp.asarray(source(step)["wave"]))).reshape(-1, config.dim) for step in steps])
+            batches = (w2v_bert.features(config, params, *split_rows(source(step)["wave"])) for step in steps)
+            return np.concatenate([np.asarray(batch)[: self.batch_size].reshape(-1, config.dim) for batch in batches])
 
         steps = range(self.num_batches(run))
         shards = in_shards(work.folder / "shards", steps, features, shard_items=_SHARD_BATCHES, what="features", unit="batches")
-        save_weights(work.folder, w2v_bert.fit_kmeans(config, np.concatenate(shards), rng=jax.random.key(run.config.seed)))
+        found = w2v_bert.fit_kmeans(config, np.concatenate(shards), rng=jax.random.key(run.config.seed), place=split_points)
+        save_weights(work.folder, hosts.gather(found))
         clear(work.folder / "shards")
         return {"seconds_of_audio": len(steps) * self.crop_sec * self.batch_size}
 

@@ -23,6 +23,7 @@ from musiclm_jax.files import AnyPath, exists, fingerprint, is_bucket, read_json
 from musiclm_jax.folders import move, move_aside
 from musiclm_jax.parts.part import Run, Step
 from musiclm_jax.records import differences, from_dict
+from musiclm_jax.training import hosts
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
 
 try:
@@ -231,12 +232,11 @@ def _damaged(folder: AnyPath, done: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
+def write_done(run: Run, step: Step, *, key: str, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
     """Writes the record of a finished step, with the hashes of its outputs."""
-    folder = run.folder(planned.step.name)
-    outputs = {name: {"bytes": fingerprint(folder / name)[0], "sha256": _file_hash(folder / name)} for name in planned.step.outputs}
-    key = planned.record["key"]
-    done = {"key": key, "identity": identity(key, planned.step, lengths), "num_steps": planned.step.num_steps}
+    folder = run.folder(step.name)
+    outputs = {name: {"bytes": fingerprint(folder / name)[0], "sha256": _file_hash(folder / name)} for name in step.outputs}
+    done = {"key": key, "identity": identity(key, step, lengths), "num_steps": step.num_steps}
     write_json(folder / DONE_FILE, {**done, "outputs": outputs, "seconds": round(seconds, 1), "results": results})
 
 
@@ -306,11 +306,19 @@ def set_aside(run: Run, planned: Planned) -> None:
 
 @contextlib.contextmanager
 def locked(run: Run, step: Step) -> Iterator[None]:
-    """A lock on one step of a work folder, released when the process ends in any way. Does nothing on an object store, or a platform without `flock`.
+    """A lock on one step of a work folder, released when the process ends in any way. Process 0 has it for all processes of a training. Does nothing on an
+    object store, or a platform without `flock`.
 
     Raises:
         UserError: another process has the lock.
     """
+    with contextlib.ExitStack() as stack:
+        hosts.first(lambda: stack.enter_context(_locked(run, step)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(run: Run, step: Step) -> Iterator[None]:
     if fcntl is None or is_bucket(run.workdir):
         yield
         return

@@ -9,6 +9,8 @@ The hashes alone decide whether a checkpoint is damaged, not the exceptions rais
 later. A damaged checkpoint is never deleted.
 
 On an object store, which cannot rename a folder, the state is written to its place at once, and checkpoint.json, written last, makes it a checkpoint.
+
+Of several processes each writes and reads its part of the state; process 0 does all else. The folder must be shared.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import orbax.checkpoint as ocp
 from musiclm_jax.errors import UserError, unreadable, unwritable
 from musiclm_jax.files import AnyPath, as_path, is_bucket, is_file, list_files, make_folder, parse_json, remove, sync, write_json
 from musiclm_jax.folders import move_aside, remove_folder
+from musiclm_jax.training import hosts
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +64,7 @@ class Checkpoints:
         self._keep, self._keep_best = keep, keep_best
         self._directory = self._workdir / "checkpoints"
         self._newest = 0
-        with self._writing():
-            make_folder(self._directory)
-            for path in self._unfinished():
-                remove_folder(path)
-            sync(self._workdir)
+        hosts.first(self._make_folder)
         # Orbax also logs the exceptions that it raises, each with a stack trace.
         self._orbax_log = logging.getLogger("absl")
         self._orbax_log_level = self._orbax_log.level
@@ -74,6 +73,13 @@ class Checkpoints:
         self._orbax = ocp.StandardCheckpointer()
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._saving: concurrent.futures.Future | None = None
+
+    def _make_folder(self) -> None:
+        with self._writing():
+            make_folder(self._directory)
+            for path in self._unfinished():
+                remove_folder(path)
+            sync(self._workdir)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -94,6 +100,9 @@ class Checkpoints:
     def lasting(self) -> list[int]:
         """The steps of the lasting checkpoints, in ascending order."""
         self._wait()
+        return hosts.first(self._lasting)
+
+    def _lasting(self) -> list[int]:
         return [step for step in _steps(self._directory) if self._peek(step, "lasting")]
 
     def _peek(self, step: int, field: str) -> Any:
@@ -114,7 +123,7 @@ class Checkpoints:
         """
         self._wait()
         folder = self._directory / str(step)
-        if folder.exists():
+        if hosts.first(folder.exists):
             return
         unfinished = folder if is_bucket(folder) else folder.with_name(f"{step}{_UNFINISHED}")
         with self._writing():
@@ -134,6 +143,12 @@ class Checkpoints:
 
     def _finish(self, step: int, unfinished: AnyPath, record: dict[str, Any]) -> None:
         self._orbax.wait_until_finished()
+        if hosts.is_first():
+            self._complete(step, unfinished, record)
+        self._newest = step
+
+    def _complete(self, step: int, unfinished: AnyPath, record: dict[str, Any]) -> None:
+        """Adds the record to a checkpoint whose state is written, gives its folder the name of its step, and deletes older ones."""
         if not is_bucket(unfinished):
             for path in unfinished.rglob("*"):
                 sync(path)
@@ -142,13 +157,11 @@ class Checkpoints:
         if unfinished.name != str(step):
             unfinished.rename(self._directory / str(step))
         sync(self._directory)
-        self._newest = step
         self._delete_old()
 
     def _delete_old(self) -> None:
         steps = _steps(self._directory)
-        lasting = [step for step in steps if self._peek(step, "lasting")]
-        kept = {steps[-1], *lasting[-self._keep :], *(self._best(steps) if self._keep_best else ())}
+        kept = {steps[-1], *self._lasting()[-self._keep :], *(self._best(steps) if self._keep_best else ())}
         for old in (step for step in steps if step not in kept):
             self._delete(self._directory / str(old))
 
@@ -215,13 +228,23 @@ class Checkpoints:
                 no checkpoint is moved.
         """
         self._wait()
-        damaged: dict[int, str] = {}
+        step, lengths, damaged = hosts.first(lambda: self._choose(num_steps, among))
+        if step is None:
+            return None
+        state = self._load(self._directory / str(step), abstract_state)
+        hosts.first(lambda: self._move_damaged(damaged, step))
+        self._newest = step
+        return state, lengths
+
+    def _choose(self, num_steps: int, among: Sequence[int] | None) -> tuple[int | None, Lengths, dict[str, str]]:
+        """The newest checkpoint that is not damaged (None: there is none), the lengths of its run, and the damaged ones with the reason. See `restore`."""
+        damaged: dict[str, str] = {}
         for step in reversed(_steps(self._directory) if among is None else sorted(among)):
             folder = self._directory / str(step)
             try:
                 record = _verified_record(folder)
             except _Damaged as error:
-                damaged[step] = str(error)
+                damaged[str(step)] = str(error)
                 continue
             if record["identity"] != self._identity:
                 raise UserError(
@@ -230,14 +253,11 @@ class Checkpoints:
                 )
             if step > num_steps:
                 raise UserError(f"{folder} is beyond num_steps={num_steps}: choose {step} or more, or move {self._directory} away to train anew")
-            state = self._load(folder, abstract_state)
-            self._move_damaged(damaged, step)
-            self._newest = step
-            return state, record["lengths"]
+            return step, record["lengths"], damaged
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(f"all checkpoints in {self._directory} are damaged ({found}): restore them from a copy, or move the folder away to train anew")
-        return None
+        return None, [], {}
 
     def _load(self, folder: AnyPath, abstract_state: Any) -> Any:
         """Reads the state of a checkpoint whose files match their hashes."""
@@ -252,11 +272,11 @@ class Checkpoints:
                 f"or move {self._directory} away to train anew"
             ) from error
 
-    def _move_damaged(self, damaged: dict[int, str], step: int) -> None:
+    def _move_damaged(self, damaged: dict[str, str], step: int) -> None:
         """Moves damaged checkpoints, {step: reason}, to WORKDIR/damaged. The training continues from `step`."""
         for each, reason in damaged.items():
-            aside = move_aside(self._directory / str(each), self._workdir / "damaged" / str(each))
-            log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
+            aside = move_aside(self._directory / each, self._workdir / "damaged" / each)
+            log.warning("the checkpoint of step %s is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
 def latest_lengths(workdir: AnyPath) -> tuple[int, Lengths] | None:

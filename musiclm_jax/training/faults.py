@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.training import hosts
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths
 from musiclm_jax.training.log import AHEAD, REMEDY
 from musiclm_jax.training.task import Task, TrainState
@@ -63,6 +64,6 @@ class Faults:
         state, target = restored[0], int(restored[0].step)
         if [entry[2:] for entry in lengths[-_RETURNS:]] == [[target]] * _RETURNS:
             raise UserError(f"{skipped}, after {_RETURNS} returns to the checkpoint of step {target}. {REMEDY}")
-        print(f"{self._name}: after {self._after} skipped steps in a row, step {step} continues with the weights of step {target}", flush=True)
+        hosts.say(f"{self._name}: after {self._after} skipped steps in a row, step {step} continues with the weights of step {target}")
         self._begin(state)
         return state, [*lengths, [step, self._num_steps, target]]

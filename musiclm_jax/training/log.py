@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.prefetch import Source, make_batch
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.files import AnyPath, append_line, as_path, atomic_path, write_text
-from musiclm_jax.training.task import TrainState
+from musiclm_jax.training import hosts
+from musiclm_jax.training.task import Batch, TrainState
 from musiclm_jax.training.trackers import Sample, Tracker
 
 # The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.
@@ -31,6 +32,8 @@ AHEAD = 2
 
 class Log:
     """The log of a run that starts or continues after step `start`. Lines of later steps are dropped, since the run repeats those steps.
+
+    Of several processes, process 0 alone prints and writes.
 
     source: step -> batch, from which the batches of skipped steps are written.
     goes_back: whether the run goes back to earlier weights after many skipped steps (`faults.py`).
@@ -47,17 +50,23 @@ class Log:
         self._clock_step, self._clock = start, time.perf_counter()
         self._pending: list[Any] = []  # Metrics of the steps since the last line, still on the device.
         self._step, self._examples = start, 0
-        kept = [line for line in _read_lines(self._path) if line["step"] <= start]
         # Whether the state that the run starts from has been evaluated.
-        self.start_is_evaluated = any(line["step"] == start and any(key.startswith("eval_") for key in line) for line in kept)
+        self.start_is_evaluated = hosts.first(self._drop_later_lines)
+
+    def _drop_later_lines(self) -> bool:
+        """Returns whether one of the lines that are kept is an evaluation after step `start`."""
+        kept = [line for line in _read_lines(self._path) if line["step"] <= self._start]
         write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        return any(line["step"] == self._start and any(key.startswith("eval_") for key in line) for line in kept)
 
     def banner(self, state: TrainState) -> None:
+        if not hosts.is_first():
+            return
         millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
         begin = f"from step {self._start} " if self._start else ""
         print(f"{self._name}: {millions:.3g}M parameters, {begin}to step {self._num_steps} on {len(jax.devices())} {jax.devices()[0].platform}", flush=True)
 
-    def step(self, step: int, metrics: dict[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
+    def step(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
         """Records the metrics of a step, which may still be running. Waits where the device is too far behind."""
         self._pending.append(metrics)
         self._step, self._examples = step, len(next(iter(batch.values())))
@@ -128,8 +137,10 @@ class Log:
                     raise UserError(f"{self._name}: the loss is {float(each['loss'])} at step {step}; nothing after the last checkpoint was saved. {REMEDY}")
                 good.append(each)
                 continue
+            if not hosts.is_first():
+                continue
             path = self._workdir / "skipped" / f"{step}.npz"
-            batch = self._source(step - 1)
+            batch = make_batch(self._source, step - 1)
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **batch)
             found = f"loss {float(each['loss']):.4g}, gradient norm {float(each.get('grad_norm', math.nan)):.4g}"
@@ -140,6 +151,8 @@ class Log:
         return good
 
     def _write(self, numbers: dict[str, float]) -> None:
+        if not hosts.is_first():
+            return
         append_line(self._path, json.dumps({"step": self._step, **numbers}))
         for tracker in self._trackers:
             tracker.scalars(self._step, numbers)

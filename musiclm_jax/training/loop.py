@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.checks import SEED, STEPS, check_choices, check_numbers
-from musiclm_jax.data.prefetch import Source, prefetch
+from musiclm_jax.data.prefetch import Source, make_batch, prefetch
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path
-from musiclm_jax.training import sharding
+from musiclm_jax.training import hosts, sharding
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
 from musiclm_jax.training.cost import ideal_step_sec
 from musiclm_jax.training.faults import Faults
@@ -87,15 +87,17 @@ def train(
     """Trains `task` to its last step.
 
     Continues from the newest checkpoint in `workdir`, where the log (`metrics.jsonl`) and the checkpoints go. SIGTERM and Ctrl-C save a
-    checkpoint and leave with SystemExit.
+    checkpoint and leave with SystemExit. Where several processes train as one (`hosts.py`), all call this function, with the same arguments; a signal to
+    one of them stops all after the same step.
 
     Args:
         task: the model and its recipe, with the number of steps.
-        source: step -> batch of NumPy arrays with a leading batch axis; a pure function, called from another thread.
-        workdir: folder of this run alone.
+        source: step -> batch of NumPy arrays with a leading batch axis; a pure function, called from another thread. With several processes it is also
+            asked for some rows of a batch (`data.prefetch.Source`).
+        workdir: folder of this run alone, shared by all processes.
         config: how often to log, evaluate and save.
         identity: hash of all that decides the result, except the length. Checkpoints of another identity are refused.
-        eval_source: index -> held-out batch. None: no evaluation.
+        eval_source: index -> held-out batch, as `source`. None: no evaluation.
         warm_start: applied to the initial state.
         samples: variables (`Task.variables`) -> {name: sample}, for trackers, at evaluations.
 
@@ -127,28 +129,35 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(sharding.activate(mesh))
         # ------------------------------------------------------------ The state: restored, or initialized with its shardings.
-        stop_signals = stack.enter_context(_stop_signals())
+        stop_signal = stack.enter_context(_stop_signals())
         checkpoints = stack.enter_context(Checkpoints(workdir, identity=identity, keep=config.keep_checkpoints, keep_best=config.keep_best))
         state, lengths = checkpoints.restore(abstract_state, num_steps=task.num_steps) or (init(init_key), [])
         start = int(state.step)
         lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
         faults = Faults(task, state)
-        trackers = open_trackers(config.trackers, workdir, task.name, start=start)
+        trackers = open_trackers(config.trackers if hosts.is_first() else (), workdir, task.name, start=start)
         log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after), trackers=trackers)
         stack.enter_context(contextlib.closing(log)).banner(state)
+        source = sharding.local_source(source, mesh)
+        eval_source = eval_source and sharding.local_source(eval_source, mesh)
 
         # ------------------------------------------------------------ When to log, evaluate and save. The last step does all three.
         def due(every: int, step: int) -> bool:
             return step == task.num_steps or bool(every and step and step % every == 0)
 
+        eval_program = None
+
         def evaluate(state) -> float | None:
             """Logs the mean over the held-out batches, and returns the loss. A stop signal ends it early (None); the next run repeats it."""
+            nonlocal eval_program
             with log.paused(), contextlib.closing(prefetch(eval_source, start=0, stop=config.eval_batches)) as batches:
                 metrics = []
                 for index, batch in enumerate(batches):
-                    if stop_signals:
+                    if stop_signal():
                         return None
-                    metrics.append(jax.device_get(eval_step(state, sharding.put_batch(batch, mesh), eval_key, index)))
+                    placed = sharding.put_batch(batch, mesh)
+                    eval_program = eval_program or hosts.compile_together(eval_step, state, placed, eval_key, index)
+                    metrics.append(jax.device_get(eval_program(state, placed, eval_key, index)))
                 log.samples(lambda: samples(jax.device_get(task.variables(state))))
             return log.evaluation(metrics).get("eval_loss")
 
@@ -156,19 +165,21 @@ def train(
         if eval_source and due(config.eval_every, start) and not log.start_is_evaluated:
             evaluate(state)
         if start < task.num_steps:
-            first = source(start)
-            sharding.check_batch(first, mesh, task.recipe.accumulate)
-            task.check_batch(first)
-            log.ideal_step_sec = ideal_step_sec(task, abstract_state, first)
-        if stop_signals:
-            _leave(task.name, start, stop_signals[0])
+            task.check_batch(first := make_batch(source, start))
+            sharding.check_batch(placed := sharding.put_batch(first, mesh), mesh, task.recipe.accumulate)
+            log.ideal_step_sec = ideal_step_sec(task, abstract_state, placed)
+        if stopping := stop_signal():
+            _leave(task.name, start, stopping)
 
         # ------------------------------------------------------------ The loop.
         trace = stack.enter_context(tracing(workdir / "profile" if config.profile else None, start=start))
         batches = stack.enter_context(contextlib.closing(prefetch(source, start=start, stop=task.num_steps)))
         for step, batch in enumerate(batches, start=start + 1):  # `step` counts finished steps.
-            state, metrics = train_step(state, sharding.put_batch(batch, mesh), step_key)
-            log.step(step, metrics, batch)
+            placed = sharding.put_batch(batch, mesh)
+            if step == start + 1:
+                train_step = hosts.compile_together(train_step, state, placed, step_key)
+            state, metrics = train_step(state, placed, step_key)
+            log.step(step, metrics, placed)
             trace(step, state)
             evaluating, saving = eval_source and due(config.eval_every, step), due(config.save_every, step)
 
@@ -188,28 +199,30 @@ def train(
             eval_loss = evaluate(state) if evaluating else None
 
             # -------------------------------------------------------- Save.
-            stopping = list(stop_signals)  # Once per step: a signal may arrive at any line.
+            stopping = stop_signal()  # Once per step: a signal may arrive at any line.
             if saving or stopping:
                 log.line()
                 if not _all_finite(state):
                     raise UserError(f"{task.name}: weights are not finite after step {step}; nothing was saved. {REMEDY}")
                 checkpoints.save(step, state, lengths, lasting=saving and not state.guard.skipped_in_a_row, eval_loss=eval_loss)
             if stopping:
-                _leave(task.name, step, stopping[0])
-    return Trained(state, lengths, read_metrics(workdir))
+                _leave(task.name, step, stopping)
+    return Trained(state, lengths, hosts.first(lambda: read_metrics(workdir)))
 
 
 # -------------------------------------------------------------------- Helpers of the loop, in its order.
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM or SIGINT. A second signal has the effect that it had before.
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Catches the first SIGTERM or SIGINT. A second signal has the effect that it had before.
 
-    Outside the main thread signals cannot be caught, and keep their effect.
+    Yields a function that returns the signal's number, 0 before. With several processes it returns SIGTERM at the same call on all of them, soon after one
+    has received a signal. Outside the main thread signals cannot be caught, and keep their effect.
     """
     received: list[int] = []
     previous = {}
+    alone = jax.process_count() == 1
 
     def handler(number, frame):
         if received:
@@ -217,11 +230,18 @@ def _stop_signals() -> Iterator[list[int]]:
             return os.kill(os.getpid(), number)
         received.append(number)
         os.write(2, b"\nstopping after this step, or once it is compiled; a second Ctrl-C stops at once, and loses the steps since the last checkpoint\n")
+        if not alone:
+            hosts.stop_all()
 
-    with contextlib.suppress(ValueError):
-        previous |= {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    def stop_signal() -> int:
+        if alone:
+            return received[0] if received else 0
+        return signal.SIGTERM if hosts.stopping() else 0
+
+    with contextlib.suppress(ValueError):  # JAX catches SIGTERM where there are several processes.
+        previous |= {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)[: 1 + alone]}
     try:
-        yield received
+        yield stop_signal
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
@@ -229,7 +249,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 def _leave(name: str, step: int, number: int) -> None:
     stopped = f"stopped after step {step}, which is saved; the same command continues there" if step else "stopped before the first step"
-    print(f"{name}: {stopped}", flush=True)
+    hosts.say(f"{name}: {stopped}")
     raise SystemExit(128 + number)
 
 

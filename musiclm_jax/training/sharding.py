@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from musiclm_jax.checks import COUNT, SIZE, check_numbers
+from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.errors import UserError
 from musiclm_jax.partitioning import fit_spec
 
@@ -49,9 +52,14 @@ class MeshConfig:
     fsdp: int = 1
     # Devices over which attention heads, feed-forward layers and vocabulary are split.
     tensor: int = 1
+    # Slices of a multislice TPU that share the axis `data`, so that only gradients cross the slow network between slices. -1: all that there are. 1: the
+    # devices are arranged without regard to slices.
+    dcn_data: int = -1
 
     def __post_init__(self):
-        check_numbers(self, data=(-1, SIZE[1]), fsdp=COUNT, tensor=COUNT)
+        check_numbers(self, data=(-1, SIZE[1]), fsdp=COUNT, tensor=COUNT, dcn_data=(-1, SIZE[1]))
+        if self.dcn_data < 1 and self.dcn_data != -1:
+            raise UserError(f"mesh dcn_data={self.dcn_data}: choose the number of slices, or -1")
         if self.fsdp < 1 or self.tensor < 1 or (self.data < 1 and self.data != -1):
             raise UserError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: choose sizes of 1 or more; data may also be -1")
 
@@ -62,7 +70,30 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008  (frozen
     if math.prod(sizes) != len(jax.devices()):
         raise _does_not_tile(config)
     # Auto: XLA propagates shardings. (make_mesh's default, Explicit, refuses sharding constraints inside the models.)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    auto = (AxisType.Auto,) * 3
+    slices = num_slices(jax.devices()) if config.dcn_data == -1 else config.dcn_data
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=auto)
+    return Mesh(hybrid_devices(sizes, jax.devices(), slices=slices), MESH_AXES, axis_types=auto)
+
+
+def num_slices(devices: Sequence[Any]) -> int:
+    """The number of TPU slices to which devices belong; 1 on other platforms."""
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+
+
+def hybrid_devices(sizes: tuple[int, int, int], devices: Sequence[Any], *, slices: int) -> np.ndarray:
+    """The devices of several TPU slices in a grid of `sizes`: the axis `data` is split over slices first, all else stays within a slice.
+
+    Raises:
+        UserError: there are not so many slices, or `data` does not split over them.
+    """
+    data, fsdp, tensor = sizes
+    if slices != num_slices(devices):
+        raise UserError(f"mesh dcn_data={slices}: the devices are of {num_slices(devices)} slices; choose that number, or leave dcn_data out")
+    if data % slices:
+        raise UserError(f"mesh data={data} does not split over {slices} slices: choose a multiple of {slices}, or dcn_data=1")
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
@@ -134,16 +165,67 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
     return fit_spec(spec, shape, mesh)
 
 
+def local_rows(mesh: Mesh) -> Rows:
+    """The rows of a batch that the devices of this process have.
+
+    Devices along `tensor` have the same rows, and so do processes, where that axis extends over several. The result raises UserError where a batch does not
+    split evenly.
+    """
+
+    def rows(batch_size: int) -> np.ndarray:
+        _check_rows(batch_size, "rows", mesh)
+        found = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in found]))
+
+    return rows
+
+
+def local_source(source: Source, mesh: Mesh) -> Source:
+    """The source of the rows that this process puts on its devices."""
+    return source if jax.process_count() == 1 else functools.partial(source, rows=local_rows(mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over BATCH_AXES."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts a batch on the devices, with its leading axis split over BATCH_AXES. Raises UserError where it does not split evenly."""
-    check_batch(batch, mesh)
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    """Puts a batch on the devices, each process its `local_rows`. Raises UserError where it does not split evenly."""
+    ways = _batch_ways(mesh)
+    position = {int(shard): at for at, shard in enumerate(local_rows(mesh)(ways))}  # Of the shards of the batch that are here.
+
+    def put(name: str, local: np.ndarray) -> jax.Array:
+        size, left = divmod(len(local), len(position))  # Rows of a shard.
+        _check_rows(ways * size + left, name, mesh)
+        shard = lambda index: local[size * position[(index[0].start or 0) // size] :][:size]  # noqa: E731
+        return jax.make_array_from_callback((ways * size, *local.shape[1:]), batch_sharding(mesh), shard)
+
+    return {name: put(name, np.asarray(local)) for name, local in batch.items()}
 
 
 def check_batch(batch: dict[str, Any], mesh: Mesh | AbstractMesh, accumulate: int = 1) -> None:
     """Raises UserError where the leading axis of an array (or ShapeDtypeStruct) does not split evenly into micro-batches over the mesh."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    into, least = f"into {accumulate} micro-batches " if accumulate > 1 else "", ways * accumulate
     for name, array in batch.items():
-        if array.shape[0] % least:
-            raise UserError(f"a batch of {array.shape[0]} ({name}) does not split {into}over {ways} devices: choose a multiple of {least} as batch_size")
+        _check_rows(array.shape[0], name, mesh, accumulate)
+
+
+def _check_rows(rows: int, name: str, mesh: Mesh | AbstractMesh, accumulate: int = 1) -> None:
+    ways = _batch_ways(mesh)
+    into, least = f"into {accumulate} micro-batches " if accumulate > 1 else "", ways * accumulate
+    if rows % least:
+        raise UserError(f"a batch of {rows} ({name}) does not split {into}over {ways} devices: choose a multiple of {least} as batch_size")
+
+
+def _batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def split_points(points: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Rows that all processes have, split over all devices. Returns (the rows, with zeros at the end until they split evenly; which rows are given)."""
+    count = len(jax.devices())
+    given, zeros = len(points), -len(points) % count
+    padded = np.concatenate([points, np.zeros((zeros, *points.shape[1:]), points.dtype)])
+    where = NamedSharding(jax.make_mesh((count,), ("points",), axis_types=(AxisType.Auto,)), PartitionSpec("points"))
+    put = lambda array: jax.make_array_from_callback(array.shape, where, lambda index: array[index])  # noqa: E731
+    return put(padded), put(np.arange(given + zeros) < given)

@@ -97,7 +97,7 @@ def test_streams_of_a_crop_line_up_and_depend_on_the_step_only():
 
 def test_a_stream_of_ones_own_is_asked_for_the_same_crops():
     class Asked:
-        def crops(self, clips, starts_sec, crop_sec, *, rng, text_share):
+        def crops(self, clips, starts_sec, crop_sec, *, rows, rng, text_share):
             return np.array([[clip, round(25 * start), round(10 * crop_sec), round(10 * text_share)] for clip, start in zip(clips, starts_sec)], np.int32)
 
     store = store_of(5.0, 7.0)
@@ -105,6 +105,14 @@ def test_a_stream_of_ones_own_is_asked_for_the_same_crops():
     batch = source(store, tokens={"semantic": semantic, "own": Asked()}, text_share=0.3)(4)
     np.testing.assert_array_equal(semantic.at[batch["own"][:, 0]] + batch["own"][:, 1], batch["semantic"][:, 0])
     assert (batch["own"][:, 2:] == [20, 3]).all()
+
+
+def test_rows_of_a_batch_are_those_of_the_whole_batch():
+    store = store_of(5.0, 7.0)
+    some = source(store, batch_size=7)(4, lambda size: np.arange(size)[2:5])
+    whole = source(store, batch_size=7)(4)
+    for name, tokens in whole.items():
+        np.testing.assert_array_equal(some[name], tokens[2:5])
 
 
 def test_clips_that_are_too_short_are_left_out_or_refused():

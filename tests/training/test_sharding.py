@@ -149,6 +149,31 @@ def test_devices_sample_what_one_does():
     assert one["devices"] == [1] * 5 and four["devices"] == [1, 2, 1, 3, 4]
 
 
+class FakeChip:
+    """A chip of a TPU slice with 2 x 2 x 2 chips."""
+
+    platform, device_kind = "tpu", "fake"
+
+    def __init__(self, number):
+        self.id, self.slice_index, self.process_index = number, number // 8, number // 4
+        self.coords, self.core_on_chip = (number % 2, number // 2 % 2, number // 4 % 2), 0
+
+    def __repr__(self):
+        return f"{self.slice_index}/{self.id}"
+
+
+def test_only_the_axis_data_crosses_slices():
+    chips = [FakeChip(number) for number in (*range(8, 16), *range(8))]
+    assert sharding.num_slices(chips) == 2 and sharding.num_slices(jax.devices()) == 1
+    grid = sharding.hybrid_devices((4, 2, 2), chips, slices=2)
+    assert grid.shape == (4, 2, 2) and sorted(chip.id for chip in grid.flat) == list(range(16))
+    assert [[chip.slice_index for chip in row.flat] for row in grid] == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    with pytest.raises(UserError, match="data=1 does not split over 2 slices"):
+        sharding.hybrid_devices((1, 8, 2), chips, slices=2)
+    with pytest.raises(UserError, match="dcn_data=4: the devices are of 2 slices"):
+        sharding.hybrid_devices((4, 2, 2), chips, slices=4)
+
+
 def test_one_device_needs_nothing():
     mesh = sharding.make_mesh()
     assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1}
