@@ -90,6 +90,26 @@ def test_files_are_written_read_moved_and_deleted(any_bucket):
         files.read_json(root / "a.json")
 
 
+def test_what_is_left_by_a_killed_move_has_its_first_file(bucket):
+    whole = {name: name.encode() for name in ("a", "step.json", "z/b")}
+    for kill_at in range(6):  # Three writes and three deletions.
+        STORE.objects.clear()
+        for name, data in whole.items():
+            STORE.write(f"bucket/run/from/{name}", data)
+        began = sum(entry.startswith(("write ", "delete ")) for entry in STORE.log)
+
+        def kill(entry):
+            if sum(each.startswith(("write ", "delete ")) for each in (*STORE.log, entry)) > began + kill_at:  # noqa: B023
+                raise Killed
+
+        STORE.before = kill
+        with pytest.raises(Killed):
+            folders.move(bucket / "from", bucket / "to", first="step.json")
+        STORE.before = lambda entry: None
+        sides = [STORE.folder(f"gs://bucket/run/{side}") for side in ("from", "to")]
+        assert whole in sides and all("step.json" in side for side in sides if side), kill_at
+
+
 def test_an_object_is_written_whole_or_not_at_all(any_bucket):
     path, data = any_bucket / "a.bin", os.urandom(6_000_000)  # More than gcsfs sends at once.
     with files.atomic_path(path) as temporary:

@@ -202,11 +202,11 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
         for _ in range(20):
-            left = self._unfinished()
-            if not left:
-                return
-            for path in left:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
+                left = self._unfinished()
+                if not left:
+                    return
+                for path in left:
                     remove_folder(path)
             time.sleep(0.05)
 
