@@ -18,7 +18,7 @@ import jax
 
 import musiclm_jax
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, write_text
+from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, list_files, remove, write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
@@ -145,15 +145,14 @@ def _check_hosts(run: Run) -> None:
         return
     token = run.workdir / ".hosts"
     hosts.first(lambda: write_text(token, uuid.uuid4().hex))
-    files = sorted(path.relative_to(run.data).as_posix() for path in run.data.rglob("*"))
     seen = {
         "version of musiclm_jax or jax": f"{musiclm_jax.__version__} {jax.__version__}",
         "config": repr(run.config),
         f"work folder {run.workdir}": token.read_text() if token.exists() else "",
-        f"list of files in {run.data}": "\n".join(files),
+        f"list of files in {run.data}": "\n".join(list_files(run.data)),
     }
     hosts.check_agreement({name: hashlib.sha256(text.encode()).digest() for name, text in seen.items()})
-    hosts.first(token.unlink)
+    hosts.first(lambda: remove(token))
 
 
 def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The training step of every part, compiled for 8 virtual devices: its memory, its collectives, and its losses. `checks/meshes.py` has all meshes."""
+"""Training steps compiled for 8 virtual devices: their memory, collectives and losses. `checks/meshes.py`, which this runs, has more tasks and meshes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CHECK = Path(__file__).parents[2] / "checks" / "meshes.py"
-TASKS = ["soundstream", "spectral_codec", "w2v_bert", "mulan", "mulan_pitch_rhythm", "coarse", "melody"]
+TASKS = ["w2v_bert", "mulan", "coarse", "melody"]
 
 
 def run(*args):
