@@ -61,11 +61,18 @@ def test_recipes_in_the_docs_parse():
     assert recipe(load_config("base", [str(path)]), "codec").num_steps == 20_000
 
 
+def lean(model, remat):
+    """How the size base computes: in bfloat16, and recomputing."""
+    return dataclasses.replace(model, dtype="bfloat16", remat=remat)
+
+
 def test_base_is_the_paper_and_the_coarse_stages_bias_by_time():
-    config = load_config("base")
-    paper, coarse = MusicLMConfig(), config.model.stage("coarse")
-    assert coarse.model == dataclasses.replace(paper.stage("coarse").model, time_bias=True)
-    assert config.model == dataclasses.replace(paper, stages=tuple(coarse if stage.name == "coarse" else stage for stage in paper.stages))
+    config, paper = load_config("base"), MusicLMConfig()
+    stages = [dataclasses.replace(stage, model=lean(stage.model, "products")) for stage in paper.stages]
+    stages[1] = dataclasses.replace(stages[1], model=dataclasses.replace(stages[1].model, time_bias=True))
+    codec = dataclasses.replace(paper.codec, dtype="bfloat16")
+    models = {"codec": codec, "w2v_bert": lean(paper.w2v_bert, "full"), "mulan": lean(paper.mulan, "products"), "stages": tuple(stages)}
+    assert config.model == dataclasses.replace(paper, **models)
     assert config == FitConfig(model=config.model, parts=config.parts, encode_sec=30.0)
     assert [stage.window_sec for stage in config.model.stages] == [30.0, 10.0, 3.0]
     task = config.part("coarse").task(config)
@@ -93,7 +100,7 @@ def test_recipes_hold_what_the_papers_state():
         assert dict(config.part(part).text_mix) == {"short": 2, "long": 2, "playlist": 1, "label": 1}
         assert load_config("demo").part(part).text_mix == load_config("test").part(part).text_mix == ()
     melody = config.part("melody")
-    assert (melody.model, melody.recipe.margin, melody.crop_sec) == (MelodyConfig(), 0.2, 4.0)
+    assert (melody.model, melody.recipe.margin, melody.crop_sec) == (lean(MelodyConfig(), "products"), 0.2, 4.0)
     assert (melody.model.num_levels, melody.model.num_codes, melody.model.embedding_dim, melody.model.num_layers) == (24, 512, 192, 12)
 
 

@@ -138,8 +138,7 @@ def test_augmentation_and_dropout_draw_from_the_steps_key(state):
 
     @jax.jit
     def loss(rng):
-        keys = jax.random.split(rng)
-        return task._loss(state.params, batch(), {"dropout": keys[0], "augment": keys[1]})[0]
+        return task._loss(state.params, batch(), rng)[0]
 
     losses = [float(loss(jax.random.key(i))) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
