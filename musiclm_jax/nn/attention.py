@@ -88,11 +88,11 @@ def dot_product_attention(
 
 
 def fused_causal_attention(
-    query: Float[Array, "B H T K"], key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], *, bias: Float[Array, "1 H T T"], scale: float
+    query: Float[Array, "B H T K"], key: Float[Array, "B H T K"], value: Float[Array, "B H T K"], *, bias: Float[Array, "1 H T T"] | None, scale: float
 ) -> Float[Array, "B H T K"]:
     """`dot_product_attention` under a causal mask by cuDNN's fused kernel (FlashAttention, arXiv 2205.14135), which never stores the weights [T, T].
 
-    For bfloat16 on NVIDIA GPUs, with an even T. bias: in the dtype of the query, and finite also where the key lies ahead of the query.
+    For bfloat16 on NVIDIA GPUs, with an even T. bias: in the dtype of the query, and finite also where the key lies ahead of the query. None: no bias.
 
     Raises:
         UserError: this machine or JAX cannot run the kernel.

@@ -11,9 +11,12 @@ import jax
 STACKS = ("layers", "blocks")
 
 
-def _is_product(primitive: Any, *avals: Any, **params: Any) -> bool:
-    """Whether `remat="products"` saves the result of a primitive: of convolutions and of products with weights, but not of attention's [T, S]."""
-    return primitive.name == "conv_general_dilated" or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params)
+def _is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """Whether `remat="products"` saves the result of a primitive: of convolutions, of products with weights and of the fused attention kernel, but not
+    attention's [T, S]."""
+    if primitive.name == "conv_general_dilated" or "dot_product_attention" in primitive.name:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params)
 
 
 def recomputed(layer: type[nn.Module], remat: str, *, in_scan: bool = False) -> type[nn.Module]:
@@ -21,7 +24,7 @@ def recomputed(layer: type[nn.Module], remat: str, *, in_scan: bool = False) -> 
     if remat == "none":
         return layer
     # prevent_cse is not needed inside a scan: XLA cannot merge the recomputation with the first computation there.
-    return nn.remat(layer, prevent_cse=not in_scan, policy=_is_product if remat == "products" else None)
+    return nn.remat(layer, prevent_cse=not in_scan, policy=_is_saved if remat == "products" else None)
 
 
 def stacked(layer: type[nn.Module], num_layers: int, *, name: str, remat: str = "none", **fields: Any) -> nn.Module:

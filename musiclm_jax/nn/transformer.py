@@ -42,12 +42,13 @@ class TransformerConfig:
     mlp_dim: int = 4096
     # Dropout rate of embeddings, attention weights, sublayer outputs and the final norm. The positions of a sequence share one mask. 0: no dropout.
     dropout: float = 0.1
-    # Buckets of T5's relative positions. Half of them have one distance each, the others grow logarithmically up to max_distance.
+    # Buckets of T5's relative positions. Half of them have one distance each, the others grow logarithmically up to max_distance. 0: no such bias, which
+    # needs rotary positions instead. On a GPU the gradient of the bias takes up to a quarter of a training step.
     num_buckets: int = 32
     # All distances from this one on, in tokens, share the last bucket.
     max_distance: int = 128
-    # Longest period of rotary positions (arXiv 2104.09864), in tokens, in addition to T5's bias. That bias cannot depend on the content, but the
-    # distance of one beat does. 0: no rotary positions, as in the paper.
+    # Longest period of rotary positions (arXiv 2104.09864), in tokens, in addition to T5's bias, if there is one. That bias cannot depend on the content,
+    # but the distance of one beat does. 0: no rotary positions, as in the paper.
     rotary: float = 0.0
     # Values are rotated too, in pairs whose rotary period is at most this many tokens. The phase of a value then encodes its distance, so that a head
     # which sums over several events can represent the beat that they form. 0: values are not rotated, as in the paper.
@@ -64,7 +65,7 @@ class TransformerConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=SIZE, max_distance=SIZE)
+        check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, num_buckets=(0, SIZE[1]), max_distance=SIZE)
         check_numbers(self, dropout=SHARE, rotary=NOT_NEGATIVE, rotary_values=NOT_NEGATIVE)
         check_choices(self, dtype=DTYPES, attention_kernel=("xla", "cudnn"))
         name_remat(self)
@@ -75,7 +76,9 @@ class TransformerConfig:
             raise UserError(f"attention_kernel='cudnn' with {found}: set attention_dropout=0 and dtype='bfloat16'")
         if self.dropout == 1:
             raise UserError(f"dropout={self.dropout}: choose a rate below 1")
-        if self.num_buckets % 2 or self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
+        if not self.num_buckets and not self.rotary:
+            raise UserError("num_buckets=0, rotary=0: attention would not know positions; set one of them")
+        if self.num_buckets % 2 or self.num_buckets < 0 or self.max_distance <= self.num_buckets // 2:
             raise UserError(
                 f"num_buckets={self.num_buckets}, max_distance={self.max_distance}: choose an even number of buckets, and a max_distance above half of it"
             )
@@ -146,7 +149,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        bias: Float[Array, "1 H T S"],
+        bias: Float[Array, "1 #H T S"] | None,
         cache: KVCache | None = None,
         position: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -207,9 +210,14 @@ class Transformer(nn.Module):
             x = jnp.pad(x, ((0, 0), pad, (0, 0)))
             bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), pad, pad))
         num_keys = x.shape[1] if cache is None else cache[0].length
-        causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
-        bias = causal if bias is None else causal + bias
-        if fused:  # The most negative float32 is -inf in bfloat16.
+        if cfg.num_buckets:
+            causal = CausalBias(cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="bias")(x.shape[1], num_keys, position)
+            bias = causal if bias is None else causal + bias
+        elif not fused:  # The fused kernel is causal by itself.
+            ahead = jnp.arange(num_keys) > position + jnp.arange(x.shape[1])[:, None]
+            bias = jnp.where(ahead, jnp.finfo(jnp.float32).min, 0.0 if bias is None else bias)
+            bias = bias.reshape(1, -1, *ahead.shape)
+        if fused and bias is not None:  # The most negative float32 is -inf in bfloat16.
             bias = jnp.maximum(bias, -1e30).astype(jnp.dtype(cfg.dtype))
         x = dropout(x)
         if self.unrolled:
@@ -224,7 +232,7 @@ class Transformer(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "first"))
-def _block(config: TransformerConfig, params: Any, x: jax.Array, bias: jax.Array, cache: KVCache | None, position: jax.Array | int, first: bool):
+def _block(config: TransformerConfig, params: Any, x: jax.Array, bias: jax.Array | None, cache: KVCache | None, position: jax.Array | int, first: bool):
     """A layer of an unrolled Transformer. It is jitted by itself, so that all layers share one traced and lowered program."""
     return Block(config).apply({"params": params}, x, bias, cache, 0 if first else position)
 

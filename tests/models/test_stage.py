@@ -13,6 +13,8 @@ from musiclm_jax.models.stage import Stage, StageConfig, StageDecoder, TimeBias,
 from musiclm_jax.nn import attention
 
 TINY = StageConfig(dim=13, num_layers=2, num_heads=2, head_dim=5, mlp_dim=17, dropout=0.0, num_buckets=8, max_distance=11)
+# Rotary positions instead of T5's bias.
+ROTARY = {"rotary": 20.0, "num_buckets": 0, "head_dim": 6}
 PAPER = make_streams(mulan=(12, 1024), semantic=1024, acoustic=(12, 1024))
 
 
@@ -38,7 +40,11 @@ def test_published_sizes(name, mulan, millions):
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("options", [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}], ids=["T5", "time_bias", "rotary"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"time_bias": True}, {"rotary": 20.0, "rotary_values": 9.0, "head_dim": 6}, ROTARY, ROTARY | {"time_bias": True}],
+    ids=["T5", "time_bias", "rotary", "rotary alone", "rotary and time_bias"],
+)
 @pytest.mark.parametrize("name", STAGES)
 def test_decoding_is_the_full_pass(name, options):
     config = dataclasses.replace(TINY, **options)
@@ -62,18 +68,20 @@ def test_decoding_is_the_full_pass(name, options):
         np.testing.assert_allclose(step, logits[:, i], atol=1e-5)
 
 
-@pytest.mark.parametrize("time_bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"time_bias": True}, ROTARY, ROTARY | {"time_bias": True}])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_fused_kernel_gets_what_plain_attention_gets(name, time_bias, monkeypatch):
+def test_a_fused_kernel_gets_what_plain_attention_gets(name, options, monkeypatch):
     def fused(query, key, value, *, bias, scale):
         # What cuDNN asks for: an even length, everything in bfloat16, a finite bias; it applies the causal mask itself.
         length = query.shape[2]
-        assert length % 64 == 0 and bias.shape[2:] == (length, length) and query.dtype == bias.dtype == jnp.bfloat16
-        mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        assert length % 64 == 0 and query.dtype == jnp.bfloat16
+        assert (bias is None) == (options == ROTARY)
+        assert bias is None or (bias.shape[2:] == (length, length) and bias.dtype == jnp.bfloat16)
+        mask, bias = jnp.tril(jnp.ones((1, 1, length, length), bool)), 0.0 if bias is None else bias
         return attention.dot_product_attention(query, key, value, bias=jnp.where(mask, bias, 7), mask=mask, scale=scale)
 
     monkeypatch.setattr(attention, "fused_causal_attention", fused)
-    config = dataclasses.replace(TINY, dtype="bfloat16", time_bias=time_bias)
+    config = dataclasses.replace(TINY, dtype="bfloat16", **options)
     stage, params, prefix_ids, codes = build(name, config)
     plain = stage.apply({"params": params}, prefix_ids, codes)
     other = Stage(dataclasses.replace(config, attention_kernel="cudnn"), stage.layout).apply({"params": params}, prefix_ids, codes)
@@ -88,6 +96,13 @@ def test_a_fused_kernel_refuses_what_it_cannot_do():
         with pytest.raises(UserError, match="set attention_dropout=0 and dtype='bfloat16'"):
             dataclasses.replace(TINY, **{"dtype": "bfloat16", "attention_kernel": "cudnn"} | changes)
     assert dataclasses.replace(TINY, dtype="bfloat16", attention_kernel="cudnn", dropout=0.1, attention_dropout=0).weights_dropout == 0
+
+
+def test_attention_knows_positions_by_one_way_at_least():
+    with pytest.raises(UserError, match="num_buckets=0, rotary=0: attention would not know positions"):
+        dataclasses.replace(TINY, num_buckets=0)
+    stage, params, _, _ = build("semantic", dataclasses.replace(TINY, **ROTARY))
+    assert "bias" not in params["body"]
 
 
 def test_parameters_do_not_need_the_kernel():

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.models.resnet import Block, ResNetConfig
+from musiclm_jax.nn import stack
 from musiclm_jax.nn.layers import Dense
 from musiclm_jax.nn.stack import recomputed, stacked
 
@@ -75,3 +78,8 @@ def test_products_are_saved_and_what_follows_them_is_recomputed():
 def test_a_name_that_the_optimizer_does_not_know_is_refused():
     with pytest.raises(ValueError, match="a stack named 'tower'"):
         stacked(Layer, 3, name="tower", features=7)
+
+
+def test_products_are_saved_and_so_is_the_fused_kernel():
+    saved = lambda name: stack._is_saved(SimpleNamespace(name=name))  # noqa: E731
+    assert saved("conv_general_dilated") and saved("dot_product_attention_fwd_wrapper") and not saved("tanh")
