@@ -123,7 +123,7 @@ def test_csv_of_audiofolder(tmp_path):
     with pytest.raises(UserError, match=r"metadata\.csv line 2 has 3 cells where its first line has 2: put texts with commas in quotes"):
         read_lines(path)
     path.write_text('file_name,text\na.wav,"calm\n')
-    with pytest.raises(UserError, match=r"metadata\.csv line 3 is not CSV \(unexpected end of data\)"):
+    with pytest.raises(UserError, match=r"metadata\.csv line 2 is not CSV \(unexpected end of data\)"):
         read_lines(path)
 
 
