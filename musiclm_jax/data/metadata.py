@@ -38,7 +38,7 @@ SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("test", "valid
 # Names of columns -> ours. Of several for one value the first that a row has is read.
 _COLUMNS = {
     "file_name": ("file_name",),
-    "captions": ("captions", "caption", "text"),
+    "captions": ("captions", "caption", "text", "description"),
     "split": ("split",),
     "attributes": ("attributes",),
     "melody": ("melody",),
