@@ -25,7 +25,7 @@ import safetensors
 
 import musiclm_jax
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import atomic_path, parse_json, sha256_file
+from musiclm_jax.files import AnyPath, as_path, atomic_path, fingerprint, is_dir, is_file, local_copy, parse_json, sha256_file
 from musiclm_jax.folders import atomic_folder, readable_folder
 from musiclm_jax.records import from_dict
 
@@ -158,7 +158,7 @@ def read_arrays(path: str | os.PathLike) -> tuple[Variables, dict[str, str]]:
         UserError: the file cannot be read, is not a safetensors file, has unsupported types, or has NaN or infinity.
     """
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
+        with safetensors.safe_open(str(local_copy(path)), framework="numpy") as file:
             arrays = {}
             for name in file.keys():  # noqa: SIM118  (It is not a dict.)
                 dtype = file.get_slice(name).get_dtype()
@@ -189,7 +189,7 @@ def save(
     card: str = "",
     dtype: str = "float32",
 ) -> None:
-    """Writes a bundle atomically: at any time `path` is the old bundle or the new one.
+    """Writes a bundle atomically: at any time `path` is the old bundle or the new one. On an object store it is none, without config.json, in between.
 
     Args:
         path: the folder. It may be new, empty, or an older bundle, which is replaced.
@@ -208,7 +208,7 @@ def save(
     for name in models:
         if not _FILE_NAME.fullmatch(f"{name}.safetensors"):
             raise ValueError(f"model {name!r}: expected a name of letters, digits, '_' and '-', because its file has this name")
-    with atomic_folder(path, check=_check_replaceable) as folder:
+    with atomic_folder(path, check=_check_replaceable, last=CONFIG_FILE) as folder:
         files = {}
         for name, variables in models.items():
             file = folder / f"{name}.safetensors"
@@ -221,10 +221,10 @@ def save(
         (folder / CARD_FILE).write_bytes(card.encode("utf-8", errors="replace"))
 
 
-def _check_replaceable(path: Path) -> None:
+def _check_replaceable(path: AnyPath) -> None:
     """Raises UserError unless the folder is a bundle, of any format, and contains nothing else."""
-    for name in os.listdir(path):
-        if not (name in (CONFIG_FILE, CARD_FILE) or name.endswith(".safetensors")) or os.path.isdir(path / name):
+    for name in sorted(each.name for each in path.iterdir()):
+        if not (name in (CONFIG_FILE, CARD_FILE) or name.endswith(".safetensors")) or is_dir(path / name):
             raise UserError(f"{path}: contains something other than a bundle ({name!r}); name a new folder")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if {"format", "musiclm_jax"} <= _parse(path / CONFIG_FILE).keys():
@@ -291,7 +291,7 @@ class Bundle:
     Attributes: path: the folder. config: the argument of `save`. files: sizes and hashes by file name.
     """
 
-    path: Path
+    path: AnyPath
     config: dict[str, Any]
     files: dict[str, StoredFile]
 
@@ -317,11 +317,11 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
         UserError: the folder is missing or not a bundle, has another format, or has a missing, truncated, altered or crafted file.
     """
     path = readable_folder(path)
-    if not os.path.isdir(path):
+    if not is_dir(path):
         raise UserError(f"{path}: no such folder; name a bundle's folder, or 'demo' for the model that is packaged")
     file = path / CONFIG_FILE
-    if not os.path.isfile(file):
-        if os.path.isfile(path / "export" / "bundle" / CONFIG_FILE):
+    if not is_file(file):
+        if is_file(path / "export" / "bundle" / CONFIG_FILE):
             raise UserError(f"{path}: the work folder of a fit, not a bundle; its bundle is {path / 'export' / 'bundle'}")
         raise UserError(f"{path}: not a bundle, because it has no {CONFIG_FILE}; `musiclm fit` makes one, WORKDIR/export/bundle, as its last step")
     try:
@@ -352,24 +352,24 @@ def open_bundle(path: str | os.PathLike) -> Bundle:
 
 def read_card(path: str | os.PathLike) -> str:
     """The model card of the bundle in the folder `path`, or "" if it has none. Bytes that are not UTF-8 become U+FFFD. Raises UserError on errors."""
-    file = Path(path) / CARD_FILE
-    if not os.path.isfile(file):  # Reading a FIFO would not end.
+    file = as_path(path) / CARD_FILE
+    if not is_file(file):  # Reading a FIFO would not end.
         return ""
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        return file.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise unreadable(file, error) from error
 
 
-def _parse(file: Path) -> Any:
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
+def _parse(file: AnyPath) -> Any:
+    if fingerprint(file)[0] > _MAX_CONFIG_BYTES:
         raise ValueError(f"it has more than {_MAX_CONFIG_BYTES >> 20} MiB")
     return parse_json(file.read_bytes())
 
 
-def _check_size(file: Path, expected: StoredFile) -> None:
+def _check_size(file: AnyPath, expected: StoredFile) -> None:
     try:
-        size = file.stat().st_size if file.is_file() else None
+        size = fingerprint(file)[0] if is_file(file) else None
     except OSError as error:
         raise unreadable(file, error) from error
     if size is None:

@@ -33,4 +33,5 @@ def unwritable(path: str | os.PathLike, error: OSError) -> UserError:
 
 def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
     """The UserError for an `error` in reading `path`."""
-    return UserError(f"{path} cannot be read, {error.strerror or error}: check the path and its permissions")
+    reason = error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split()))  # Object stores give no number.
+    return UserError(f"{path} cannot be read, {reason}: check the path and its permissions")

@@ -1,4 +1,4 @@
-"""Reads and writes the files of a user: atomic writes, JSON, hashes."""
+"""Reads and writes the files of a user, on the local disk or on an object store (`buckets.py`): paths, atomic writes, JSON, hashes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,79 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from musiclm_jax import buckets
+from musiclm_jax.buckets import AnyPath, is_bucket, list_objects
 from musiclm_jax.checks import shown
 from musiclm_jax.errors import UserError, unreadable, unwritable
 
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Paths
+
+
+def as_path(path: str | os.PathLike) -> AnyPath:
+    """A path with pathlib's methods: pathlib's own on the local disk, an `etils.epath.Path` for "gs://BUCKET/FOLDER" and "s3://BUCKET/FOLDER".
+
+    Raises:
+        UserError: the path has another scheme, no bucket, or the packages of its object store are missing.
+    """
+    text = buckets.SHORTENED.sub(r"\1://", os.fspath(path))
+    return buckets.open_path(text) if "://" in text else Path(text)
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether there is a file, a folder or a link, even a broken one."""
+    return buckets.kind(path) is not None if is_bucket(path) else os.path.lexists(path)
+
+
+def is_file(path: AnyPath) -> bool:
+    """Whether there is a file. Unlike `Path.is_file`, False for a name that is too long, and OSError where an object store refuses to say."""
+    return buckets.kind(path) == "file" if is_bucket(path) else os.path.isfile(path)
+
+
+def is_dir(path: AnyPath) -> bool:
+    """As `is_file`, for folders. An object store has a folder as long as there is a file in it."""
+    return buckets.kind(path) == "directory" if is_bucket(path) else os.path.isdir(path)
+
+
+def make_folder(path: AnyPath) -> None:
+    """Creates a folder with its parents, unless it exists. Object stores need none."""
+    if not is_bucket(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """`as_path` of a place that must be on the local disk. Raises UserError for an object store."""
+    found = as_path(path)
+    if is_bucket(found):
+        raise UserError(f"{found}: is on an object store; name a path on this machine's disk")
+    return found
+
+
+def list_files(folder: AnyPath) -> list[str]:
+    """The names of all files below a folder, relative to it, sorted."""
+    if is_bucket(folder):
+        return sorted(list_objects(folder))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fingerprint(path: AnyPath) -> tuple[int, int]:
+    """(size in bytes, a number that changes when the file does): the time of change in ns, or on an object store the version. Raises OSError."""
+    if is_bucket(path):
+        return buckets.fingerprint(path)
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def remove(path: AnyPath) -> None:
+    """Deletes a file, if it exists, with its local copies."""
+    path.unlink(missing_ok=True)
+    if is_bucket(path):
+        buckets.forget(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Writing
 
 
 @contextlib.contextmanager
@@ -26,12 +95,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     After a killed process or a loss of power there is the old file or the new one. The next write of the same path removes temporary files of killed
     processes. Several processes may write a path at the same time; the last one wins. Missing folders are created. (Pass `np.save` an open file, because it
-    appends .npy to other names.)
+    appends .npy to other names.) For a path on an object store the temporary file is local, and is uploaded in the end.
 
     Raises:
         UserError: the file cannot be written. The message has `path` and the reason.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_bucket(path):
+        try:
+            with buckets.staged(path) as temporary:
+                yield temporary
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +124,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises UserError if `atomic_path(path)` could not create its temporary file. The folder must exist."""
-    temporary = _temporary(Path(path))
+    """Raises UserError if `atomic_path(path)` could not write. A local folder must exist. On an object store a small object is written and deleted."""
+    path = as_path(path)
+    temporary = _temporary(path)
+    if is_bucket(path):
+        return buckets.check_writable(temporary)
     try:
         temporary.touch()
     except OSError as error:
@@ -59,7 +138,7 @@ def check_writable(path: str | os.PathLike) -> None:
             temporary.unlink()
 
 
-def _temporary(path: Path) -> Path:
+def _temporary(path: AnyPath) -> AnyPath:
     """A temporary path that no other process uses, `.NAME.MACHINE-PROCESS.tmp`."""
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
 
@@ -83,8 +162,10 @@ def _runs(process: int) -> bool:
     return True
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or the list of names in a folder, is on the disk."""
+def sync(path: AnyPath) -> None:
+    """Waits until a file, or the list of names in a folder, is on the disk. Does nothing on an object store."""
+    if is_bucket(path):
+        return
     if path.is_dir():
         with contextlib.suppress(OSError):  # Not all file systems support it for folders.
             descriptor = os.open(path, os.O_RDONLY)
@@ -99,6 +180,11 @@ def sync(path: Path) -> None:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file atomically. Raises UserError if it cannot be written."""
+    if is_bucket(path := as_path(path)):
+        try:
+            return buckets.write_bytes(path, data)
+        except OSError as error:
+            raise unwritable(path, error) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -113,10 +199,26 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def append_line(path: AnyPath, line: str) -> None:
+    """Appends a line to a text, and waits until it is on the disk. On an object store the text is written again as a whole. Raises UserError."""
+    if is_bucket(path):
+        return write_bytes(path, (buckets.read_bytes(path) if is_file(path) else b"") + f"{line}\n".encode())
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------- Reading
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file. Raises UserError if it cannot be read or is not valid JSON."""
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(as_path(path).read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
     except ValueError as error:
@@ -140,10 +242,20 @@ def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
     return found
 
 
+def local_copy(path: str | os.PathLike) -> Path:
+    """The file itself where it is local; of a file on an object store the local copy, which is made if there is none of its present version.
+
+    Raises:
+        OSError: the file cannot be read, or the cache folder not be written.
+    """
+    path = as_path(path)
+    return buckets.local_copy(path) if is_bucket(path) else path
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's contents, in hexadecimal. Raises UserError if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(local_copy(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error

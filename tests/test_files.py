@@ -130,7 +130,7 @@ def fill(path, text):
         if os.listdir(folder) != ["a"]:
             raise UserError(f"{folder}: not ours")
 
-    with folders.atomic_folder(path, check=check) as folder:
+    with folders.atomic_folder(path, check=check, last="a") as folder:
         (folder / "a").write_text(text)
 
 
@@ -163,7 +163,7 @@ if {dies_in!r} == "rename":
 if {dies_in!r} == "sync":
     real_sync = folders.sync
     folders.sync = lambda path: os._exit(9) if path == Path({str(tmp_path)!r}) else real_sync(path)
-with folders.atomic_folder({str(tmp_path / "f")!r}, check=lambda path: None) as folder:
+with folders.atomic_folder({str(tmp_path / "f")!r}, check=lambda path: None, last="a") as folder:
     (folder / "a").write_text("new")
     if {dies_in!r} == "body":
         os._exit(9)

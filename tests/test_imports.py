@@ -15,7 +15,7 @@ ROOT = Path(musiclm_jax.__file__).parent
 
 # A room is a module or a folder of modules. A module may import from its own level and from those below.
 LEVELS = [
-    "arrays checks errors specs records files folders progress partitioning",
+    "arrays checks errors specs records buckets files folders progress partitioning",
     "audio nn",
     "models tokens bundle corpus",
     "data",
@@ -34,6 +34,8 @@ ALLOWED_IN = {
     "click": ("cli",),
     "optax": ("training", "tasks"),
     "orbax": ("training",),
+    "etils": ("buckets",),
+    "fsspec": ("buckets",),
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

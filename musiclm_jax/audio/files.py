@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,9 @@ import soxr
 
 from musiclm_jax import files
 from musiclm_jax.arrays import Float
+from musiclm_jax.buckets import read_bytes
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath, as_path, is_bucket
 
 SAMPLE_RATE_HZ = 24_000
 # ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
@@ -67,8 +69,16 @@ def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_s
     return np.frombuffer(sink.getbuffer(), np.float32) / np.float32(max(decoded.peak, 1.0))
 
 
-def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Decoded:
-    """Decodes an audio file to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
+def decode(
+    path: str | os.PathLike,
+    sink: Sink,
+    *,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    min_samples: int = 960,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+) -> Decoded:
+    """Decodes an audio file, or a part of it, to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
 
     It reads all formats, bit depths, rates and numbers of channels that libsndfile supports: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. If they
     cancel each other, as in a recording with one channel inverted, the loudest channel replaces the average: namely if the average has less than a
@@ -79,21 +89,22 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
         sink: an empty file. It is written from its beginning, and a second time if channels cancel each other.
         sample_rate_hz: rate of the result.
         min_samples: the smallest allowed length of the result. The default, 960, is one semantic token, 40 ms.
+        start_sec, end_sec: the part. It ends where the file ends, if `end_sec` is None or after that.
 
     Raises:
         UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
             "path: reason".
+        StoreError: the file is on an object store that does not answer.
     """
-    path = Path(path)
-    if not os.path.exists(path):  # Path.exists() would raise for a name that is too long.
-        raise UserError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: is not a file; name one audio file")
-    decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
+    path = as_path(path)
+    if not files.is_file(path):
+        raise UserError(f"{path}: is not a file; name one audio file" if files.exists(path) else f"{path}: no such file")
+    part = {"sample_rate_hz": sample_rate_hz, "start_sec": start_sec, "end_sec": end_sec}
+    decoded, swing, loudest = _decode(path, sink, channel=None, **part)
     if loudest is not None:
         sink.seek(0)
         sink.truncate()
-        decoded, swing, _ = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=loudest)
+        decoded, swing, _ = _decode(path, sink, channel=loudest, **part)
     if decoded.num_samples < min_samples:
         raise UserError(f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed")
     if swing < _AUDIBLE:
@@ -102,7 +113,9 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
     return decoded
 
 
-def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
+def _decode(
+    path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: int, start_sec: float, end_sec: float | None
+) -> tuple[Decoded, float, int | None]:
     """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
 
     Returns:
@@ -118,7 +131,7 @@ def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None)
         peak = max(peak, float(np.abs(wave).max(initial=0.0)))
         sink.write(wave.tobytes())
 
-    for channels, file_rate_hz in _read_blocks(path):
+    for channels, file_rate_hz in _read_blocks(path, start_sec, end_sec):
         wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
         if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
             raise UserError(f"{path}: has NaN or infinite samples; export it again")
@@ -137,14 +150,20 @@ def _decode(path: Path, sink: Sink, *, sample_rate_hz: int, channel: int | None)
     return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
 
 
-def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
-    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file."""
+def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
+    """Yields (samples [n, channels] float32, rate in Hz) for each block of a part of a file. A file on an object store is read into memory."""
+    opened = io.BytesIO(read_bytes(path)) if is_bucket(path) else path
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(opened) as file:
             if file.samplerate < _LEAST_RATE_HZ:
                 raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
+            if start_sec:
+                file.seek(min(round(start_sec * file.samplerate), file.frames))
+            # The header of a damaged file may have any number of frames, so a whole file is read to its end.
+            left = math.inf if end_sec is None else round(end_sec * file.samplerate) - file.tell()
             num_frames = max(1, _BLOCK_VALUES // file.channels)
-            while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+            while left > 0 and len(block := file.read(min(num_frames, left), dtype="float32", always_2d=True)):
+                left -= len(block)
                 yield block, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
@@ -153,12 +172,12 @@ def _read_blocks(path: Path) -> Iterator[tuple[Float[np.ndarray, "n channels"], 
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raises UserError if `write_wav(path, ...)` would fail. To be called before the wave is computed."""
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() != ".wav":
         raise UserError(f"{path}: the output is a WAV file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
-    if os.path.isdir(path):
+    if files.is_dir(path):
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
-    if not os.path.isdir(path.parent):
+    if not is_bucket(path) and not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no folder {path.parent}; create it, or write elsewhere")
     files.check_writable(path)
 
@@ -170,7 +189,7 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
         UserError: the file cannot be written. No part of it is left on the disk.
         ValueError: the wave has NaN or infinite samples.
     """
-    path = Path(path)
+    path = as_path(path)
     check_writable(path)
     wave = np.asarray(wave, np.float64)
     if not np.isfinite(wave).all():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from musiclm_jax.cli.options import Model, Place, use_compilation_cache
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import exists, fingerprint, is_dir
 
 
 @click.command(short_help="Copies the bundle of a finished fit.")
@@ -16,16 +15,16 @@ from musiclm_jax.errors import UserError
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Stored dtype; float16 halves the size.")
 def export(source, out, dtype) -> None:
     """Copies the bundle that a finished `fit` left in WORKDIR to the new folder FOLDER, with the chosen dtype. WORKDIR may also be a bundle."""
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+    if exists(out) and not (is_dir(out) and not any(out.iterdir())):
         raise UserError(f"{out} exists already, and is not overwritten: name a new folder")
     from musiclm_jax import bundle
     from musiclm_jax.musiclm import MusicLM
 
     made = source / "export" / "bundle"
-    found = made if made.is_dir() else source
+    found = made if is_dir(made) else source
     musiclm = MusicLM.from_pretrained(found)
     musiclm.save_pretrained(out, dtype=dtype, card=bundle.read_card(found))
-    size = sum(path.stat().st_size for path in out.iterdir())
+    size = sum(fingerprint(path)[0] for path in out.iterdir())
     click.echo(f"{out}: {size / 1e6:.1f} MB, {dtype}")
 
 

@@ -14,6 +14,7 @@ import sys
 import click
 
 import musiclm_jax
+from musiclm_jax import buckets
 from musiclm_jax.cli.bundles import export, info
 from musiclm_jax.cli.corpus import corpus
 from musiclm_jax.cli.evaluate import evaluate
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         if error.errno is None:
-            raise
+            _fail_at_store(error)
         remedy = "free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
         _fail(f"{error.filename or 'a file'}: {error.strerror}: {remedy}")
     except ModuleNotFoundError as error:
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         if message := _explain_runtime_error(str(error)):
             _fail(message)
         raise
+    except Exception as error:
+        _fail_at_store(error)
 
 
 def _stop(number, frame) -> None:
@@ -93,6 +96,14 @@ def _explain_runtime_error(error: str) -> str | None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX finds no device of JAX_PLATFORMS={platforms!r}: leave it unset, or set it to cpu"
     return None
+
+
+def _fail_at_store(error: Exception) -> None:
+    """Prints the message for an error of an object store. Raises any other error again."""
+    message = buckets.explain(error)
+    if message is None:
+        raise error
+    _fail(message)
 
 
 def _fail(message: str) -> None:

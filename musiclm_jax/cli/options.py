@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from musiclm_jax.files import AnyPath, as_path, local_path
+
 
 class PerStage(click.ParamType):
     """A number for all stages, VALUE, or for one, STAGE=VALUE. Converts to (stage or None, number)."""
@@ -26,14 +28,21 @@ class PerStage(click.ParamType):
 
 
 class Place(click.ParamType):
-    """A path. The empty path is an error: pathlib takes it for the current folder, but it is usually an unset variable of a script."""
+    """A path (`files.as_path`). The empty path is an error: pathlib takes it for the current folder, but it is usually an unset variable of a script."""
 
     name = "path"
 
-    def convert(self, value, param, ctx) -> Path:
+    def convert(self, value, param, ctx) -> AnyPath:
         if isinstance(value, str) and not value.strip():
             self.fail(f"{value!r} is not a path; use '.' for the current folder.", param, ctx)
-        return Path(value)
+        return as_path(value)
+
+
+class LocalPlace(Place):
+    """A path on the local disk."""
+
+    def convert(self, value, param, ctx) -> Path:
+        return local_path(super().convert(value, param, ctx))
 
 
 class Model(Place):

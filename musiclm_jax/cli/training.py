@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import Place, use_compilation_cache
+from musiclm_jax.cli.options import LocalPlace, Place, use_compilation_cache
 from musiclm_jax.errors import UserError
 
 # Passes --gin.NAME=VALUE on as an argument.
@@ -20,8 +20,12 @@ def training_options(*, workdir_required: bool):
 
     def decorate(command):
         command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-        gin_file = click.option("--gin_file", "gin_files", type=Place(), multiple=True, help="Gin file with changes to the size; repeatable, a later one wins.")
-        workdir = click.option("--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle.")
+        gin_file = click.option(
+            "--gin_file", "gin_files", type=LocalPlace(), multiple=True, help="Gin file with changes to the size; repeatable, a later one wins."
+        )
+        workdir = click.option(
+            "--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle, also gs://BUCKET/FOLDER."
+        )
         size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print which steps would run and why, and stop.")
         return size(workdir(gin_file(plan(command))))

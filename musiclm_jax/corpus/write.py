@@ -30,7 +30,7 @@ from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError, unwritable
-from musiclm_jax.files import atomic_path, write_text
+from musiclm_jax.files import atomic_path, local_path, write_text
 
 # The version changes when the music for a seed changes. A folder contains one version.
 CORPUS_VERSION = 1
@@ -107,7 +107,7 @@ def make_corpus(
             raise UserError(f"{name}={value}: choose {least} or more")
     if num_clips * (num_variants + 1) > MAX_CLIPS:
         raise UserError(f"num_clips={num_clips} with num_variants={num_variants} are more than {MAX_CLIPS:,} clips: choose smaller numbers")
-    directory = pathlib.Path(directory)
+    directory = local_path(directory)
     renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
     try:
         _claim(directory, seed)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from musiclm_jax.buckets import StoreError, explain
 from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import parse_json, write_json, write_text
+from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_json, write_text
 from musiclm_jax.progress import OnProgress
 
 # Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
@@ -52,9 +52,9 @@ class ClipStore:
     sample_rate_hz: int
 
     @classmethod
-    def open(cls, directory: Path | str) -> ClipStore:
+    def open(cls, directory: AnyPath | str) -> ClipStore:
         """Opens the store that `prepare` wrote. Raises UserError if it is missing or damaged."""
-        directory = Path(directory)
+        directory = as_path(directory)
         samples, remedy = load_array(directory / SAMPLES), f"move {directory} away, and prepare the data again"
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
         try:
@@ -84,10 +84,10 @@ class ClipStore:
         return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.captions))
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Memory-maps the array of a .npy file. Raises UserError if the file cannot be read or is damaged."""
+def load_array(path: AnyPath) -> np.ndarray:
+    """Memory-maps the array of a .npy file; on an object store, of its local copy. Raises UserError if the file cannot be read or is damaged."""
     try:
-        return np.load(path, mmap_mode="r")
+        return np.load(local_copy(path), mmap_mode="r")
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
@@ -97,7 +97,9 @@ def load_array(path: Path) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------- Prepare
 
 
-def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None) -> ClipStore:
+def prepare(
+    folder: ClipFolder, directory: AnyPath | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None
+) -> ClipStore:
     """Decodes the clips of `folder`, of any format, rate and number of channels, to mono int16 in the store `directory`, completely or not at all.
 
     Clips that are missing, damaged, silent, not finite or shorter than 1 s are skipped, counted and listed in `skipped.log`. The next call continues an
@@ -113,9 +115,9 @@ def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, w
     Raises:
         UserError: more than 10% of the clips cannot be used, no usable clip has the split "train", or the disk is full. Clips decoded by then are kept.
     """
-    directory, total = Path(directory), len(folder.entries)
+    directory, total = as_path(directory), len(folder.entries)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         check = lambda skipped: _check_skipped(folder, directory, skipped)  # noqa: E731
         check(())
         _check_train(folder, folder.entries)
@@ -125,17 +127,20 @@ def prepare(folder: ClipFolder, directory: Path | str, *, sample_rate_hz: int, w
             on_clip = lambda done: on_progress and on_progress("decoding", done, total)  # noqa: E731
             decode_clips(folder.path, folder.entries, directory, sample_rate_hz=sample_rate_hz, workers=workers, on_skip=check, on_clip=on_clip)
         return refresh_index(folder, directory)
+    except StoreError as error:
+        raise UserError(explain(error)) from error
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror or error}): free some space and run the same command again; it continues") from None
 
 
-def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
+def refresh_index(folder: ClipFolder, directory: AnyPath | str) -> ClipStore:
     """Writes the index of a store again, with the current captions, splits, melodies and attributes of `folder`. Nothing is decoded.
 
     Raises:
         UserError: the store has other clips than `folder`, too many clips cannot be used, or no usable clip has the split "train".
     """
-    directory, decoded = Path(directory), read_decoded(Path(directory))
+    directory = as_path(directory)
+    decoded = read_decoded(directory)
     if decoded is None or not _is_of(directory, folder, decoded[0]):
         raise UserError(f"{directory} has other clips than {folder.path} has now: prepare the data again")
     sample_rate_hz, found = decoded
@@ -144,7 +149,7 @@ def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
     _write_skipped(folder, directory, skipped)
     pairs = [(clip, entry) for clip, entry in zip(found, folder.entries, strict=True) if clip.reason is None]
     _check_train(folder, [entry for _, entry in pairs])
-    clips = [Clip(entry.file_name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
+    clips = [Clip(entry.name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
     index = {
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
@@ -156,16 +161,16 @@ def refresh_index(folder: ClipFolder, directory: Path | str) -> ClipStore:
     return ClipStore.open(directory)
 
 
-def _is_of(directory: Path, folder: ClipFolder, sample_rate_hz: int) -> bool:
+def _is_of(directory: AnyPath, folder: ClipFolder, sample_rate_hz: int) -> bool:
     """Whether the store `directory` has the clips of `folder`, by name and hash, at this rate."""
     if any(entry.sha256 is None for entry in folder.entries):
         raise ValueError("expected a folder with hashes: read it with read_folder(..., hash_files=True)")
-    found = [(entry.file_name, entry.sha256) for entry in folder.entries]
+    found = [(entry.name, entry.sha256) for entry in folder.entries]
     decoded = read_decoded(directory)
     return decoded is not None and decoded[0] == sample_rate_hz and [(clip.file_name, clip.sha256) for clip in decoded[1]] == found
 
 
-def _check_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> None:
+def _check_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[DecodedClip]) -> None:
     """Raises UserError if more than MAX_BAD_SHARE of the clips cannot be used."""
     count, total = len(folder.unusable) + len(skipped), len(folder.entries) + len(folder.unusable)
     if count > MAX_BAD_SHARE * total:
@@ -176,10 +181,10 @@ def _check_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[Decode
         )  # fmt: skip
 
 
-def _write_skipped(folder: ClipFolder, directory: Path, skipped: Sequence[DecodedClip]) -> list[str]:
-    """Writes skipped.log, one line for each skipped clip with the reason. Returns the lines."""
+def _write_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[DecodedClip]) -> list[str]:
+    """Writes skipped.log, one line for each clip that is skipped or absent, with the reason. Returns the lines of those that are skipped."""
     lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
-    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in [*lines, *(f"{name}: its audio is not there" for name in folder.absent)]))
     return lines
 
 

@@ -6,6 +6,8 @@
     samples.journal        during the decoding: a line of settings, then an entry of clips.json for each clip that is completely in the partial file
 
 A line of the journal is written when its samples are on the disk. A restart cuts the partial file to the clips in the journal and continues there.
+
+A store on an object store is decoded in a local folder, where a restart on the same machine finds it, and then uploaded.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax import audio
+from musiclm_jax import audio, buckets
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import parse_json, sync, write_json, write_text
+from musiclm_jax.files import AnyPath, is_bucket, is_file, parse_json, sync, write_json, write_text
 
 SAMPLES, CLIPS = "samples.npy", "clips.json"
 MIN_SEC = 1.0
@@ -52,9 +54,9 @@ class DecodedClip:
     reason: str | None = None
 
 
-def read_decoded(directory: Path) -> tuple[int, tuple[DecodedClip, ...]] | None:
+def read_decoded(directory: AnyPath) -> tuple[int, tuple[DecodedClip, ...]] | None:
     """Returns (sample rate in Hz, the clips) of a complete store, or None if there is no complete store. Raises UserError if it cannot be read."""
-    if not (directory / CLIPS).exists() or not (directory / SAMPLES).exists():
+    if not is_file(directory / CLIPS) or not is_file(directory / SAMPLES):
         return None
     try:
         record = parse_json((directory / CLIPS).read_bytes())
@@ -66,9 +68,9 @@ def read_decoded(directory: Path) -> tuple[int, tuple[DecodedClip, ...]] | None:
 
 
 def decode_clips(
-    folder: Path,
+    folder: AnyPath,
     entries: Sequence[Entry],
-    directory: Path,
+    directory: AnyPath,
     *,
     sample_rate_hz: int,
     workers: int | None = None,
@@ -88,15 +90,15 @@ def decode_clips(
     Raises:
         OSError: `directory` cannot be written.
     """
-    stop = threading.Event()
+    stop, place = threading.Event(), _workspace(directory)
 
     def decode(entry: Entry) -> tuple[_Spool, int] | UserError:
         try:
-            return _decode_file(folder / entry.file_name, directory, sample_rate_hz=sample_rate_hz, stop=stop)
+            return _decode_file(folder / entry.file_name, place, part=(entry.start_sec or 0.0, entry.end_sec), sample_rate_hz=sample_rate_hz, stop=stop)
         except UserError as error:
             return error
 
-    with _Store(directory, entries, sample_rate_hz=sample_rate_hz) as store:
+    with _Store(place, entries, sample_rate_hz=sample_rate_hz) as store:
         store.open()
         if store.skipped:
             on_skip(store.skipped)
@@ -113,12 +115,22 @@ def decode_clips(
             stop.set()
             results.close()
         store.finish()
+    if is_bucket(directory):
+        for old in ("index.json", CLIPS):  # They describe the samples that are replaced now.
+            (directory / old).unlink(missing_ok=True)
+        for name in (SAMPLES, CLIPS):
+            buckets.upload(place / name, directory / name)
 
 
-def _decode_file(path: Path, directory: Path, *, sample_rate_hz: int, stop: threading.Event) -> tuple[_Spool, int]:
-    """Decodes one file. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
+def _workspace(directory: AnyPath) -> Path:
+    """The local folder in which the store `directory` is decoded."""
+    return buckets.workspace(directory) if is_bucket(directory) else directory
+
+
+def _decode_file(path: AnyPath, directory: Path, *, part: tuple[float, float | None], sample_rate_hz: int, stop: threading.Event) -> tuple[_Spool, int]:
+    """Decodes one file, or a part of it. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
     with _Spool(directory, stop) as floats:
-        decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
+        decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz), start_sec=part[0], end_sec=part[1])
         scale = np.float32(32768 / max(decoded.peak, 1.0))
         floats.seek(0)
         whole = _Spool(directory, stop)
@@ -186,11 +198,11 @@ class _Store:
         with samples:
             while data := samples.read(2 * _COPY_SAMPLES):
                 _write_all(self._file, data)
-        self._add(DecodedClip(entry.file_name, entry.sha256, self._length, length))
+        self._add(DecodedClip(entry.name, entry.sha256, self._length, length))
 
     def skip(self, entry: Entry, reason: str) -> None:
         """Adds a clip that cannot be used."""
-        clip = DecodedClip(entry.file_name, entry.sha256, self._length, 0, reason)
+        clip = DecodedClip(entry.name, entry.sha256, self._length, 0, reason)
         self.skipped.append(clip)
         self._add(clip)
 
@@ -241,8 +253,9 @@ class _Store:
                     self._commit()
 
 
-def forget_progress(directory: Path) -> None:
+def forget_progress(directory: AnyPath) -> None:
     """Removes the files of an interrupted call from a complete store."""
+    directory = _workspace(directory)
     for name in (_JOURNAL, _PARTIAL):  # In this order: a journal without a partial file means that the latter was renamed to samples.npy.
         (directory / name).unlink(missing_ok=True)
 
@@ -264,7 +277,7 @@ def _still_true(lines: list[dict[str, Any]], entries: Sequence[Entry], *, size: 
             clip, entry = DecodedClip(**line), entries[len(done)] if len(done) < len(entries) else None
         except TypeError:  # The line is damaged.
             break
-        if entry is not None and (clip.file_name, clip.sha256) == (entry.file_name, entry.sha256):
+        if entry is not None and (clip.file_name, clip.sha256) == (entry.name, entry.sha256):
             if _place(clip.offset + clip.length) > size:
                 break
             done.append(clip)

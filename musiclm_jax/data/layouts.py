@@ -18,7 +18,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 
 import soundfile
 
@@ -26,12 +25,16 @@ from musiclm_jax.data.metadata import Line, read_json_sidecar
 from musiclm_jax.data.tables import read_rows
 from musiclm_jax.data.text_files import read_text
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import AnyPath, is_bucket, is_file
 
 MUSICCAPS, FMA, MANIFESTS = "musiccaps-public.csv", "fma_metadata/tracks.csv", ("data.jsonl", "data.jsonl.gz")
 # An audio file of MusicCaps may be the clip itself, or all of the video: then it is at least as long as the clip's end, but for this.
 _SLACK_SEC = 0.5
 # What a caption says of an FMA track.
 _GENRE_CAPTIONS = ("{genre} music", "a {genre} track")
+
+# Its columns, by two lines of names.
+_FMA_COLUMNS = (("track", "genre_top"), ("set", "split"), ("artist", "id"), ("track", "license"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Found:
     absent: tuple[str, ...] = ()
 
 
-Layout = Callable[[PurePath, Sequence[str]], Found]
+Layout = Callable[[AnyPath, Sequence[str]], Found]
 
 
-def layout_of(folder: PurePath, names: Sequence[str]) -> Layout | None:
+def layout_of(folder: AnyPath, names: Sequence[str]) -> Layout | None:
     """The layout of a folder with files `names`, relative to it. None: that of `data/folder.py`. A layout is called with the folder and its audio files."""
     there = set(names)
     if MUSICCAPS in there:
@@ -58,7 +61,7 @@ def layout_of(folder: PurePath, names: Sequence[str]) -> Layout | None:
     return None
 
 
-def read_musiccaps(folder: PurePath, audio: Sequence[str]) -> Found:
+def read_musiccaps(folder: AnyPath, audio: Sequence[str]) -> Found:
     """The clips of MusicCaps: captions, AudioSet's evaluation split as the held-out one, videos as groups, and the balanced subset as an attribute.
 
     Audio files are named by the id of the video, or by id and start, with or without brackets: `ID.wav`, `ID-30.wav`, `[ID]-[30-40].wav`. An `ID.wav` that
@@ -97,15 +100,15 @@ def _is_true(value) -> bool:
     return str(value).lower() in ("true", "1")
 
 
-def _length_sec(path: PurePath) -> float:
+def _length_sec(path: AnyPath) -> float:
     """Seconds of an audio file, by its header. 0: it cannot be read, of which its decoding will say more."""
     try:
-        return soundfile.info(str(path)).duration
+        return soundfile.info(io.BytesIO(path.read_bytes()) if is_bucket(path) else path).duration
     except (soundfile.SoundFileError, OSError):
         return 0.0
 
 
-def read_fma(folder: PurePath, audio: Sequence[str]) -> Found:
+def read_fma(folder: AnyPath, audio: Sequence[str]) -> Found:
     """The tracks of FMA, found by their number (`000/000002.mp3`): genres as captions, its splits (validation and test are held out), artists as groups.
 
     Raises:
@@ -115,7 +118,9 @@ def read_fma(folder: PurePath, audio: Sequence[str]) -> Found:
     reader = csv.reader(io.StringIO(read_text(path)[0], newline=""))
     try:
         columns = {pair: at for at, pair in enumerate(zip(next(reader), next(reader)))}
-        genre_at, split_at, artist_at, licence_at = (columns[pair] for pair in (("track", "genre_top"), ("set", "split"), ("artist", "id"), ("track", "license")))
+        genre_at, split_at, artist_at, licence_at = (
+            columns[pair] for pair in (("track", "genre_top"), ("set", "split"), ("artist", "id"), ("track", "license"))
+        )
     except (StopIteration, KeyError) as error:
         raise UserError(f"{path} is not the table of tracks of FMA ({error} is missing): take tracks.csv of fma_metadata.zip") from None
     stems = {os.path.splitext(os.path.basename(name))[0]: name for name in audio}
@@ -134,7 +139,7 @@ def read_fma(folder: PurePath, audio: Sequence[str]) -> Found:
     return Found(tuple(lines), tuple(absent))
 
 
-def read_manifest(folder: PurePath, audio: Sequence[str], manifest: str) -> Found:
+def read_manifest(folder: AnyPath, audio: Sequence[str], manifest: str) -> Found:
     """The files that a manifest of audiocraft names, with the fields of the JSON file beside each: "description" or "caption", and what our tables have.
 
     Raises:
@@ -159,5 +164,5 @@ def read_manifest(folder: PurePath, audio: Sequence[str], manifest: str) -> Foun
             absent.append(name)
             continue
         sidecar = folder / f"{os.path.splitext(name)[0]}.json"
-        lines.append(dataclasses.replace(read_json_sidecar(sidecar, name), number=number) if os.path.isfile(sidecar) else Line(number, name))
+        lines.append(dataclasses.replace(read_json_sidecar(sidecar, name), number=number) if is_file(sidecar) else Line(number, name))
     return Found(tuple(lines), tuple(absent))

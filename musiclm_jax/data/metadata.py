@@ -23,13 +23,12 @@ import dataclasses
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from musiclm_jax.data.tables import Row, read_rows
 from musiclm_jax.data.text_files import read_text
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import parse_json
+from musiclm_jax.files import AnyPath, parse_json
 
 METADATA = "metadata.jsonl"
 TABLES = (METADATA, "metadata.csv", "metadata.parquet")
@@ -71,13 +70,13 @@ class Line:
     end_sec: float | None = None
 
 
-def read_sidecar(path: Path) -> tuple[tuple[str, ...], bool]:
+def read_sidecar(path: AnyPath) -> tuple[tuple[str, ...], bool]:
     """Reads a text file of captions. Returns (the lines that are not empty, whether it was read as Windows-1252). Raises UserError as `read_text`."""
     text, windows = read_text(path)
     return tuple(line.strip() for line in text.split("\n") if line.strip()), windows
 
 
-def read_json_sidecar(path: Path, audio: str) -> Line:
+def read_json_sidecar(path: AnyPath, audio: str) -> Line:
     """Reads the JSON file beside the audio file `audio`: an object with the fields of a row, `file_name` left out. Raises UserError where it is not one."""
     try:
         row = parse_json(read_text(path)[0])
@@ -91,7 +90,7 @@ def read_json_sidecar(path: Path, audio: str) -> Line:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_lines(path: Path) -> tuple[list[Line], list[str]]:
+def read_lines(path: AnyPath) -> tuple[list[Line], list[str]]:
     """Reads a table of clips. Returns (its rows, warnings, such as of unknown columns).
 
     Raises:

@@ -6,16 +6,16 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from musiclm_jax.data.text_files import read_text
 from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import AnyPath
 
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
+def read_rows(path: AnyPath) -> tuple[list[tuple[int, Row]], list[str]]:
     """Reads a table by its suffix. Returns (the rows with their numbers, from 1, as a text editor counts the lines of a text; warnings).
 
     Only "\\n" ends a line of JSON: U+2028 and U+0085 may occur in a string. In CSV the first line names the columns, an empty cell is a missing value, and a
@@ -31,7 +31,7 @@ def read_rows(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
     return list(rows), [f"{path} is not UTF-8 and was read as Windows-1252: save it as UTF-8 if letters are wrong"] if windows else []
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(path: AnyPath, text: str) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -44,7 +44,7 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: AnyPath, text: str) -> Iterator[tuple[int, Row]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = next(reader, [])
@@ -68,13 +68,13 @@ def _cell(text: str) -> Any:
     return text
 
 
-def _read_parquet(path: Path) -> list[tuple[int, Row]]:
+def _read_parquet(path: AnyPath) -> list[tuple[int, Row]]:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: Parquet needs the package pyarrow; install it with: pip install 'musiclm-jax[data]'") from error
     try:
-        rows = parquet.read_table(path).to_pylist()
+        rows = parquet.read_table(io.BytesIO(path.read_bytes())).to_pylist()
     except OSError as error:
         raise unreadable(path, error) from error
     except ArrowException as error:

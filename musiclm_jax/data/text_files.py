@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import os
-from pathlib import Path
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath, is_dir, is_file
 
 # Byte order marks. UTF-32 comes before UTF-16, because its little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -18,7 +17,7 @@ _MARKS = (
 )
 
 
-def read_text(path: Path) -> tuple[str, bool]:
+def read_text(path: AnyPath) -> tuple[str, bool]:
     """Reads a text in UTF-8, in UTF-16 or UTF-32 with a byte order mark, or else in Windows-1252.
 
     Returns:
@@ -27,12 +26,12 @@ def read_text(path: Path) -> tuple[str, bool]:
     Raises:
         UserError: the file cannot be read, or is in none of these encodings.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is not a file, expected a text file: {'move that folder away' if os.path.isdir(path) else 'create it'}")
+    if not is_file(path):
+        raise UserError(f"{path} is not a file, expected a text file: {'move that folder away' if is_dir(path) else 'create it'}")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions, or move it away") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): change its permissions, or move it away") from None
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
     for each in [encoding] if encoding else ["utf-8", "cp1252"]:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +12,7 @@ from musiclm_jax.arrays import Bool, Int
 from musiclm_jax.data.clips import ClipStore, draw, draw_start, load_array, step_rng
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath
 from musiclm_jax.specs import AudioSpec
 
 # ---------------------------------------------------------------------------------------------------------------------- Windows of waves
@@ -94,7 +94,7 @@ class TokenArray:
     rate_hz: int
 
     @classmethod
-    def open(cls, path: Path, store: ClipStore, *, rate_hz: int, spec: AudioSpec) -> TokenArray:
+    def open(cls, path: AnyPath, store: ClipStore, *, rate_hz: int, spec: AudioSpec) -> TokenArray:
         """Memory-maps a token file. Raises UserError if it cannot be read, or its number of tokens is not that of the store's clips."""
         per_semantic = rate_hz // spec.semantic_rate_hz
         at = offsets(per_semantic * -(-clip.length // spec.semantic_samples) for clip in store.clips)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +21,7 @@ from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
-from musiclm_jax.files import write_json
+from musiclm_jax.files import AnyPath, as_path, make_folder, write_json
 
 
 @runtime_checkable
@@ -137,14 +136,14 @@ def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weigh
 
 def evaluate_adherence(
     model: Generator,
-    data_dir: str | Path,
+    data_dir: str | AnyPath,
     *,
     num_captions: int = 100,
     seconds: float = 10.0,
     seed: int = 0,
     batch_size: int = 10,
     fit_clips: int = 1000,
-    out_dir: str | Path | None = None,
+    out_dir: str | AnyPath | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Generates one clip per held-out caption and measures how well it follows the caption.
@@ -180,7 +179,7 @@ def evaluate_adherence(
     train = [clip for clip in clips if clip.split == "train"]
     train = [train[int(i)] for i in rng.permutation(len(train))[:fit_clips]]
     if out_dir is not None:
-        _make_folder(Path(out_dir))
+        _make_folder(out_dir := as_path(out_dir))
 
     progress(f"fitting the estimators on {len(train)} real training clips")
     estimators = _fit(folder, train, num_samples, rng)
@@ -193,7 +192,7 @@ def evaluate_adherence(
         progress(f"generating clips {start + 1} to {start + len(captions)} of {num_captions}")
         for wave in _generate(model, captions, num_samples, seed):
             if out_dir is not None:
-                audio.write_wav(Path(out_dir) / f"{len(generated):03d}.wav", wave)
+                audio.write_wav(out_dir / f"{len(generated):03d}.wav", wave)
             generated.append(estimators.estimate(wave))
 
     rng = np.random.default_rng([seed, 2])
@@ -216,7 +215,7 @@ def evaluate_adherence(
         ],
     }
     if out_dir is not None:
-        write_json(Path(out_dir) / "adherence.json", report)
+        write_json(out_dir / "adherence.json", report)
     return report
 
 
@@ -232,9 +231,9 @@ def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
             raise UserError(f"{folder.path}: {what}; this evaluation needs a corpus of `musiclm corpus`") from None
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: AnyPath) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise unwritable(path, error) from error
 

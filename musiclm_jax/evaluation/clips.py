@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.statements import named_attributes
+from musiclm_jax.files import AnyPath
 
 Progress = Callable[[str], None]
 
@@ -36,7 +36,7 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed={seed}: choose a number from 0 to {2**32 - 1}")
 
 
-def read_clips(data_dir: str | Path, *, progress: Progress = lambda line: None) -> ClipFolder:
+def read_clips(data_dir: str | AnyPath, *, progress: Progress = lambda line: None) -> ClipFolder:
     """The clips of a folder, without hashes. Warnings go to `progress`, one line each. Raises UserError as `read_folder`."""
     folder = read_folder(data_dir, hash_files=False)
     for warning in folder.warnings:
@@ -106,7 +106,7 @@ def choose_prompts(clips: Sequence[Entry], *, num_captions: int | None, rng: np.
     return prompts
 
 
-def read_waves(paths: Sequence[Path], num_samples: int) -> Float[np.ndarray, "B N"]:
+def read_waves(paths: Sequence[AnyPath], num_samples: int) -> Float[np.ndarray, "B N"]:
     """The first `num_samples` samples of each file at 24 kHz, float32. Raises UserError if a file is shorter or cannot be read."""
     waves = [audio.read(path)[:num_samples] for path in paths]
     for path, wave in zip(paths, waves, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +14,7 @@ from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import read_clips
+from musiclm_jax.files import AnyPath
 from musiclm_jax.nn.quantize import perplexity
 from musiclm_jax.training.losses import mel_distance
 
@@ -44,7 +44,7 @@ def si_sdr_db(wave: Float[np.ndarray, "N"], reference: Float[np.ndarray, "N"]) -
 
 def evaluate_codec(
     codec: Codec,
-    data_dir: str | Path,
+    data_dir: str | AnyPath,
     *,
     num_clips: int | None = None,
     seconds: float = 10.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import read_json
+from musiclm_jax.files import AnyPath, as_path, read_json
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.nn.quantize import rvq_decode
@@ -43,13 +42,13 @@ def scores(places: Int[np.ndarray, "*R"]) -> dict[str, float]:
     return {"recall_at_1": float(np.mean(places <= 1)), "recall_at_10": float(np.mean(places <= 10)), "mean_reciprocal_rank": float(np.mean(1 / places))}
 
 
-def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
+def load_embedder(workdir: str | AnyPath) -> tuple[MelodyConfig, dict[str, Any]]:
     """Loads the embedder that `musiclm train melody` wrote to `workdir`. Returns (its config, its variables {"params", "quantizer"}).
 
     Raises:
         UserError: there is no such embedder, or its files are damaged.
     """
-    folder = Path(workdir) / "melody"
+    folder = as_path(workdir) / "melody"
     if not (folder / "done.json").exists():
         raise UserError(f"{workdir} has no trained melody embedder: run `musiclm train melody DATA --workdir {workdir}` first")
     try:
@@ -63,7 +62,7 @@ def load_embedder(workdir: str | Path) -> tuple[MelodyConfig, dict[str, Any]]:
     return config, jax.tree.map(jnp.asarray, variables)
 
 
-def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def evaluate_melody(workdir: str | AnyPath, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Evaluates the embedder that `musiclm train melody` wrote to `workdir` by retrieval among the held-out melodies (see `ranks`).
 
     The numbers of renderings and windows are those that all melodies have.
@@ -81,7 +80,7 @@ def evaluate_melody(workdir: str | Path, *, progress: Callable[[str], None] = la
         UserError: there is no trained embedder, or there are fewer than two held-out melodies with two renderings.
     """
     config, variables = load_embedder(workdir)
-    store = ClipStore.open(Path(workdir) / "prepare")
+    store = ClipStore.open(as_path(workdir) / "prepare")
     melodies = renderings(store, "test")
     if len(melodies) < 2:
         raise UserError(f"{workdir} has {len(melodies)} held-out melodies with two renderings, expected at least 2: give more clips the split 'test'")

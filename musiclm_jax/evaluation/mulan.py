@@ -11,7 +11,6 @@ Retrieval needs a folder of captioned clips only; the bound and the tags need cl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +22,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
 from musiclm_jax.evaluation.statements import facts, lacking, num_disagreements, stated
+from musiclm_jax.files import AnyPath
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ def tag_auc(scores: Float[np.ndarray, "n"], has_tag: Bool[np.ndarray, "n"]) -> f
 
 def evaluate_mulan(
     mulan: Embedder,
-    data_dir: str | Path,
+    data_dir: str | AnyPath,
     *,
     num_clips: int | None = None,
     seconds: float = 10.0,

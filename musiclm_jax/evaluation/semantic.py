@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -30,6 +30,7 @@ from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import check_seed, draw_clips, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
+from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.nn.clustering import assign, kmeans
 
 
@@ -72,13 +73,13 @@ def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
 # ---------------------------------------------------------------------------------------------------------------- notes
 
 
-def read_notes(data_dir: str | Path, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
+def read_notes(data_dir: str | AnyPath, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
     """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a corpus of this version."""
     try:
-        corpus = json.loads((Path(data_dir) / "corpus.json").read_text(encoding="utf-8"))
+        corpus = json.loads((as_path(data_dir) / "corpus.json").read_bytes())
         if corpus["version"] != CORPUS_VERSION:
             return None
-        composed = [_compose(corpus["seed"], *map(int, Path(clip.file_name).stem.split("-"))) for clip in clips]
+        composed = [_compose(corpus["seed"], *map(int, PurePath(clip.file_name).stem.split("-"))) for clip in clips]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if any(dataclasses.asdict(attributes) != clip.attributes for (attributes, _), clip in zip(composed, clips, strict=True)):
@@ -137,7 +138,7 @@ def _pairs(tokens: Int[np.ndarray, "k"], *keys: Int[np.ndarray, "k"]) -> np.ndar
 
 def evaluate_semantic(
     tokenizer: Tokenizer,
-    data_dir: str | Path,
+    data_dir: str | AnyPath,
     *,
     num_clips: int | None = None,
     seconds: float = 10.0,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.data.clips import Clip, ClipStore
+from musiclm_jax.data.clips import Clip, ClipStore, load_array
 from musiclm_jax.data.token_store import Piece, pieces, wave_batches
+from musiclm_jax.files import AnyPath
 from musiclm_jax.models import embedders
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
@@ -55,11 +55,11 @@ def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_
     shards = in_shards(work.folder / "shards", plan, make, shard_items=_SHARD_WINDOWS, what="tokens", unit="windows")
     save_joined(work.folder / file, shards)
     clear(work.folder / "shards")
-    return np.load(work.folder / file, mmap_mode="r")
+    return load_array(work.folder / file)
 
 
 def embed_clips(
-    run: Run, folder: Path, clips: Sequence[Clip], embed: Callable[..., jax.Array], config: MuLanConfig | MelodyConfig, params: Any
+    run: Run, folder: AnyPath, clips: Sequence[Clip], embed: Callable[..., jax.Array], config: MuLanConfig | MelodyConfig, params: Any
 ) -> tuple[np.ndarray, list[int]]:
     """Embeddings of all windows of some clips, float32 [sum W, D], and the number W of each clip. embed(config, params, wave [B, N]) -> [B, D].
 

@@ -14,7 +14,7 @@ import musiclm_jax
 from musiclm_jax import bundle
 from musiclm_jax.configs import RERANKERS
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import read_json
+from musiclm_jax.files import fingerprint, is_bucket, local_copy, read_json
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
 from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
@@ -52,7 +52,7 @@ class ExportPart(Part):
         variables = {name: {key: value for step in made_by.get(name, (name,)) for key, value in run.weights(step).items()} for name in names}
         musiclm = MusicLM(run.config.model, variables, vocabulary(run))
         musiclm.save_pretrained(work.folder / "bundle", dtype=self.dtype, card=model_card(run))
-        return {"bytes": sum(path.stat().st_size for path in (work.folder / "bundle").iterdir())}
+        return {"bytes": sum(fingerprint(path)[0] for path in (work.folder / "bundle").iterdir())}
 
 
 def model_card(run: Run) -> str:
@@ -63,6 +63,7 @@ def model_card(run: Run) -> str:
     steps = [step for step in run.config.steps_to("export")[:-1]]
     results = {step.name: read_json(run.folder(step.name) / "done.json")["results"] for step in steps}
     data = results[PREPARE]
+    data_name = (run.data if is_bucket(run.data) else run.data.resolve()).name
     device = jax.devices()[0]
     lines = [
         *bundle.CARD_HEAD,
@@ -75,7 +76,7 @@ def model_card(run: Run) -> str:
         f"{platform.system()} {platform.machine()}.",
         f"Data: {data['clips']} clips, {data['hours']:g} hours, {data['captioned']} of them with captions, {data['held_out']} of them held out; "
         f"{data['skipped']} could not be used.",
-        f"Licence, uses and limits of the model follow those of its data, the folder `{run.data.resolve().name}`.",
+        f"Licence, uses and limits of the model follow those of its data, the folder `{data_name}`.",
         "",
         "| part | parameters | steps |",
         "|---|---|---|",
@@ -94,5 +95,5 @@ def model_card(run: Run) -> str:
 
 def _num_params(run: Run, step: str) -> int:
     """The number of parameters of a step, from the header of its file."""
-    with safetensors.safe_open(run.folder(step) / WEIGHTS, framework="numpy") as file:
+    with safetensors.safe_open(local_copy(run.folder(step) / WEIGHTS), framework="numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

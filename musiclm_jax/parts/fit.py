@@ -10,22 +10,21 @@ which bundles do not contain yet.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import write_text
+from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
-from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, Planned
+from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
 from musiclm_jax.training.sharding import abstract_mesh, check_batch
 
 EXPORT = "export"
 
 
-def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> Path:
-    """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens.
+def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, config_text: str = "") -> AnyPath:
+    """Trains all parts on the clips in `data`. Returns the folder of the bundle, which `MusicLM.from_pretrained` opens. Both folders may be on buckets.
 
     The same call continues an interrupted run. Changed arguments redo the steps that they affect; earlier outputs of those are moved to
     `workdir`/superseded. `data/folder.py` describes the folder of clips. Each step that runs records `config_text`, the config as a gin file, if given.
@@ -33,9 +32,10 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text
     Raises:
         UserError: the data cannot train a part, another process runs in `workdir`, or a file cannot be read or written.
     """
-    run = Run(config, Path(data), Path(workdir), config_text)
+    run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(EXPORT)
     _check_batches(config, steps)
+    _check_workdir(run)
     for planned in work_folder.make_plan(run, steps):
         if planned.sets_aside:
             print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
@@ -48,28 +48,29 @@ def fit(data: Path | str, *, config: FitConfig, workdir: Path | str, config_text
     return run.folder(EXPORT) / "bundle"
 
 
-def plan(data: Path | str, *, config: FitConfig, workdir: Path | str, step: str = EXPORT) -> list[Planned]:
+def plan(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, step: str = EXPORT) -> list[Planned]:
     """What `fit`, or `run_step` of `step`, would do, step by step. Writes nothing but a cache of hashes of the clips.
 
     Raises:
         UserError: as `fit`; that the clips cannot train a part is known once `prepare` is done.
     """
-    run, steps = Run(config, Path(data), Path(workdir)), config.steps_to(step)
+    run, steps = Run(config, as_path(data), as_path(workdir)), config.steps_to(step)
     planned = work_folder.make_plan(run, steps)
     if planned[0].step.name == PREPARE and planned[0].action == DONE:
         _check_clips(run, steps)
     return planned
 
 
-def run_step(name: str, data: Path | str, *, config: FitConfig, workdir: Path | str, config_text: str = "") -> dict[str, Any]:
+def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, config_text: str = "") -> dict[str, Any]:
     """Runs one step, unless it is done, and returns its results. Runs `prepare` first, too, unless it is done.
 
     Raises:
         UserError: as `fit`, or another step that this one needs is not done.
     """
-    run = Run(config, Path(data), Path(workdir), config_text)
+    run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(name)
     _check_batches(config, steps[-1:])
+    _check_workdir(run)
     before = work_folder.make_plan(run, steps)[:-1]
     for planned in before:
         if not planned.is_done and planned.step.name != PREPARE:
@@ -121,6 +122,12 @@ def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
     for part in config.parts:
         if isinstance(part, TrainedPart) and part.name in names:
             check_batch(part.batch_shapes(config), abstract_mesh(part.loop.mesh))
+
+
+def _check_workdir(run: Run) -> None:
+    """Raises UserError where the work folder is on an object store that this account may not write, or that does not exist."""
+    if is_bucket(run.workdir):
+        check_writable(run.workdir / STEP_FILE)
 
 
 def _summary(results: dict[str, Any]) -> str:

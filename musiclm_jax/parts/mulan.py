@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import write_text
+from musiclm_jax.files import AnyPath, write_text
 from musiclm_jax.models import mulan
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
@@ -90,7 +89,7 @@ class MuLanPart(ContrastivePart):
     def outputs(self) -> tuple[str, ...]:
         return (_VOCABULARY,)
 
-    def begin(self, run: Run, folder: Path) -> None:
+    def begin(self, run: Run, folder: AnyPath) -> None:
         write_text(folder / _VOCABULARY, _vocabulary(run).to_json())
 
     def source(self, run: Run, split: str, seed: int) -> Source:

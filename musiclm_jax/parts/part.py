@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import atomic_path
+from musiclm_jax.files import AnyPath, atomic_path
 from musiclm_jax.records import to_dict
 from musiclm_jax.specs import Stream
 
@@ -36,7 +35,7 @@ WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
 class Work:
     """A running step: its folder, and the key of its training, with which checkpoints are stored."""
 
-    folder: Path
+    folder: AnyPath
     key: str
     # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
     lengths: list[list[int]] | None = None
@@ -156,12 +155,12 @@ class Run:
     """One run of `fit`: the config, the folders, and the outputs of earlier steps."""
 
     config: FitConfig
-    data: Path
-    workdir: Path
+    data: AnyPath
+    workdir: AnyPath
     # The config as the user wrote it, such as a gin file. Recorded in the folder of each step that runs.
     config_text: str = ""
 
-    def folder(self, step: str) -> Path:
+    def folder(self, step: str) -> AnyPath:
         return self.workdir / step
 
     @functools.cached_property
@@ -191,10 +190,10 @@ def deciding(value: Any) -> Any:
     return without(to_dict(value))
 
 
-def save_weights(folder: Path, variables: Mapping[str, Any]) -> None:
+def save_weights(folder: AnyPath, variables: Mapping[str, Any]) -> None:
     bundle.write_arrays(folder / WEIGHTS, jax.device_get(variables))
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
+def save_array(path: AnyPath, array: np.ndarray) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)

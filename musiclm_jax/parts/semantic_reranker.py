@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from musiclm_jax.audio.features import log_mel
 from musiclm_jax.checks import POSITIVE, check_numbers
 from musiclm_jax.data.clips import load_array
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.files import AnyPath
 from musiclm_jax.models import mulan
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.parts import w2v_bert
@@ -61,7 +61,7 @@ class SemanticRerankerPart(ContrastivePart):
     def outputs(self) -> tuple[str, ...]:
         return (_SPECTRA,)
 
-    def begin(self, run: Run, folder: Path) -> None:
+    def begin(self, run: Run, folder: AnyPath) -> None:
         if not (folder / _SPECTRA).exists():
             save_array(folder / _SPECTRA, self._token_spectra(run, w2v_bert.tokenizer(run)))
 
@@ -82,7 +82,7 @@ class SemanticRerankerPart(ContrastivePart):
         return start_from_mulan(run)
 
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return variables | {"spectra": np.load(run.folder(self.name) / _SPECTRA)}, results
+        return variables | {"spectra": load_array(run.folder(self.name) / _SPECTRA)}, results
 
     def _token_spectra(self, run: Run, semantic: SemanticTokenizer) -> np.ndarray:
         """Mean log-mel spectrum of the frames of each semantic token, in MuLan's front end: float32 [V, M]. Tokens that do not occur have the mean of

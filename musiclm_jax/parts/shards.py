@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from musiclm_jax.data.clips import load_array
-from musiclm_jax.files import atomic_path
+from musiclm_jax.files import AnyPath, atomic_path, remove
 from musiclm_jax.parts.part import save_array
 from musiclm_jax.progress import ProgressLine
 
 Item = TypeVar("Item")
 
 
-def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str) -> list[np.ndarray]:
+def in_shards(
+    folder: AnyPath, items: Sequence[Item], make: Callable[[Sequence[Item]], np.ndarray], *, shard_items: int, what: str, unit: str
+) -> list[np.ndarray]:
     """Applies `make` to `shard_items` items at a time. Returns the results, memory-mapped from files in `folder` that are written atomically.
 
     The caller removes the shards (`clear`) once the result is stored elsewhere.
@@ -24,14 +25,13 @@ def in_shards(folder: Path, items: Sequence[Item], make: Callable[[Sequence[Item
     progress, parts = ProgressLine(unit=unit), []
     for path, some in _shards(folder, items, shard_items):
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_array(path, make(some))
         parts.append(load_array(path))
         progress(what, min(len(parts) * shard_items, len(items)), len(items))
     return parts
 
 
-def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
+def save_joined(path: AnyPath, parts: Sequence[np.ndarray]) -> None:
     """Writes the concatenation of arrays along the first axis as one .npy file, with one of them in memory at a time."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": (sum(map(len, parts)), *parts[0].shape[1:])}
@@ -40,14 +40,14 @@ def save_joined(path: Path, parts: Sequence[np.ndarray]) -> None:
             file.write(part.tobytes())
 
 
-def clear(folder: Path) -> None:
+def clear(folder: AnyPath) -> None:
     """Removes the shards of a finished step."""
     for path in sorted(folder.glob("*.npy")):
-        path.unlink()
+        remove(path)
     if folder.is_dir():
         folder.rmdir()
 
 
-def _shards(folder: Path, items: Sequence[Item], shard_items: int) -> Iterator[tuple[Path, Sequence[Item]]]:
+def _shards(folder: AnyPath, items: Sequence[Item], shard_items: int) -> Iterator[tuple[AnyPath, Sequence[Item]]]:
     for number, first in enumerate(range(0, len(items), shard_items)):
         yield folder / f"{number:06d}.npy", items[first : first + shard_items]

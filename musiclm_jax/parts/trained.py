@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.files import AnyPath
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Part, Run, Step, Work, deciding, save_weights
 from musiclm_jax.training.loop import TrainConfig, train
 from musiclm_jax.training.task import Task, TrainState
@@ -62,7 +62,7 @@ class TrainedPart(Part):
         """Output files apart from the weights."""
         return ()
 
-    def begin(self, run: Run, folder: Path) -> None:
+    def begin(self, run: Run, folder: AnyPath) -> None:
         """Writes files that `source` reads to the folder of the step, before the training."""
 
     def warm_start(self, run: Run) -> Callable[[TrainState], TrainState] | None:

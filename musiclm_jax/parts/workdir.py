@@ -15,12 +15,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import read_json, sha256_file, write_json, write_text
-from musiclm_jax.folders import move_aside
+from musiclm_jax.files import AnyPath, exists, fingerprint, is_bucket, read_json, sha256_file, write_json, write_text
+from musiclm_jax.folders import move, move_aside
 from musiclm_jax.parts.part import Run, Step
 from musiclm_jax.records import differences, from_dict
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
@@ -51,7 +51,7 @@ class Planned:
     # Whether the folder contains the output of another key, which is moved to superseded/ first.
     sets_aside: bool = False
     # The folder in superseded/ with this step's key, which is moved back first.
-    back: Path | None = None
+    back: AnyPath | None = None
 
     @property
     def is_done(self) -> bool:
@@ -116,7 +116,7 @@ class _Found:
     reasons: tuple[str, ...] = ()
 
 
-def _look(folder: Path, step: Step, key: str) -> _Found | str:
+def _look(folder: AnyPath, step: Step, key: str) -> _Found | str:
     """The state of a folder with the right key; or, for a training already longer than requested, a reason not to use it."""
     done = read_done(folder)
     damaged = next(iter(_damaged(folder, done).values()), "") if done else ""
@@ -185,7 +185,7 @@ class _Done:
     results: dict[str, Any]
 
 
-def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
+def _read_record(folder: AnyPath, step: Step) -> dict[str, Any] | None:
     """step.json of a folder. None: no folder, or an empty one. UserError: the folder is not that of a step."""
     if (folder / STEP_FILE).exists():
         return _read(folder / STEP_FILE, _Begun)
@@ -197,11 +197,11 @@ def _read_record(folder: Path, step: Step) -> dict[str, Any] | None:
     raise UserError(f"{folder} contains {other}, which no training wrote: the step {step.name} needs this folder, so choose another work folder")
 
 
-def read_done(folder: Path) -> dict[str, Any] | None:
+def read_done(folder: AnyPath) -> dict[str, Any] | None:
     return _read(folder / DONE_FILE, _Done) if (folder / DONE_FILE).exists() else None
 
 
-def _read(path: Path, kind: type) -> dict[str, Any]:
+def _read(path: AnyPath, kind: type) -> dict[str, Any]:
     """A record with the fields of `kind`. UserError where the file has others, or none, as a failing disk leaves it."""
     try:
         record = read_json(path)
@@ -217,23 +217,22 @@ def _read(path: Path, kind: type) -> dict[str, Any]:
 _HASHES: dict[tuple[str, int, int], str] = {}
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: AnyPath) -> str:
     """sha256 of a file, cached for as long as its size and time stay the same."""
-    status = path.stat()
-    at = (str(path), status.st_size, status.st_mtime_ns)
+    at = (str(path), *fingerprint(path))
     if at not in _HASHES:
         _HASHES[at] = sha256_file(path)
     return _HASHES[at]
 
 
-def _damaged(folder: Path, done: dict[str, Any]) -> dict[str, str]:
+def _damaged(folder: AnyPath, done: dict[str, Any]) -> dict[str, str]:
     """The outputs of a finished step that are missing or changed, by name, and in words."""
     found = {}
     for name, expected in done["outputs"].items():
         path = folder / name
         if not path.is_file():
             found[name] = f"{path} is missing"
-        elif path.stat().st_size != expected["bytes"] or _file_hash(path) != expected["sha256"]:
+        elif fingerprint(path)[0] != expected["bytes"] or _file_hash(path) != expected["sha256"]:
             found[name] = f"{path} is damaged"
     return found
 
@@ -241,7 +240,7 @@ def _damaged(folder: Path, done: dict[str, Any]) -> dict[str, str]:
 def write_done(run: Run, planned: Planned, *, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
     """Writes the record of a finished step, with the hashes of its outputs."""
     folder = run.folder(planned.step.name)
-    outputs = {name: {"bytes": (folder / name).stat().st_size, "sha256": _file_hash(folder / name)} for name in planned.step.outputs}
+    outputs = {name: {"bytes": fingerprint(folder / name)[0], "sha256": _file_hash(folder / name)} for name in planned.step.outputs}
     key = planned.record["key"]
     done = {"key": key, "identity": identity(key, planned.step, lengths), "num_steps": planned.step.num_steps}
     write_json(folder / DONE_FILE, {**done, "outputs": outputs, "seconds": round(seconds, 1), "results": results})
@@ -261,11 +260,11 @@ def begin(run: Run, planned: Planned) -> float:
     if planned.back is not None:
         if folder.exists():  # Empty, or it would have been set aside.
             folder.rmdir()
-        planned.back.rename(folder)
+        move(planned.back, folder, last=STEP_FILE)
         (folder / _WHY).unlink(missing_ok=True)
     if (done := read_done(folder)) is not None:
-        for name in {Path(name).parts[0] for name in _damaged(folder, done)}:  # Of a bundle, the whole folder.
-            if os.path.lexists(folder / name):
+        for name in {PurePath(name).parts[0] for name in _damaged(folder, done)}:  # Of a bundle, the whole folder.
+            if exists(folder / name):
                 move_aside(folder / name, folder / "damaged" / name)
     if (folder / STEP_FILE).exists():
         return _read(folder / STEP_FILE, _Begun).get("seconds", 0.0)
@@ -273,19 +272,19 @@ def begin(run: Run, planned: Planned) -> float:
     return 0.0
 
 
-def keep_seconds(folder: Path, seconds: float) -> None:
+def keep_seconds(folder: AnyPath, seconds: float) -> None:
     """Records how long a step has run so far."""
     with contextlib.suppress(UserError):  # The disk may be full; that error is reported elsewhere.
         write_json(folder / STEP_FILE, {**read_json(folder / STEP_FILE), "seconds": round(seconds, 1)})
 
 
-def _superseded(run: Run, name: str) -> list[Path]:
+def _superseded(run: Run, name: str) -> list[AnyPath]:
     """The superseded folders of a step, newest first."""
     found = [path for path in (run.workdir / _SUPERSEDED).glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit() and (path / STEP_FILE).exists()]
     return sorted(found, key=lambda path: -int(path.name.removeprefix(f"{name}-")))
 
 
-def aside(run: Run, name: str) -> Path:
+def aside(run: Run, name: str) -> AnyPath:
     """The next free folder in superseded/ for a step."""
     home, number = run.workdir / _SUPERSEDED, 1
     while (home / f"{name}-{number}").exists():
@@ -296,20 +295,19 @@ def aside(run: Run, name: str) -> Path:
 def set_aside(run: Run, planned: Planned) -> None:
     """Moves the folder of a step into WORKDIR/superseded, with the reasons in WHY.txt. Nothing is deleted."""
     folder, target = run.folder(planned.step.name), aside(run, planned.step.name)
-    target.parent.mkdir(exist_ok=True)
-    folder.rename(target)
+    move(folder, target, last=STEP_FILE)
     with contextlib.suppress(UserError):  # The disk may be full; the move has been made.
         write_text(target / _WHY, "".join(f"{line}\n" for line in planned.reasons))
 
 
 @contextlib.contextmanager
 def locked(run: Run, step: Step) -> Iterator[None]:
-    """A lock on one step of a work folder, released when the process ends in any way. Does nothing where the platform has no `flock`.
+    """A lock on one step of a work folder, released when the process ends in any way. Does nothing on an object store, or a platform without `flock`.
 
     Raises:
         UserError: another process has the lock.
     """
-    if fcntl is None:
+    if fcntl is None or is_bucket(run.workdir):
         yield
         return
     path = run.workdir / _LOCKS / step.name

@@ -7,6 +7,8 @@
 A folder gets the name of its step only when all of it is on the disk, so that a half-written checkpoint, left by a kill or a power cut, is never read.
 The hashes alone decide whether a checkpoint is damaged, not the exceptions raised while reading: after an I/O error, the same file may be readable
 later. A damaged checkpoint is never deleted.
+
+On an object store, which cannot rename a folder, the state is written to its place at once, and checkpoint.json, written last, makes it a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,20 +21,19 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from musiclm_jax.errors import UserError, unreadable, unwritable
-from musiclm_jax.files import parse_json, sync, write_json
-from musiclm_jax.folders import move_aside
+from musiclm_jax.files import AnyPath, as_path, is_bucket, is_file, list_files, make_folder, parse_json, remove, sync, write_json
+from musiclm_jax.folders import move_aside, remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,15 @@ class Checkpoints:
     keep: number of checkpoints to keep; older ones are deleted.
     """
 
-    def __init__(self, workdir: Path, *, identity: str, keep: int = 2):
-        self._workdir, self._identity, self._keep = Path(workdir).absolute(), identity, keep
+    def __init__(self, workdir: AnyPath, *, identity: str, keep: int = 2):
+        workdir = as_path(workdir)
+        self._workdir, self._identity, self._keep = workdir if is_bucket(workdir) else workdir.absolute(), identity, keep
         self._directory = self._workdir / "checkpoints"
         self._newest = 0
         with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for path in self._directory.glob(f"*{_UNFINISHED}"):
-                shutil.rmtree(path)
+            make_folder(self._directory)
+            for path in self._unfinished():
+                remove_folder(path)
             sync(self._workdir)
         # Orbax also logs the exceptions that it raises, each with a stack trace.
         self._orbax_log = logging.getLogger("absl")
@@ -95,7 +97,7 @@ class Checkpoints:
         folder = self._directory / str(step)
         if folder.exists():
             return
-        unfinished = folder.with_name(f"{step}{_UNFINISHED}")
+        unfinished = folder if is_bucket(folder) else folder.with_name(f"{step}{_UNFINISHED}")
         with self._writing():
             self._orbax.save(unfinished / "state", state)
         self._saving = self._worker.submit(self._finish, step, unfinished, {"identity": self._identity, "lengths": lengths})
@@ -110,21 +112,33 @@ class Checkpoints:
             with self._writing():
                 saving.result()
 
-    def _finish(self, step: int, unfinished: Path, record: dict[str, Any]) -> None:
+    def _finish(self, step: int, unfinished: AnyPath, record: dict[str, Any]) -> None:
         self._orbax.wait_until_finished()
-        record["files"] = {}
-        for path in sorted(unfinished.rglob("*")):
-            sync(path)
-            if path.is_file():
-                record["files"][path.relative_to(unfinished).as_posix()] = _hash_file(path)
+        if not is_bucket(unfinished):
+            for path in unfinished.rglob("*"):
+                sync(path)
+        record["files"] = {name: _hash_file(unfinished / name) for name in list_files(unfinished)}
         write_json(unfinished / _RECORD, record | {"sha256": _hash_record(record)})
-        unfinished.rename(self._directory / str(step))
+        if unfinished.name != str(step):
+            unfinished.rename(self._directory / str(step))
         sync(self._directory)
         self._newest = step
         for old in _steps(self._directory)[: -self._keep]:
-            doomed = self._directory / f"{old}{_UNFINISHED}"  # Renamed first: a kill while deleting leaves no incomplete checkpoint.
-            (self._directory / str(old)).rename(doomed)
-            shutil.rmtree(doomed)
+            self._delete(self._directory / str(old))
+
+    def _delete(self, folder: AnyPath) -> None:
+        """Deletes a checkpoint. It is none from the first moment on, so that a kill while deleting leaves no incomplete checkpoint."""
+        if is_bucket(folder):
+            remove(folder / _RECORD)
+        else:
+            folder = folder.rename(folder.with_name(f"{folder.name}{_UNFINISHED}"))
+        remove_folder(folder)
+
+    def _unfinished(self) -> list[AnyPath]:
+        """The folders of checkpoints that are not, or no longer, complete."""
+        if is_bucket(self._directory):
+            return [self._directory / str(step) for step in _numbers(self._directory) if not is_file(self._directory / str(step) / _RECORD)]
+        return list(self._directory.glob(f"*{_UNFINISHED}"))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -143,11 +157,12 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
         for _ in range(20):
-            left = list(self._directory.glob(f"*{_UNFINISHED}"))
+            left = self._unfinished()
             if not left:
                 return
             for path in left:
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_folder(path)
             time.sleep(0.05)
 
     # ---------------------------------------------------------------- Restore
@@ -190,7 +205,7 @@ class Checkpoints:
             raise UserError(f"all checkpoints in {self._directory} are damaged ({found}): restore them from a copy, or move the folder away to train anew")
         return None
 
-    def _load(self, folder: Path, abstract_state: Any) -> Any:
+    def _load(self, folder: AnyPath, abstract_state: Any) -> Any:
         """Reads the state of a checkpoint whose files match their hashes."""
         try:
             return self._orbax.restore(folder / "state", abstract_state)
@@ -210,7 +225,7 @@ class Checkpoints:
             log.warning("the checkpoint of step %d is damaged (%s) and was moved to %s: training continues from step %d", each, reason, aside, step)
 
 
-def latest_lengths(workdir: Path) -> tuple[int, Lengths] | None:
+def latest_lengths(workdir: AnyPath) -> tuple[int, Lengths] | None:
     """The step of the newest checkpoint and the lengths of its run, or None where there is no checkpoint. Reads the record alone."""
     directory = workdir / "checkpoints"
     for step in reversed(_steps(directory)):
@@ -228,7 +243,7 @@ class _Damaged(Exception):
     """The files of a checkpoint differ from what was written. The message names the file."""
 
 
-def _verified_record(folder: Path) -> dict[str, Any]:
+def _verified_record(folder: AnyPath) -> dict[str, Any]:
     """Reads a checkpoint's record and compares the hashes of all files with it. Raises _Damaged where they differ, UserError where reading fails."""
     try:
         record = parse_json((folder / _RECORD).read_bytes())
@@ -238,7 +253,7 @@ def _verified_record(folder: Path) -> dict[str, Any]:
             if _hash_file(folder / name) != expected:
                 raise _Damaged(f"{name} has changed")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise _Damaged(f"{Path(error.filename or folder).name} is missing") from error
+        raise _Damaged(f"{PurePath(error.filename or folder).name} is missing") from error
     except OSError as error:
         raise _unreadable(folder, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # Not JSON, or JSON of another form.
@@ -246,8 +261,13 @@ def _verified_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _steps(directory: Path) -> list[int]:
+def _steps(directory: AnyPath) -> list[int]:
     """The steps of the checkpoints in a folder, in ascending order."""
+    return [step for step in _numbers(directory) if not is_bucket(directory) or is_file(directory / str(step) / _RECORD)]
+
+
+def _numbers(directory: AnyPath) -> list[int]:
+    """The folders named by a step, in ascending order."""
     try:
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isascii() and path.name.isdigit())
     except FileNotFoundError:
@@ -260,12 +280,12 @@ def _hash_record(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
+def _hash_file(path: AnyPath) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unreadable(folder: Path, error: OSError) -> UserError:
+def _unreadable(folder: AnyPath, error: OSError) -> UserError:
     return UserError(f"{unreadable(folder, error)}; or move it away, and training continues from the checkpoint before it")
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.errors import UserError, unreadable, unwritable
-from musiclm_jax.files import atomic_path, write_text
+from musiclm_jax.errors import UserError, unreadable
+from musiclm_jax.files import AnyPath, append_line, as_path, atomic_path, write_text
 from musiclm_jax.training.task import TrainState
 
 # The remedy for numbers that are not finite. The same command would fail again, and a checkpoint cannot continue with other settings.
@@ -32,7 +30,7 @@ class Log:
     source: step -> batch, from which the batches of skipped steps are written.
     """
 
-    def __init__(self, workdir: Path, name: str, source: Source, *, start: int, num_steps: int):
+    def __init__(self, workdir: AnyPath, name: str, source: Source, *, start: int, num_steps: int):
         self._workdir, self._name, self._source, self._start, self._num_steps = workdir, name, source, start, num_steps
         self._path = workdir / "metrics.jsonl"
         self._clock_step, self._clock = start, time.perf_counter()
@@ -110,13 +108,7 @@ class Log:
         return good
 
     def _write(self, numbers: dict[str, float]) -> None:
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self._step, **numbers}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self._path, error) from error
+        append_line(self._path, json.dumps({"step": self._step, **numbers}))
         # The loss first, speed last.
         order = sorted(numbers, key=lambda name: ("loss" not in name, name.endswith("_per_sec"), name))
         shown = {name: numbers[name] for name in order if name != "sec_left"}
@@ -124,18 +116,18 @@ class Log:
         print(f"{self._name} {self._step}/{self._num_steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + left, flush=True)
 
 
-def read_metrics(workdir: Path | str) -> dict[str, int | float]:
+def read_metrics(workdir: AnyPath | str) -> dict[str, int | float]:
     """The last value of every metric that the run in `workdir` has logged; empty where there is no log. Raises UserError where it cannot be read."""
     numbers: dict[str, int | float] = {}
-    for line in _read_lines(Path(workdir) / "metrics.jsonl"):
+    for line in _read_lines(as_path(workdir) / "metrics.jsonl"):
         numbers.update(line)
     return numbers
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: AnyPath) -> list[dict[str, Any]]:
     """The complete lines of a log. A kill or a full disk may have truncated the last one."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:

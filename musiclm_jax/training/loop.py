@@ -12,7 +12,6 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from musiclm_jax.checks import SEED, STEPS, check_numbers
 from musiclm_jax.data.prefetch import Source, prefetch
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.training import sharding
 from musiclm_jax.training.checkpoints import Checkpoints, Lengths, trained_on
 from musiclm_jax.training.log import REMEDY, Log, read_metrics
@@ -64,7 +64,7 @@ def train(
     task: Task,
     source: Source,
     *,
-    workdir: Path | str,
+    workdir: AnyPath | str,
     config: TrainConfig,
     identity: str,
     eval_source: Source | None = None,
@@ -89,7 +89,7 @@ def train(
             the task; the loss is not finite; the disk is full.
     """
     # ---------------------------------------------------------------- Devices, shapes, shardings: nothing is allocated yet.
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     boxed_shapes = jax.eval_shape(task.init_state, init_key)
