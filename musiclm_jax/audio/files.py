@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -68,8 +69,16 @@ def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_s
     return np.frombuffer(sink.getbuffer(), np.float32) / np.float32(max(decoded.peak, 1.0))
 
 
-def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Decoded:
-    """Decodes an audio file to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
+def decode(
+    path: str | os.PathLike,
+    sink: Sink,
+    *,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    min_samples: int = 960,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+) -> Decoded:
+    """Decodes an audio file, or a part of it, to `sink` as mono float32 samples at `sample_rate_hz`, without scaling, block by block to bound memory.
 
     It reads all formats, bit depths, rates and numbers of channels that libsndfile supports: WAV, FLAC, OGG, MP3, AIFF, ... Channels are averaged. If they
     cancel each other, as in a recording with one channel inverted, the loudest channel replaces the average: namely if the average has less than a
@@ -80,6 +89,7 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
         sink: an empty file. It is written from its beginning, and a second time if channels cancel each other.
         sample_rate_hz: rate of the result.
         min_samples: the smallest allowed length of the result. The default, 960, is one semantic token, 40 ms.
+        start_sec, end_sec: the part. It ends where the file ends, if `end_sec` is None or after that.
 
     Raises:
         UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
@@ -89,11 +99,12 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
     path = as_path(path)
     if not files.is_file(path):
         raise UserError(f"{path}: is not a file; name one audio file" if files.exists(path) else f"{path}: no such file")
-    decoded, swing, loudest = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=None)
+    part = {"sample_rate_hz": sample_rate_hz, "start_sec": start_sec, "end_sec": end_sec}
+    decoded, swing, loudest = _decode(path, sink, channel=None, **part)
     if loudest is not None:
         sink.seek(0)
         sink.truncate()
-        decoded, swing, _ = _decode(path, sink, sample_rate_hz=sample_rate_hz, channel=loudest)
+        decoded, swing, _ = _decode(path, sink, channel=loudest, **part)
     if decoded.num_samples < min_samples:
         raise UserError(f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed")
     if swing < _AUDIBLE:
@@ -102,7 +113,9 @@ def decode(path: str | os.PathLike, sink: Sink, *, sample_rate_hz: int = SAMPLE_
     return decoded
 
 
-def _decode(path: AnyPath, sink: Sink, *, sample_rate_hz: int, channel: int | None) -> tuple[Decoded, float, int | None]:
+def _decode(
+    path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: int, start_sec: float, end_sec: float | None
+) -> tuple[Decoded, float, int | None]:
     """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
 
     Returns:
@@ -118,7 +131,7 @@ def _decode(path: AnyPath, sink: Sink, *, sample_rate_hz: int, channel: int | No
         peak = max(peak, float(np.abs(wave).max(initial=0.0)))
         sink.write(wave.tobytes())
 
-    for channels, file_rate_hz in _read_blocks(path):
+    for channels, file_rate_hz in _read_blocks(path, start_sec, end_sec):
         wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
         if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
             raise UserError(f"{path}: has NaN or infinite samples; export it again")
@@ -137,15 +150,20 @@ def _decode(path: AnyPath, sink: Sink, *, sample_rate_hz: int, channel: int | No
     return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
 
 
-def _read_blocks(path: AnyPath) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
-    """Yields (samples [n, channels] float32, rate in Hz) for each block of a file. A file on an object store is read into memory."""
+def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
+    """Yields (samples [n, channels] float32, rate in Hz) for each block of a part of a file. A file on an object store is read into memory."""
     opened = io.BytesIO(read_bytes(path)) if is_bucket(path) else path
     try:
         with soundfile.SoundFile(opened) as file:
             if file.samplerate < _LEAST_RATE_HZ:
                 raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
+            if start_sec:
+                file.seek(min(round(start_sec * file.samplerate), file.frames))
+            # The header of a damaged file may have any number of frames, so a whole file is read to its end.
+            left = math.inf if end_sec is None else round(end_sec * file.samplerate) - file.tell()
             num_frames = max(1, _BLOCK_VALUES // file.channels)
-            while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+            while left > 0 and len(block := file.read(min(num_frames, left), dtype="float32", always_2d=True)):
+                left -= len(block)
                 yield block, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")

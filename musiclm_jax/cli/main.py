@@ -17,6 +17,7 @@ import musiclm_jax
 from musiclm_jax import buckets
 from musiclm_jax.cli.bundles import export, info
 from musiclm_jax.cli.corpus import corpus
+from musiclm_jax.cli.data import data
 from musiclm_jax.cli.evaluate import evaluate
 from musiclm_jax.cli.generate import generate
 from musiclm_jax.cli.training import fit, train
@@ -33,7 +34,7 @@ def cli() -> None:
     """MusicLM in JAX: music from text, and everything needed to train it."""
 
 
-for command in (generate, fit, train, export, info, corpus, evaluate):
+for command in (generate, fit, train, export, info, corpus, data, evaluate):
     cli.add_command(command)
 
 

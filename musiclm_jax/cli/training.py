@@ -10,7 +10,7 @@ from musiclm_jax.cli.options import LocalPlace, Place, use_compilation_cache
 from musiclm_jax.errors import UserError
 
 # Passes --gin.NAME=VALUE on as an argument.
-_GIN = {"ignore_unknown_options": True}
+GIN = {"ignore_unknown_options": True}
 # Names of steps from before the first release -> their names now.
 _FORMER_STEPS = {"soundstream": "codec"}
 
@@ -27,25 +27,30 @@ def host_options(command):
     return command
 
 
+def config_options(command):
+    """Adds the options that decide a FitConfig: see `load_training_config`."""
+    command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
+    gin_file = click.option(
+        "--gin_file", "gin_files", type=LocalPlace(), multiple=True, help="Gin file with changes to the size; repeatable, a later one wins."
+    )
+    size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
+    return size(gin_file(command))
+
+
 def training_options(*, workdir_required: bool):
     """A decorator that adds the options which `fit` and `train` share."""
 
     def decorate(command):
-        command = click.argument("bindings", metavar="[--gin.NAME=VALUE]...", nargs=-1, type=click.UNPROCESSED)(command)
-        gin_file = click.option(
-            "--gin_file", "gin_files", type=LocalPlace(), multiple=True, help="Gin file with changes to the size; repeatable, a later one wins."
-        )
         workdir = click.option(
             "--workdir", type=Place(), required=workdir_required, help="Folder for checkpoints, logs and the bundle, also gs://BUCKET/FOLDER."
         )
-        size = click.option("--size", help="A file of gin_configs/models: test, demo or base.  [default: demo; with a recipe of gin_configs/runs, its size]")
         plan = click.option("--plan", "only_plan", is_flag=True, help="Print which steps would run and why, and stop.")
-        return size(workdir(gin_file(plan(host_options(command)))))
+        return workdir(plan(host_options(config_options(command))))
 
     return decorate
 
 
-@click.command(context_settings=_GIN, short_help="Trains all models on your captioned clips.")
+@click.command(context_settings=GIN, short_help="Trains all models on your captioned clips.")
 @click.argument("data", metavar="DATA", type=Place())
 @training_options(workdir_required=True)
 def fit(data, size, workdir, gin_files, bindings, only_plan, **processes) -> None:
@@ -55,7 +60,7 @@ def fit(data, size, workdir, gin_files, bindings, only_plan, **processes) -> Non
     WORKDIR/superseded; nothing is deleted. --gin.NAME=VALUE changes a single value, such as --gin.SEMANTIC_STEPS=500.
     """
     use_compilation_cache(preallocate=not only_plan)
-    config, text = _load_config(size, gin_files, bindings)
+    config, text = load_training_config(size, gin_files, bindings)
     from musiclm_jax.parts import fit as fit_lib
     from musiclm_jax.training import hosts
 
@@ -66,7 +71,7 @@ def fit(data, size, workdir, gin_files, bindings, only_plan, **processes) -> Non
     hosts.say(f'{bundle}: the bundle; try: musiclm generate "..." --model {bundle}')
 
 
-@click.command(context_settings=_GIN, short_help="Runs one step of fit, or trains the melody embedder.")
+@click.command(context_settings=GIN, short_help="Runs one step of fit, or trains the melody embedder.")
 @click.argument("step")
 @click.argument("data", metavar="[DATA]", required=False)
 @training_options(workdir_required=False)
@@ -94,13 +99,13 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profi
     if dry_run:
         from musiclm_jax.parts.dry_run import dry_run as weigh
 
-        return click.echo(weigh(step, _load_config(size, gin_files, bindings)[0], compiled=not shapes))
+        return click.echo(weigh(step, load_training_config(size, gin_files, bindings)[0], compiled=not shapes))
     if data is not None:
         context = click.get_current_context()
         data = Place()(data, param=next(each for each in context.command.params if each.name == "data"), ctx=context)
     if data is None or workdir is None:
         raise click.UsageError("Training needs DATA, the folder of the clips, and --workdir; only --dry_run needs neither.", ctx=click.get_current_context())
-    config, text = _load_config(size, gin_files, (*bindings, "--gin.TrainConfig.profile=True") if profile else bindings)
+    config, text = load_training_config(size, gin_files, (*bindings, "--gin.TrainConfig.profile=True") if profile else bindings)
     if profile and step in config.steps and config.steps[step].num_steps is None:
         raise UserError(f"--profile: {step} is not a training; choose one that is, such as semantic")
     from musiclm_jax.parts import fit as fit_lib
@@ -112,7 +117,7 @@ def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profi
     fit_lib.run_step(step, data, config=config, workdir=workdir, config_text=text)
 
 
-def _load_config(size: str | None, gin_files: tuple[Path, ...], bindings: tuple[str, ...]):
+def load_training_config(size: str | None, gin_files: tuple[Path, ...], bindings: tuple[str, ...]):
     """The FitConfig, and the values that it was made of, as the text of a gin file."""
     for binding in bindings:
         if not binding.startswith("--gin."):

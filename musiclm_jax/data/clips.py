@@ -149,7 +149,7 @@ def refresh_index(folder: ClipFolder, directory: AnyPath | str) -> ClipStore:
     _write_skipped(folder, directory, skipped)
     pairs = [(clip, entry) for clip, entry in zip(found, folder.entries, strict=True) if clip.reason is None]
     _check_train(folder, [entry for _, entry in pairs])
-    clips = [Clip(entry.file_name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
+    clips = [Clip(entry.name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
     index = {
         "sample_rate_hz": sample_rate_hz,
         "num_samples": sum(clip.length for clip in clips),
@@ -165,7 +165,7 @@ def _is_of(directory: AnyPath, folder: ClipFolder, sample_rate_hz: int) -> bool:
     """Whether the store `directory` has the clips of `folder`, by name and hash, at this rate."""
     if any(entry.sha256 is None for entry in folder.entries):
         raise ValueError("expected a folder with hashes: read it with read_folder(..., hash_files=True)")
-    found = [(entry.file_name, entry.sha256) for entry in folder.entries]
+    found = [(entry.name, entry.sha256) for entry in folder.entries]
     decoded = read_decoded(directory)
     return decoded is not None and decoded[0] == sample_rate_hz and [(clip.file_name, clip.sha256) for clip in decoded[1]] == found
 
@@ -182,9 +182,9 @@ def _check_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[Dec
 
 
 def _write_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[DecodedClip]) -> list[str]:
-    """Writes skipped.log, one line for each skipped clip with the reason. Returns the lines."""
+    """Writes skipped.log, one line for each clip that is skipped or absent, with the reason. Returns the lines of those that are skipped."""
     lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
-    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+    write_text(directory / SKIPPED, "".join(f"{line}\n" for line in [*lines, *(f"{name}: its audio is not there" for name in folder.absent)]))
     return lines
 
 

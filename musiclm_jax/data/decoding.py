@@ -94,7 +94,7 @@ def decode_clips(
 
     def decode(entry: Entry) -> tuple[_Spool, int] | UserError:
         try:
-            return _decode_file(folder / entry.file_name, place, sample_rate_hz=sample_rate_hz, stop=stop)
+            return _decode_file(folder / entry.file_name, place, part=(entry.start_sec or 0.0, entry.end_sec), sample_rate_hz=sample_rate_hz, stop=stop)
         except UserError as error:
             return error
 
@@ -127,10 +127,10 @@ def _workspace(directory: AnyPath) -> Path:
     return buckets.workspace(directory) if is_bucket(directory) else directory
 
 
-def _decode_file(path: AnyPath, directory: Path, *, sample_rate_hz: int, stop: threading.Event) -> tuple[_Spool, int]:
-    """Decodes one file. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
+def _decode_file(path: AnyPath, directory: Path, *, part: tuple[float, float | None], sample_rate_hz: int, stop: threading.Event) -> tuple[_Spool, int]:
+    """Decodes one file, or a part of it. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
     with _Spool(directory, stop) as floats:
-        decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz))
+        decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz), start_sec=part[0], end_sec=part[1])
         scale = np.float32(32768 / max(decoded.peak, 1.0))
         floats.seek(0)
         whole = _Spool(directory, stop)
@@ -198,11 +198,11 @@ class _Store:
         with samples:
             while data := samples.read(2 * _COPY_SAMPLES):
                 _write_all(self._file, data)
-        self._add(DecodedClip(entry.file_name, entry.sha256, self._length, length))
+        self._add(DecodedClip(entry.name, entry.sha256, self._length, length))
 
     def skip(self, entry: Entry, reason: str) -> None:
         """Adds a clip that cannot be used."""
-        clip = DecodedClip(entry.file_name, entry.sha256, self._length, 0, reason)
+        clip = DecodedClip(entry.name, entry.sha256, self._length, 0, reason)
         self.skipped.append(clip)
         self._add(clip)
 
@@ -277,7 +277,7 @@ def _still_true(lines: list[dict[str, Any]], entries: Sequence[Entry], *, size: 
             clip, entry = DecodedClip(**line), entries[len(done)] if len(done) < len(entries) else None
         except TypeError:  # The line is damaged.
             break
-        if entry is not None and (clip.file_name, clip.sha256) == (entry.file_name, entry.sha256):
+        if entry is not None and (clip.file_name, clip.sha256) == (entry.name, entry.sha256):
             if _place(clip.offset + clip.length) > size:
                 break
             done.append(clip)

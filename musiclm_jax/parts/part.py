@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from musiclm_jax import bundle
-from musiclm_jax.checks import SECONDS, SEED, SIZE, check_numbers
+from musiclm_jax.checks import SECONDS, SEED, SIZE, check_choices, check_numbers
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
+from musiclm_jax.data.splits import GROUPINGS
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, atomic_path
@@ -112,8 +113,12 @@ class FitConfig:
     encode_batch_size: int = 4
     # Random seed of clustering and quantizers.
     seed: int = 0
+    # What makes a group of clips for which none is listed; a group is in one split. "listed": nothing. "folder": their folder. "name": their name without a
+    # number at its end, as in "song_part2" and "song-2".
+    group_by: str = "listed"
 
     def __post_init__(self):
+        check_choices(self, group_by=GROUPINGS)
         check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
         if not self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
@@ -171,7 +176,7 @@ class Run:
     @functools.cached_property
     def clip_folder(self) -> ClipFolder:
         """The clips of the data folder, with their metadata."""
-        return read_folder(self.data, hashes=self.workdir / "hashes.json")
+        return read_folder(self.data, hashes=self.workdir / "hashes.json", group_by=self.config.group_by)
 
     @functools.cached_property
     def clips(self) -> ClipStore:

@@ -7,8 +7,9 @@ import unicodedata
 
 import pytest
 
-from musiclm_jax.data import folder as folder_module
-from musiclm_jax.data.folder import ClipFolder, _held_out, check_captions, read_folder
+from musiclm_jax.data import hashing, walk
+from musiclm_jax.data.folder import ClipFolder, check_captions, read_folder
+from musiclm_jax.data.splits import held_out as choose_held_out
 from musiclm_jax.errors import UserError
 
 ASPECTS = ("waves", "splits", "captions", "melodies")
@@ -171,7 +172,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     def closed(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(folder_module.os, "scandir", closed)
+    monkeypatch.setattr(walk.os, "scandir", closed)
     with pytest.raises(UserError, match="in cannot be read .Permission denied.: change its permissions"):
         read_folder(folder)
 
@@ -181,16 +182,16 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_held_out_clips_are_a_stable_twentieth():
     names = [f"{i}.wav" for i in range(2000)]
-    held_out = _held_out(names)
+    held_out = choose_held_out(names)
     assert 70 < len(held_out) < 130
-    assert set(_held_out(names + ["new.wav"])) - {"new.wav"} == set(held_out)
-    assert len(_held_out(["a", "b"])) == 1 and _held_out(["a"]) == []
+    assert set(choose_held_out(names + ["new.wav"])) - {"new.wav"} == set(held_out)
+    assert len(choose_held_out(["a", "b"])) == 1 and choose_held_out(["a"]) == []
 
 
 def test_renderings_of_a_melody_stay_together(tmp_path):
     lines = {f"{i:02d}.wav": {"melody": f"tune {i // 2}"} for i in range(12)} | {"x.wav": {"caption": "a tone"}}
     read = read_folder(make(tmp_path, lines, lines))
-    held_out = _held_out(sorted({"x.wav", *(f"tune {i}" for i in range(6))}))
+    held_out = choose_held_out(sorted({"x.wav", *(f"tune {i}" for i in range(6))}))
     assert held_out and {entry.melody or entry.file_name for entry in read.split("test")} == set(held_out)
 
 
@@ -260,8 +261,8 @@ def test_only_new_and_touched_files_are_read_again(tmp_path, monkeypatch):
         assert done == [("reading", i + 1, len(log)) for i in range(len(log))]
         return digest, sorted(log)
 
-    original = folder_module.hashlib.file_digest
-    monkeypatch.setattr(folder_module.hashlib, "file_digest", lambda file, kind: log.append(os.path.basename(file.name)) or original(file, kind))
+    original = hashing.hashlib.file_digest
+    monkeypatch.setattr(hashing.hashlib, "file_digest", lambda file, kind: log.append(os.path.basename(file.name)) or original(file, kind))
     first, all_files = read()
     assert all_files == ["a.wav", "b.wav", "c.wav"] and read() == (first, [])
     assert [path.name for path in cache.parent.iterdir()] == ["hashes.json"]

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from musiclm_jax.data.metadata import read_captions, read_lines, read_sidecar, read_text
+from musiclm_jax.data.metadata import read_captions, read_json_sidecar, read_lines, read_sidecar
+from musiclm_jax.data.text_files import read_text
 from musiclm_jax.errors import UserError
 
 TEXT = "the singer’s calm tune, déjà vu"
@@ -68,7 +69,7 @@ def test_lines_end_at_the_line_feed_alone(tmp_path):
         ('{"file_name": "a.wav", "captions": {"short": ["x"], "long": [["y"]]}}', "expected a list of strings, or an object from kinds"),
         ('{"file_name": "a.wav", "captions": null}', "expected a list of strings, or an object from kinds"),
         ('{"file_name": "a.wav", "caption": "\\ud83d"}', "line 2: it has half a surrogate pair"),
-        ('{"file_name": "a.wav", "caption": "x", "split": "dev"}', "split is 'dev', expected 'train' or 'test'"),
+        ('{"file_name": "a.wav", "caption": "x", "split": "night"}', "split is 'night', expected 'train' or 'test'"),
         ('{"file_name": "a.wav", "caption": "x", "split": 1}', "split is 1, expected 'train' or 'test'"),
         ('{"file_name": "a.wav", "caption": "x", "split": ["test"]}', "expected 'train' or 'test'"),
         ('{"file_name": "a.wav", "attributes": "fast"}', "attributes is 'fast', expected an object"),
@@ -105,3 +106,72 @@ def test_captions_may_have_kinds():
     assert read_captions({"caption": " x "}) == (("x",), None)
     assert read_captions({"captions": {"short": ["x", " "], "long": ["y", "z"], "none": []}}) == (("x", "y", "z"), ("short", "long", "long"))
     assert read_captions({"captions": {"short": [""]}}) == ((), None) == read_captions({})
+
+
+def test_csv_of_audiofolder(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_text('file_name,text,split,start_time,end_time\na.wav,"calm, slow",validation,,\nb.wav,"two\nlines",train,1.5,3\nc.wav,"[""x"", ""y""]",,,\n\n')
+    lines, warnings = read_lines(path)
+    assert warnings == []
+    assert [(line.number, line.file_name, line.captions, line.split) for line in lines] == [
+        (2, "a.wav", ("calm, slow",), "test"),
+        (4, "b.wav", ("two\nlines",), "train"),
+        (5, "c.wav", ("x", "y"), None),
+    ]
+    assert [(line.start_sec, line.end_sec) for line in lines] == [(None, None), (1.5, 3.0), (None, None)]
+    path.write_text("file_name,text\na.wav,calm, slow\n")
+    with pytest.raises(UserError, match=r"metadata\.csv line 2 has 3 cells where its first line has 2: put texts with commas in quotes"):
+        read_lines(path)
+    path.write_text('file_name,text\na.wav,"calm\n')
+    with pytest.raises(UserError, match=r"metadata\.csv line 2 is not CSV \(unexpected end of data\)"):
+        read_lines(path)
+
+
+def test_parquet_of_audiofolder(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    from pyarrow import parquet
+
+    path = tmp_path / "metadata.parquet"
+    rows = [{"file_name": "a.wav", "captions": ["calm", "slow"], "start_sec": 2.0}, {"file_name": "b.wav", "captions": ["fast"], "start_sec": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    lines, _ = read_lines(path)
+    assert [(line.number, line.file_name, line.captions, line.start_sec) for line in lines] == [
+        (1, "a.wav", ("calm", "slow"), 2.0),
+        (2, "b.wav", ("fast",), None),
+    ]
+    path.write_bytes(b"PAR1 no table")
+    with pytest.raises(UserError, match=r"metadata\.parquet is not a Parquet file"):
+        read_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start_sec": -1}, "start_sec is -1, expected seconds"),
+        ({"start_time": "soon"}, "start_time is 'soon', expected seconds"),
+        ({"end_sec": float("inf")}, "end_sec is inf, expected seconds"),
+        ({"end_sec": True}, "end_sec is True, expected seconds"),
+        ({"start_sec": 3, "end_sec": 3}, "its part from 3 s to 3 s is empty"),
+        ({"group": 3}, "group is 3, expected a string"),
+        ({"license": ""}, "license is '', expected a string"),
+    ],
+)
+def test_parts_groups_and_licences(tmp_path, fields, message):
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(json.dumps({"file_name": "a.wav", "start_sec": 0, "end_time": 2.5, "group": "album", "license": "CC0"}) + "\n")
+    (line,), warnings = read_lines(path)
+    assert (line.start_sec, line.end_sec, line.group, line.licence, warnings) == (0.0, 2.5, "album", "CC0", [])
+    path.write_text(json.dumps({"file_name": "a.wav"} | fields) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_lines(path)
+
+
+def test_a_json_file_beside_a_clip(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"caption": "calm", "group": "album"}')
+    line = read_json_sidecar(path, "a.wav")
+    assert (line.file_name, line.captions, line.group) == ("a.wav", ("calm",), "album")
+    for text in ("[1]", "{", ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.json is not a JSON object with captions"):
+            read_json_sidecar(path, "a.wav")
