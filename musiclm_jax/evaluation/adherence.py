@@ -25,7 +25,7 @@ from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
-from musiclm_jax.evaluation.tables import Table, percent
+from musiclm_jax.evaluation.tables import Table, page, percent
 from musiclm_jax.files import write_json, write_text
 
 
@@ -277,4 +277,4 @@ def format_report(report: dict[str, Any]) -> str:
         keys = ("generated", "ceiling", "chance", "fraction")
         cells = [percent(result[key], result[f"{key}_95"]) for key in keys] if "generated" in result else ["too few captions name it", "", "", ""]
         rows.append((measure.title, f"{result['count']:5}", *cells))
-    return f"{title}\n\n{Table(('', 'clips', 'generated', 'real (ceiling)', 'shuffled (chance)', 'chance to ceiling'), tuple(rows)).text()}"
+    return page(title, Table(("", "clips", "generated", "real (ceiling)", "shuffled (chance)", "chance to ceiling"), tuple(rows)).text())

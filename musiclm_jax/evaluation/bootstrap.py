@@ -52,3 +52,8 @@ def pair_means(
     pairs = np.einsum("ri,ri->r", counts @ values, counts) - np.square(counts) @ np.diag(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return own, pairs / (np.square(total) - np.square(counts).sum(axis=1))
+
+
+def estimate_pairs(values: Float[np.ndarray, "n n"], *, rng: np.random.Generator) -> dict[str, Any]:
+    """`estimate` of the two `pair_means`, as "pairs" and "shuffled"."""
+    return estimate(lambda counts: dict(zip(("pairs", "shuffled"), pair_means(values, counts))), len(values), rng=rng)

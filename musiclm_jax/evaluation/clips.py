@@ -178,6 +178,41 @@ def map_waves(
     return done, skipped
 
 
+def map_groups(
+    fn: Callable[[np.ndarray], Result], groups: Sequence[tuple[Path, ...]], excerpt: Excerpt, *, columns: tuple[str, ...], progress: Progress
+) -> tuple[list[tuple[int, tuple[Result, ...]]], list[str]]:
+    """`map_waves` of files that belong together, such as the real and the generated clip of a caption.
+
+    Args:
+        groups: files that belong together, one for each of `columns`.
+        columns: names of the columns, such as ("reference", "generated"), for progress and errors.
+
+    Returns:
+        ([(number of a group, its results)] of the groups of which all files can be used, the reasons why other files cannot).
+
+    Raises:
+        UserError: fewer than 2 groups can be used.
+    """
+    found, skipped = [], []
+    for what, paths in zip(columns, zip(*groups), strict=True):
+        done, left_out = map_waves(fn, paths, excerpt, what=what, progress=progress)
+        found.append({path: result for path, result, _ in done})
+        skipped += left_out
+    whole = [
+        (i, tuple(results[path] for path, results in zip(group, found)))
+        for i, group in enumerate(groups)
+        if all(path in results for path, results in zip(group, found))
+    ]
+    if len(whole) < 2:
+        raise UserError(f"{len(whole)} of the {len(groups)} {' and '.join(columns)} clips can be used, expected at least 2; the others: {skipped[0]}")
+    return whole, skipped
+
+
+def left_out(reasons: Sequence[str]) -> list[str]:
+    """The note of a report about clips that cannot be used; none if all can."""
+    return [f"{len(reasons)} clips cannot be used and are left out, such as {reasons[0]}"] if reasons else []
+
+
 def choose_clips(folder: ClipFolder, count: int | None, *, rng: np.random.Generator) -> list[Entry]:
     """At most `count` clips of a folder, of any split, drawn at random, in the order of their names. None: all."""
     entries = folder.entries

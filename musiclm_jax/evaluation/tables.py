@@ -40,3 +40,8 @@ def percent(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None or interval is None:
         return "        -"
     return f"{100 * value:3.0f} % [{100 * interval[0]:3.0f}, {100 * interval[1]:3.0f}]"
+
+
+def page(*parts: str, notes: Sequence[str] = ()) -> str:
+    """A report in plain text: its parts with empty lines between them, and the notes at its end."""
+    return "\n\n".join([*parts, *(["\n".join(f"note: {note}" for note in notes)] if notes else [])])
