@@ -44,7 +44,7 @@ class Embedding(Protocol):
         ...
 
 
-def batched(fn: Callable[[Any], Any], rows: Sequence[Any], *, size: int = _BATCH) -> Float[np.ndarray, "n D"]:
+def batched(fn: Callable[[Any], Any], rows: Sequence[Any] | np.ndarray, *, size: int = _BATCH) -> Float[np.ndarray, "n D"]:
     """Applies `fn` to batches of at most `size` rows, and returns the rows of all results."""
     return np.concatenate([np.asarray(fn(rows[start : start + size]), np.float32) for start in range(0, len(rows), size)])
 

@@ -7,6 +7,7 @@ loaded as the HuBERT that it is. All of them run in PyTorch on the CPU, but VGGi
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def _read_state(path: Path) -> dict[str, np.ndarray]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: value.numpy() for name, value in state.items()}
-    except (RuntimeError, AttributeError, EOFError, ValueError) as error:
+    except (RuntimeError, AttributeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not a file of PyTorch's weights; copy or download it again") from error
 
 
