@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zipfile
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class _Embedded:
     """The clips of a set, each as the result of `frechet.compress`."""
 
     names: tuple[str, ...]
-    rows: list[Float[np.ndarray, "r E"]]
+    rows: list[Float[np.ndarray, "_ E"]]
     seconds: float
     skipped: tuple[str, ...]
 
@@ -114,7 +115,7 @@ def evaluate_fad(
     """
     check_seed(seed)
     excerpt = Excerpt(embedding.sample_rate_hz, embedding.min_samples, seconds)
-    choose = {"num_clips": num_clips, "rng": np.random.default_rng([seed, 0]), "progress": progress}
+    read = functools.partial(_embed, embedding, excerpt=excerpt, num_clips=num_clips, progress=progress)
     if Path(generated).is_file():
         raise UserError(f"{generated}: is a file, expected a folder of generated clips; the reference, which may be a file, comes first")
     skipped: list[str] = []
@@ -123,20 +124,20 @@ def evaluate_fad(
         if known.embedding != embedding.name:
             raise UserError(f"{reference}: has statistics of {known.embedding}, but the embedding is {embedding.name}: choose the same for both")
     else:
-        clips = _embed(embedding, reference, excerpt, what="reference", **choose)
+        clips = read(reference, what="reference", rng=np.random.default_rng([seed, 0]))
         skipped += clips.skipped
         gaussian = frechet.fit(clips.rows)
         halves = _halves(clips.rows, np.random.default_rng([seed, 1]))
         known = Reference(embedding.name, str(reference), gaussian, len(clips.rows), clips.seconds, halves)
     if save_to is not None:
         save_reference(save_to, known)
-    clips = _embed(embedding, generated, excerpt, what="generated", **choose)
+    clips = read(generated, what="generated", rng=np.random.default_rng([seed, 4]))
     skipped += clips.skipped
     return _report(known, clips, str(generated), skipped, seed) | {"seconds": seconds, "seed": seed}
 
 
 def _embed(
-    embedding: Embedding, folder: str | Path, excerpt: Excerpt, *, what: str, num_clips: int | None, rng: np.random.Generator, progress: Progress
+    embedding: Embedding, folder: str | Path, *, what: str, excerpt: Excerpt, num_clips: int | None, rng: np.random.Generator, progress: Progress
 ) -> _Embedded:
     """Embeds the clips of a folder."""
     found = read_clips(folder, progress=progress)
@@ -154,7 +155,7 @@ def _embed(
     return _Embedded(tuple(str(path.relative_to(found.path)) for path, _, _ in done), [rows for _, rows, _ in done], seconds, (*unusable, *skipped))
 
 
-def _halves(clips: Sequence[Float[np.ndarray, "r E"]], rng: np.random.Generator) -> float:
+def _halves(clips: Sequence[Float[np.ndarray, "_ E"]], rng: np.random.Generator) -> float:
     """The distance of one random half of the clips to the other half. NaN: there are fewer than 4 clips."""
     if len(clips) < 4:
         return float("nan")

@@ -18,6 +18,7 @@ from musiclm_jax.evaluation import bootstrap
 _NUM_RESAMPLES = 100
 # Sizes of the subsets from which the limit is extrapolated, and draws of each size.
 _NUM_SIZES, _NUM_DRAWS = 12, 4
+_LEAST_CLIPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Limit:
     r2: float
 
 
-def compress(embeddings: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "r E"]:
+def compress(embeddings: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "_ E"]:
     """The rows [1, x] of one clip, or the triangle of their QR decomposition if that has fewer rows. E = D + 1."""
     rows = np.concatenate([np.ones((len(embeddings), 1)), embeddings.astype(np.float64)], axis=1)
     return rows if len(rows) <= rows.shape[1] else np.linalg.qr(rows, mode="r")
 
 
-def fit(clips: Sequence[Float[np.ndarray, "r E"]], counts: Float[np.ndarray, "n"] | None = None) -> Gaussian:
+def fit(clips: Sequence[Float[np.ndarray, "_ E"]], counts: Float[np.ndarray, "n"] | None = None) -> Gaussian:
     """Fits a Gaussian to all embeddings of some clips.
 
     Args:
@@ -86,18 +87,18 @@ def frechet_distance(a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]) -
     return distance(fit([compress(a)]), fit([compress(b)]))
 
 
-def extrapolate(reference: Gaussian, clips: Sequence[Float[np.ndarray, "r E"]], *, rng: np.random.Generator) -> Limit | None:
+def extrapolate(reference: Gaussian, clips: Sequence[Float[np.ndarray, "_ E"]], *, rng: np.random.Generator) -> Limit | None:
     """The distance for infinitely many clips (arXiv 1911.07023, section 4): the distance of n clips is too large by about a constant over n.
 
     A line in 1 / n is fitted to the distances of random subsets of a fifth of the clips to all of them. Clips are drawn without repetition: with repetition,
     as in fadtk, the line leads to the distance of all the clips, not beyond it. The reference is not extrapolated.
 
     Returns:
-        None if the smallest subset has no more embeddings than dimensions, because the distance is not linear in 1 / n there.
+        None with fewer than 10 clips, or if the smallest subset has no more embeddings than dimensions: the distance is not linear in 1 / n there.
     """
     embeddings_per_clip = fit(clips).num_rows / len(clips)
     least = max(len(clips) / 5, (len(reference.mean) + 1) / embeddings_per_clip)
-    if least > len(clips) / 2:
+    if len(clips) < _LEAST_CLIPS or least > len(clips) / 2:
         return None
     sizes = np.repeat(np.linspace(np.ceil(least), len(clips), _NUM_SIZES).astype(int), _NUM_DRAWS)
     values = [distance(reference, fit([clips[i] for i in rng.permutation(len(clips))[:size]])) for size in sizes]
@@ -106,7 +107,7 @@ def extrapolate(reference: Gaussian, clips: Sequence[Float[np.ndarray, "r E"]], 
     return Limit(float(value), float(1 - residual / np.sum((values - np.mean(values)) ** 2)))
 
 
-def distance_interval(reference: Gaussian, clips: Sequence[Float[np.ndarray, "r E"]], *, rng: np.random.Generator) -> list[float] | None:
+def distance_interval(reference: Gaussian, clips: Sequence[Float[np.ndarray, "_ E"]], *, rng: np.random.Generator) -> list[float] | None:
     """The 95 % interval of the distance for other clips like these against the same reference. None: there are fewer than 2 clips.
 
     A resample has fewer different clips, so that its distance is too large. The resamples are shifted to have the distance of all clips in their middle.

@@ -33,10 +33,10 @@ assert isinstance(BANDS, embeddings.Embedding)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(8 clips of low tones, 7 clips of higher ones)."""
+    """(14 clips of low tones, 13 clips of higher ones)."""
     root = tmp_path_factory.mktemp("fad")
-    low = {f"{i}.wav": tone(200 + 20 * i, seed=i) for i in range(8)}
-    high = {f"more/{i}.wav": tone(1500 + 20 * i, seed=i + 100) for i in range(7)}
+    low = {f"{i}.wav": tone(200 + 20 * i, seed=i) for i in range(14)}
+    high = {f"more/{i}.wav": tone(1500 + 20 * i, seed=i + 100) for i in range(13)}
     return write_clips(root / "low", low), write_clips(root / "high", high)
 
 
@@ -49,15 +49,15 @@ def test_the_distance_is_that_of_all_embeddings(folders, tmp_path):
     report = evaluate_fad(BANDS, low, high)
     assert report["fad"] == pytest.approx(frechet_distance(rows(low), rows(high)), rel=1e-9)
     assert report["fad_95"][0] < report["fad"] < report["fad_95"][1] and 0 < report["halves"] < report["fad"] / 2
-    assert report["reference"] == {"path": str(low), "num_clips": 8, "num_embeddings": 80, "mean_seconds": 1.0}
+    assert report["reference"] == {"path": str(low), "num_clips": 14, "num_embeddings": 140, "mean_seconds": 1.0}
     assert report["fad_inf"] == pytest.approx(report["fad"], rel=0.2) and report["notes"] == []
     # The clip farthest from the reference comes first.
     scores = {clip["file_name"]: clip["score"] for clip in report["clips"]}
-    assert list(scores) == sorted(scores, key=lambda name: -scores[name]) and len(scores) == 7
+    assert list(scores) == sorted(scores, key=lambda name: -scores[name]) and len(scores) == 13
     one = BANDS.embed(soundfile.read(high / "more/3.wav")[0].astype(np.float32))
     assert scores["more/3.wav"] == pytest.approx(frechet_distance(rows(low), one), rel=1e-9)
     text = format_fad_report(report)
-    assert "8 clips of 1 s, 80 embeddings" in text and f"{report['fad']:.3f} [" in text and "note" not in text
+    assert "14 clips of 1 s, 140 embeddings" in text and f"{report['fad']:.3f} [" in text and "note" not in text
 
 
 def test_any_rate_is_read(folders, tmp_path):
@@ -65,7 +65,7 @@ def test_any_rate_is_read(folders, tmp_path):
         wave, _ = soundfile.read(path)
         soundfile.write(tmp_path / f"{path.stem}.flac", np.repeat(wave, 2), 2 * RATE_HZ)
     report = evaluate_fad(BANDS, folders[0], tmp_path)
-    assert report["generated"]["num_embeddings"] == 80 and report["fad"] < evaluate_fad(BANDS, *folders)["fad"]
+    assert report["generated"]["num_embeddings"] == 140 and report["fad"] < evaluate_fad(BANDS, *folders)["fad"]
 
 
 def test_a_reference_is_saved_and_read(folders, tmp_path):

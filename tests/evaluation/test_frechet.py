@@ -101,7 +101,9 @@ def test_the_limit_is_near_the_truth_and_the_distance_is_not():
     clips = draws(60, seed=1)
     limit = extrapolate(reference, clips, rng=np.random.default_rng(2))
     assert abs(limit.value) < 0.15 * distance(reference, fit(clips)) and 0.8 < limit.r2 <= 1
-    assert extrapolate(reference, clips[:8], rng=np.random.default_rng(2)) is None  # 12 embeddings, of which no line is known.
+    assert extrapolate(reference, clips[:9], rng=np.random.default_rng(2)) is None
+    wide = [compress(np.random.default_rng(i).standard_normal((3, 40))) for i in range(20)]  # Of 10 clips there are 30 embeddings of 40 dimensions.
+    assert extrapolate(fit(wide), wide, rng=np.random.default_rng(2)) is None
 
 
 def test_the_interval_contains_the_distance_and_narrows():
