@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from musiclm_jax.cli.options import Place, Seconds, model_option, seed_option, use_compilation_cache
+from musiclm_jax.cli.options import OutFile, Place, Seconds, model_option, seed_option, use_compilation_cache
 
 clips_argument = click.argument("directory", metavar="DIR", type=Place())
 clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Length measured, from each clip's start.")
@@ -21,7 +21,7 @@ reference_argument = click.argument("reference", metavar="REFERENCE", type=Place
 generated_argument = click.argument("generated", metavar="GENERATED", type=Place())
 excerpt_option = click.option("--seconds", type=Seconds(0.5, 3600), show_default="whole clips", help="Length of the beginning of each clip that is used.")
 weights_option = click.option("--weights", metavar="PATH", type=str, help="Weights of a judge that is not packaged: a folder, a file, or a name on the hub.")
-json_option = click.option("--out", type=Place(), help="JSON file for the whole report, with the figures of each clip.")
+json_option = click.option("--out", type=OutFile(), help="JSON file for the whole report, with the figures of each clip.")
 _say = functools.partial(click.echo, err=True)
 
 
@@ -142,7 +142,7 @@ def melody(workdir) -> None:
 @click.option("--clips", type=click.IntRange(min=1), show_default="all", help="The most clips of each folder, drawn at random.")
 @excerpt_option
 @seed_option
-@click.option("--save-reference", type=Place(), metavar="FILE.npz", help="File for the statistics of REFERENCE.")
+@click.option("--save-reference", type=OutFile(), metavar="FILE.npz", help="File for the statistics of REFERENCE.")
 @json_option
 def fad(reference, generated, embedding, model, weights, clips, seconds, seed, save_reference, out) -> None:
     """Measures the Fréchet audio distance of the clips in GENERATED to those in REFERENCE.

@@ -36,6 +36,16 @@ class Place(click.ParamType):
         return Path(value)
 
 
+class OutFile(Place):
+    """A file to write. A folder or a device of this name is an error, because files are replaced whole."""
+
+    def convert(self, value, param, ctx) -> Path:
+        path = super().convert(value, param, ctx)
+        if os.path.exists(path) and not os.path.isfile(path):
+            self.fail(f"{str(path)!r} is a folder or a device; name a file.", param, ctx)
+        return path
+
+
 class Model(Place):
     """A bundle: its folder, or the name of a packaged one. It stays a string, because "./demo" is a folder and "demo" is not."""
 

@@ -168,7 +168,7 @@ def map_waves(
     done, skipped = [], []
     for i, (path, result) in enumerate(map_ahead(one, paths)):
         if i % _SAY_EVERY == 0:
-            progress(f"{what}: clips {i + 1} to {min(i + _SAY_EVERY, len(paths))} of {len(paths)}")
+            progress(f"embedding {what} clips {i + 1} to {min(i + _SAY_EVERY, len(paths))} of {len(paths)}")
         if isinstance(result, str):
             skipped.append(result)
         else:

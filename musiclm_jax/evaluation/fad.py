@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.arrays import Float
+from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation import frechet
 from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, choose_clips, left_out, map_waves, read_clips
@@ -115,44 +117,43 @@ def evaluate_fad(
     """
     check_seed(seed)
     excerpt = Excerpt(embedding.sample_rate_hz, embedding.min_samples, seconds)
-    read = functools.partial(_embed, embedding, excerpt=excerpt, num_clips=num_clips, progress=progress)
-    if Path(generated).is_file():
+    if os.path.isfile(generated):
         raise UserError(f"{generated}: is a file, expected a folder of generated clips; the reference, which may be a file, comes first")
+    known = read_reference(Path(reference)) if os.path.isfile(reference) else None
+    if known and known.embedding != embedding.name:
+        raise UserError(f"{reference}: has statistics of {known.embedding}, but the embedding is {embedding.name}: choose the same for both")
+    real = None if known else read_clips(reference, progress=progress)
+    made = read_clips(generated, progress=progress)
+    read = functools.partial(_embed, embedding, excerpt=excerpt, num_clips=num_clips, progress=progress)
     skipped: list[str] = []
-    if Path(reference).is_file():
-        known = read_reference(Path(reference))
-        if known.embedding != embedding.name:
-            raise UserError(f"{reference}: has statistics of {known.embedding}, but the embedding is {embedding.name}: choose the same for both")
-    else:
-        clips = read(reference, what="reference", rng=np.random.default_rng([seed, 0]))
+    if known is None:
+        clips = read(real, what="reference", rng=np.random.default_rng([seed, 0]))
         skipped += clips.skipped
-        gaussian = frechet.fit(clips.rows)
         halves = _halves(clips.rows, np.random.default_rng([seed, 1]))
-        known = Reference(embedding.name, str(reference), gaussian, len(clips.rows), clips.seconds, halves)
+        known = Reference(embedding.name, str(reference), frechet.fit(clips.rows), len(clips.rows), clips.seconds, halves)
+    clips = read(made, what="generated", rng=np.random.default_rng([seed, 4]))
+    skipped += clips.skipped
     if save_to is not None:
         save_reference(save_to, known)
-    clips = read(generated, what="generated", rng=np.random.default_rng([seed, 4]))
-    skipped += clips.skipped
     return _report(known, clips, str(generated), skipped, seed) | {"seconds": seconds, "seed": seed}
 
 
 def _embed(
-    embedding: Embedding, folder: str | Path, *, what: str, excerpt: Excerpt, num_clips: int | None, rng: np.random.Generator, progress: Progress
+    embedding: Embedding, folder: ClipFolder, *, what: str, excerpt: Excerpt, num_clips: int | None, rng: np.random.Generator, progress: Progress
 ) -> _Embedded:
     """Embeds the clips of a folder."""
-    found = read_clips(folder, progress=progress)
-    names = [entry.file_name for entry in choose_clips(found, num_clips, rng=rng)]
+    names = [entry.file_name for entry in choose_clips(folder, num_clips, rng=rng)]
 
     def one(wave: np.ndarray) -> np.ndarray:
         return frechet.compress(np.asarray(embedding.embed(wave)))
 
-    done, skipped = map_waves(one, [found.path / name for name in names], excerpt, what=what, progress=progress)
+    done, skipped = map_waves(one, [folder.path / name for name in names], excerpt, what=what, progress=progress)
     for path, rows, _ in done:
         if not np.isfinite(rows).all():
             raise UserError(f"{path}: its embedding by {embedding.name} has NaN or infinity; remove the clip, or choose another embedding")
     seconds = float(np.mean([length for _, _, length in done]))
-    unusable = tuple(f"{found.path / name}: {reason}" for name, reason in found.unusable)
-    return _Embedded(tuple(str(path.relative_to(found.path)) for path, _, _ in done), [rows for _, rows, _ in done], seconds, (*unusable, *skipped))
+    unusable = tuple(f"{folder.path / name}: {reason}" for name, reason in folder.unusable)
+    return _Embedded(tuple(str(path.relative_to(folder.path)) for path, _, _ in done), [rows for _, rows, _ in done], seconds, (*unusable, *skipped))
 
 
 def _halves(clips: Sequence[Float[np.ndarray, "_ E"]], rng: np.random.Generator) -> float:

@@ -40,7 +40,7 @@ def folders(tmp_path_factory):
 def test_fad(bundle, folders, tmp_path, capsys):
     options = ("--embedding", "codec", "--model", bundle, "--seconds", "1", "--clips", "2")
     status, out, err = run("fad", *folders, *options, "--save-reference", tmp_path / "real.npz", "--out", tmp_path / "fad.json", capsys=capsys)
-    assert status == 0 and "generated to reference (FAD)" in out and "generated: clips 1 to 2 of 2" in err
+    assert status == 0 and "generated to reference (FAD)" in out and "embedding generated clips 1 to 2 of 2" in err
     report = json.loads((tmp_path / "fad.json").read_text())
     assert f"{report['fad']:.3f}" in out and report["generated"]["num_clips"] == 2
     assert run("fad", tmp_path / "real.npz", folders[1], *options, capsys=capsys)[1] == out
@@ -65,6 +65,8 @@ def test_mistakes(folders, tmp_path, capsys):
         (["fad", folders[0], folders[1] / "0.wav"], "0.wav: is a file, expected a folder of generated clips"),
         (["fad", folders[1] / "0.wav", folders[0]], "0.wav: is neither a folder of clips nor statistics"),
         (["fad", *folders, "--save-reference", tmp_path / "a.npz" / "b"], "a.npz"),
+        (["fad", *folders, "--out", "/dev/null"], "'/dev/null' is a folder or a device; name a file"),
+        (["mcc", *folders, "--out", tmp_path], "is a folder or a device"),
         (["kld", folders[0], tmp_path], "contains no audio"),
         (["kld", *folders, "--classifier", "leaf"], "classifier 'leaf': choose one of musicnn, ast"),
         (["mcc", folders[1]], "0 of 3 clips have a caption"),
