@@ -238,6 +238,12 @@ def pair_clips(reference: ClipFolder, generated: ClipFolder) -> list[tuple[Entry
     return [(first[name], second[name]) for name in names]
 
 
+def unpaired(reference: ClipFolder, generated: ClipFolder, num_pairs: int) -> list[str]:
+    """The notes of a report about clips that `pair_clips` leaves out; none if there are none."""
+    alone = {what: len(folder.entries) - num_pairs for what, folder in (("reference", reference), ("generated", generated))}
+    return [f"{count} {what} clips have no partner of the same name" for what, count in alone.items() if count]
+
+
 def _by_stem(folder: ClipFolder) -> dict[str, Entry]:
     stems: dict[str, Entry] = {}
     for entry in folder.entries:

@@ -16,7 +16,7 @@ from scipy.special import expit, softmax
 
 from musiclm_jax.arrays import Float
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips
+from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Classifier
 from musiclm_jax.evaluation.tables import Table, number, page
 
@@ -77,8 +77,6 @@ def evaluate_kld(
         real, made = (np.stack([classes[i][name] for _, classes in groups]) for i in range(2))
         tables = zip(DIRECTIONS, (divergences(real, made), divergences(made, real)), strict=True)
         results[name] = {way: bootstrap.estimate_pairs(table, rng=np.random.default_rng([seed, 0])) for way, table in tables}
-    alone = [len(folder.entries) - len(pairs) for folder in folders]
-    notes = [f"{count} {what} clips have no partner of the same name" for count, what in zip(alone, ("reference", "generated")) if count]
     return {
         "classifier": classifier.name,
         "num_classes": len(classifier.labels),
@@ -89,7 +87,7 @@ def evaluate_kld(
         "seed": seed,
         "results": results,
         "skipped": skipped,
-        "notes": notes + left_out(skipped),
+        "notes": unpaired(*folders, len(pairs)) + left_out(skipped),
     }
 
 

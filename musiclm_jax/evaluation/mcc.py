@@ -6,15 +6,16 @@ from outside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from musiclm_jax.data.folder import ClipFolder
+from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips
+from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Matcher
 from musiclm_jax.evaluation.tables import Table, number, page
 
@@ -51,7 +52,8 @@ def evaluate_mcc(
     excerpt = Excerpt(judge.sample_rate_hz, judge.min_samples, seconds)
     real = read_clips(reference, progress=progress)
     made = None if generated is None else read_clips(generated, progress=progress)
-    captions, num_missing = _captions(real, made)
+    pairs = [(entry,) for entry in real.entries] if made is None else pair_clips(real, made)
+    captions = _captions(pairs)
     if len(captions) < 2:
         raise UserError(f"{_lack(real, made)}; add captions to metadata.jsonl, or a text file beside each clip")
     columns = ("real",) if made is None else ("real", "generated")
@@ -60,7 +62,9 @@ def evaluate_mcc(
     texts = judge.embed_texts([captions[i][0] for i, _ in groups])
     clips = [np.stack([embeddings[column] for _, embeddings in groups]) for column in range(len(columns))]
     cosines = {what: (texts @ embeddings.T).astype(np.float64) for what, embeddings in zip(columns, clips)}
-    notes = [f"{num_missing} clips have no caption and are left out"] if num_missing else []
+    num_missing = len(pairs) - len(captions)
+    notes = [] if made is None else unpaired(real, made, len(pairs))
+    notes += [f"{num_missing} clips have no caption and are left out"] if num_missing else []
     return {
         "judge": judge.name,
         "reference": str(reference),
@@ -78,15 +82,14 @@ def evaluate_mcc(
     }
 
 
-def _captions(real: ClipFolder, made: ClipFolder | None) -> tuple[list[tuple], int]:
-    """Returns ([(caption, its real clip, its generated clip if there are any)], the number of clips without a caption)."""
-    groups = [(entry,) for entry in real.entries] if made is None else pair_clips(real, made)
+def _captions(groups: Sequence[tuple[Entry, ...]]) -> list[tuple]:
+    """Returns (caption, its real clip, its generated clip if there are any) of the groups of which a clip has a caption."""
     found = []
     for group in groups:
         # The caption of the last, which is the generated one, comes first.
         texts = [caption for entry in reversed(group) for caption in entry.captions]
         found += [(texts[0], *group)] if texts else []
-    return found, len(groups) - len(found)
+    return found
 
 
 def _lack(real: ClipFolder, made: ClipFolder | None) -> str:
