@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from musiclm_jax.files import check_writable
+
 
 class PerStage(click.ParamType):
     """A number for all stages, VALUE, or for one, STAGE=VALUE. Converts to (stage or None, number)."""
@@ -37,12 +39,15 @@ class Place(click.ParamType):
 
 
 class OutFile(Place):
-    """A file to write. A folder or a device of this name is an error, because files are replaced whole."""
+    """A file to write, in an existing folder. A folder or a device of this name is an error, because files are replaced whole."""
 
     def convert(self, value, param, ctx) -> Path:
         path = super().convert(value, param, ctx)
         if os.path.exists(path) and not os.path.isfile(path):
             self.fail(f"{str(path)!r} is a folder or a device; name a file.", param, ctx)
+        if not os.path.isdir(path.parent):
+            self.fail(f"{str(path)!r}: there is no folder {str(path.parent)!r}; create it, or write elsewhere.", param, ctx)
+        check_writable(path)  # Before the work whose result is written.
         return path
 
 

@@ -7,6 +7,7 @@ loaded as the HuBERT that it is. All of them run in PyTorch on the CPU, but VGGi
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,11 +223,14 @@ def _pretrained(kind: str, source: str, **options: Any) -> Any:
     """transformers.KIND.from_pretrained(source). Raises UserError if it is not there, is another model's, or lacks weights."""
     cls = getattr(extra("transformers", of=_EXTRA), kind)
     is_model = hasattr(cls, "get_input_embeddings")
+    logging.disable(logging.WARNING)  # The hub's retries, and that MERT's config is of another type.
     try:
         loaded = cls.from_pretrained(source, **options, **({"output_loading_info": True} if is_model else {}))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: cannot be loaded as {kind} ({reason}); download it, and name its folder with --weights") from error
+    finally:
+        logging.disable(logging.NOTSET)
     if not is_model:
         return loaded
     model, info = loaded

@@ -64,7 +64,7 @@ def test_mistakes(folders, tmp_path, capsys):
         (["fad", *folders, "--weights", tmp_path], "musicnn has no --weights"),
         (["fad", folders[0], folders[1] / "0.wav"], "0.wav: is a file, expected a folder of generated clips"),
         (["fad", folders[1] / "0.wav", folders[0]], "0.wav: is neither a folder of clips nor statistics"),
-        (["fad", *folders, "--save-reference", tmp_path / "a.npz" / "b"], "a.npz"),
+        (["fad", *folders, "--save-reference", tmp_path / "none" / "a.npz"], "there is no folder"),
         (["fad", *folders, "--out", "/dev/null"], "'/dev/null' is a folder or a device; name a file"),
         (["mcc", *folders, "--out", tmp_path], "is a folder or a device"),
         (["kld", folders[0], tmp_path], "contains no audio"),
@@ -72,6 +72,5 @@ def test_mistakes(folders, tmp_path, capsys):
         (["mcc", folders[1]], "0 of 3 clips have a caption"),
         (["mcc", *folders, "--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),
     ]:
-        (tmp_path / "a.npz").touch()
         status, _, err = run(*arguments, capsys=capsys)
         assert status == 2 and names in err and err.splitlines()[-1].startswith("musiclm: "), arguments
