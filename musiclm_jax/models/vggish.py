@@ -65,14 +65,12 @@ def patches(wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "P n"]:
 
 @functools.cache
 def mel_filterbank() -> np.ndarray:
-    """VGGish's filters, float32 [F, M]: triangles over the mel scale of HTK, of height 1, without the constant."""
+    """VGGish's filters, float32 [F, M]: triangles over the mel scale of HTK, of height 1."""
     mel = lambda hz: 1127 * np.log(1 + np.asarray(hz) / 700)  # noqa: E731
     bins = mel(np.linspace(0, SAMPLE_RATE_HZ / 2, _NUM_FFT // 2 + 1))[:, None]
     edges = np.linspace(mel(_MIN_HZ), mel(_MAX_HZ), _MELS + 2)
     rising, falling = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
-    filters = np.maximum(0, np.minimum(rising, falling))
-    filters[0] = 0
-    return filters.astype(np.float32)
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
 def log_mel(patches: Float[Array, "B n"]) -> Float[Array, "B T M"]:
