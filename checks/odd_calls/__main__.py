@@ -67,6 +67,9 @@ def import_all() -> None:
     import musiclm_jax.corpus
     import musiclm_jax.evaluation.adherence
     import musiclm_jax.evaluation.codec
+    import musiclm_jax.evaluation.fad
+    import musiclm_jax.evaluation.kld
+    import musiclm_jax.evaluation.mcc
     import musiclm_jax.evaluation.melody
     import musiclm_jax.evaluation.mulan
     import musiclm_jax.evaluation.semantic  # noqa: F401

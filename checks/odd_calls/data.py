@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from checks.odd_calls.calls import LONG, Call, Make, Turns, lines_of_clips, make_odd_paths, odd_paths, put, remove, several, write_metadata, write_tones
+from checks.odd_calls.calls import JUDGED, LONG, Call, Make, Turns, lines_of_clips, make_odd_paths, odd_paths, put, remove, several, write_metadata, write_tones
 
 _LINES = (
     *("{", "[]", "3", "null", '"0.wav"', "[" * 100_000, "{}" * 2, "1" * 5000),
@@ -46,7 +46,7 @@ def data_calls() -> Iterator[Call]:
     def readers(note: str, make: Make, data: str = "d") -> Iterator[Call]:
         yield Call(("train", "prepare", data, "--size", "test", "--workdir", "w"), make, note, "", may=("w/*", "w"))
         yield Call(("fit", data, "--size", "test", "--workdir", "w", "--plan"), make, note, "", may=("w/hashes.json", "w"))
-        yield _evaluation(deal(("codec", "semantic", "mulan", "adherence")), data, make, note)
+        yield _evaluation(deal(("codec", "semantic", "mulan", "adherence", *JUDGED)), data, make, note)
 
     for path in odd_paths("d"):
         yield from readers("", make_odd_paths, path)
@@ -64,6 +64,8 @@ def data_calls() -> Iterator[Call]:
 
 
 def _evaluation(command: str, data: str, make: Make, note: str) -> Call:
+    if command in JUDGED:
+        return Call(("evaluate", command, "clips", data, *JUDGED[command], "--seconds", "1"), make, note, "")
     more = ("--captions", "2", "--seconds", "2") if command == "adherence" else ("--clips", "2", "--seconds", "1")
     more += ("--fit-clips", "2") if command == "semantic" else ()
     return Call(("evaluate", command, data, "--model", "bundle", *more), make, note, "")

@@ -3,19 +3,20 @@
 import os
 from collections.abc import Iterator
 
-from checks.odd_calls.calls import EVALUATIONS, LONG, ODD_NUMBERS, Call, Turns, make_odd_paths, odd_paths, put, several
+from checks.odd_calls.calls import EVALUATIONS, JUDGED, LONG, ODD_NUMBERS, Call, Turns, make_odd_paths, odd_paths, put, several
 
 
 def option_calls() -> Iterator[Call]:
     yield from _help_calls()
     yield from _generate_calls()
     yield from _evaluate_calls()
+    yield from _judged_calls()
     yield from _corpus_calls()
     yield from _training_calls()
 
 
 def _help_calls() -> Iterator[Call]:
-    for command in ("", "generate", "fit", "train", "export", "info", "corpus", "evaluate", *(f"evaluate {each}" for each in EVALUATIONS)):
+    for command in ("", "generate", "fit", "train", "export", "info", "corpus", "evaluate", *(f"evaluate {each}" for each in (*EVALUATIONS, *JUDGED, "kld"))):
         yield Call((*command.split(), "--help"), right=(0,))
         yield Call((*command.split(), "--no-such-option"), names="option")
         if command not in ("", "info", "evaluate"):
@@ -65,6 +66,25 @@ def _evaluate_calls() -> Iterator[Call]:
     for i, model in enumerate(odd_paths("m")):
         yield Call(("evaluate", EVALUATIONS[i % 4], "clips", "--model", model), make_odd_paths, names="")
     yield Call(("evaluate", "adherence", *bundle, "--captions", "2", "--seconds", "2", "--out", "f"), put("f"))
+
+
+def _judged_calls() -> Iterator[Call]:
+    deal = Turns()
+    for command, judge in JUDGED.items():
+        for value in ODD_NUMBERS:
+            option = deal(("--seconds", "--seed", *(("--clips",) if command == "fad" else ())))
+            yield Call(("evaluate", command, "clips", "clips", *judge, option, value), names="")
+        for path in odd_paths("m"):
+            folders = deal(((path, "clips"), ("clips", path)))
+            yield Call(("evaluate", command, *folders, *judge), make_odd_paths, names="")
+            yield Call(("evaluate", command, "clips", "clips", *judge, "--out", path), make_odd_paths, names="")
+    for path in odd_paths("m"):
+        yield Call(("evaluate", "fad", "clips", "clips", *JUDGED["fad"], "--save-reference", path), make_odd_paths, names="")
+    for name in ("", "trill", "w2v-bert:", "w2v-bert:0", "w2v-bert:99999", "w2v-bert:²", "mulan:1", "vggish", "clap", "mert:-1"):
+        yield Call(("evaluate", "fad", "clips", "clips", "--embedding", name, "--model", "bundle"), names="")
+        yield Call(("evaluate", "fad", "clips", "clips", "--embedding", name, "--weights", "no/such"), names="")
+        yield Call(("evaluate", "mcc", "clips", "--judge", name, "--model", "bundle"), names="")
+        yield Call(("evaluate", "kld", "clips", "clips", "--classifier", name), names="")
 
 
 def _corpus_calls() -> Iterator[Call]:

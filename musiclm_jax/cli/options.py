@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from musiclm_jax.files import AnyPath, as_path, local_path
+from musiclm_jax.files import AnyPath, as_path, check_writable, local_path
 
 
 class PerStage(click.ParamType):
@@ -43,6 +43,19 @@ class LocalPlace(Place):
 
     def convert(self, value, param, ctx) -> Path:
         return local_path(super().convert(value, param, ctx))
+
+
+class OutFile(Place):
+    """A file to write, in an existing folder. A folder or a device of this name is an error, because files are replaced whole."""
+
+    def convert(self, value, param, ctx) -> Path:
+        path = super().convert(value, param, ctx)
+        if os.path.exists(path) and not os.path.isfile(path):
+            self.fail(f"{str(path)!r} is a folder or a device; name a file.", param, ctx)
+        if not os.path.isdir(path.parent):
+            self.fail(f"{str(path)!r}: there is no folder {str(path.parent)!r}; create it, or write elsewhere.", param, ctx)
+        check_writable(path)  # Before the work whose result is written.
+        return path
 
 
 class Model(Place):

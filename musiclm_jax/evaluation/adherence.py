@@ -9,6 +9,7 @@ captions is at chance, whatever music it generates.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,11 +18,14 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
 from musiclm_jax.data.folder import ClipFolder, Entry
+from musiclm_jax.data.metadata import METADATA
 from musiclm_jax.errors import UserError, unwritable
+from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
-from musiclm_jax.files import AnyPath, as_path, make_folder, write_json
+from musiclm_jax.evaluation.tables import Table, page, percent
+from musiclm_jax.files import AnyPath, as_path, make_folder, write_json, write_text
 
 
 @runtime_checkable
@@ -81,7 +85,6 @@ MEASURES = {
 HEADLINE = ("instrument", "drums", "mode", "tempo")
 # The attributes that the evaluation needs of each clip.
 _TRUTH = ("instrument", "drums", "tonic", "mode", "tempo", "tempo_bpm")
-_NUM_RESAMPLES = 2000
 
 
 def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estimate], real: Sequence[Estimate], *, rng: np.random.Generator):
@@ -105,28 +108,14 @@ def score(measure: Measure, prompts: Sequence[Prompt], generated: Sequence[Estim
     # agree[i, j]: whether clip i agrees with caption j.
     agree = np.array([[measure.agrees(generated[i], truth) for truth in truths] for i in rows])
     ceiling = np.array([measure.agrees(real[i], truth) for i, truth in zip(rows, truths, strict=True)])
-    resamples = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=_NUM_RESAMPLES)
-    values = _rates(agree, ceiling, np.ones((1, len(rows))))
-    intervals = _rates(agree, ceiling, resamples.astype(np.float64))
-    result: dict[str, Any] = {"count": len(rows)}
-    for name, value in values.items():
-        kept = intervals[name][np.isfinite(intervals[name])]
-        known = bool(np.isfinite(value[0]))
-        result[name] = float(value[0]) if known else None
-        result[f"{name}_95"] = [float(x) for x in np.percentile(kept, [2.5, 97.5])] if known and len(kept) else None
-    return result
+    return {"count": len(rows)} | bootstrap.estimate(lambda counts: _rates(agree, ceiling, counts), len(rows), rng=rng)
 
 
-def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Float[np.ndarray, "R"]]:
-    """The four figures of `score` for each row of weights, which are the numbers of times that each clip is drawn."""
-    total = weights.sum(axis=1)
-    own = weights @ np.diag(agree) / total
-    top = weights @ ceiling / total
-    # Only pairs of different clips count: a clip that is drawn twice is not paired with its own caption.
-    squares = np.square(weights).sum(axis=1)
-    pairs = np.einsum("ri,ri->r", weights @ agree, weights) - np.square(weights) @ np.diag(agree)
+def _rates(agree: Bool[np.ndarray, "n n"], ceiling: Bool[np.ndarray, "n"], counts: Float[np.ndarray, "R n"]) -> dict[str, Float[np.ndarray, "R"]]:
+    """The four figures of `score` for each resample."""
+    own, chance = bootstrap.pair_means(agree, counts)
+    top = bootstrap.means(ceiling, counts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        chance = pairs / (np.square(total) - squares)
         fraction = np.where(top > chance, (own - chance) / (top - chance), np.nan)
     return {"generated": own, "ceiling": top, "chance": chance, "fraction": fraction}
 
@@ -156,7 +145,8 @@ def evaluate_adherence(
         seed: random seed of the choice of captions, of every call of `generate`, and of the estimators' degradations.
         batch_size: captions per call of `generate`. MusicLM's clips do not depend on it.
         fit_clips: largest number of training clips on which the estimators are fitted. With 300 clips, estimates of unclear modes depended on the choice.
-        out_dir: the folder for adherence.json and the generated clips, 000.wav, 001.wav, ... None: nothing is written.
+        out_dir: the folder for adherence.json and the generated clips, under the names of the real ones, with their captions in metadata.jsonl. None:
+            nothing is written.
         progress: called with one line per step.
 
     Returns:
@@ -178,8 +168,8 @@ def evaluate_adherence(
     rng = np.random.default_rng([seed, 1])
     train = [clip for clip in clips if clip.split == "train"]
     train = [train[int(i)] for i in rng.permutation(len(train))[:fit_clips]]
-    if out_dir is not None:
-        _make_folder(out_dir := as_path(out_dir))
+    out_dir = out_dir if out_dir is None else as_path(out_dir)
+    out_files = [None if out_dir is None else _out_file(out_dir, prompt) for prompt in prompts]
 
     progress(f"fitting the estimators on {len(train)} real training clips")
     estimators = _fit(folder, train, num_samples, rng)
@@ -191,8 +181,8 @@ def evaluate_adherence(
         captions = [prompt.caption for prompt in prompts[start : start + batch_size]]
         progress(f"generating clips {start + 1} to {start + len(captions)} of {num_captions}")
         for wave in _generate(model, captions, num_samples, seed):
-            if out_dir is not None:
-                audio.write_wav(out_dir / f"{len(generated):03d}.wav", wave)
+            if (file := out_files[len(generated)]) is not None:
+                audio.write_wav(file, wave)
             generated.append(estimators.estimate(wave))
 
     rng = np.random.default_rng([seed, 2])
@@ -215,6 +205,8 @@ def evaluate_adherence(
         ],
     }
     if out_dir is not None:
+        lines = [{"file_name": str(file.relative_to(out_dir)), "captions": [prompt.caption]} for file, prompt in zip(out_files, prompts, strict=True)]
+        write_text(out_dir / METADATA, "".join(json.dumps(line) + "\n" for line in lines))
         write_json(out_dir / "adherence.json", report)
     return report
 
@@ -231,11 +223,14 @@ def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
             raise UserError(f"{folder.path}: {what}; this evaluation needs a corpus of `musiclm corpus`") from None
 
 
-def _make_folder(path: AnyPath) -> None:
+def _out_file(out_dir: AnyPath, prompt: Prompt) -> AnyPath:
+    """The file of the clip that is generated from a prompt: that of the real clip, as WAV. Makes its folder."""
+    file = (out_dir / prompt.file_name).with_suffix(".wav")
     try:
-        make_folder(path)
+        make_folder(file.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(out_dir, error) from error
+    return file
 
 
 def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.random.Generator) -> Estimators:
@@ -272,23 +267,14 @@ def _generate(model: Generator, captions: list[str], num_samples: int, seed: int
 
 def format_report(report: dict[str, Any]) -> str:
     """The report as a table in plain text: one line per measure, 95% intervals in brackets."""
-    lines = [
+    title = (
         f"Prompt adherence: {report['num_captions']} held-out captions, {report['seconds']:g} s each; estimators of {report['fit_clips']} clips; "
-        "95 % intervals in brackets",
-        "",
-        f"{'':24} {'clips':>5}  {'generated':^17}  {'real (ceiling)':^17}  {'shuffled (chance)':^17}  chance to ceiling",
-    ]
+        "95 % intervals in brackets"
+    )
+    rows = []
     for name, measure in MEASURES.items():
         result = report["results"][name]
-        if "generated" not in result:
-            lines.append(f"{measure.title:24} {result['count']:5}  too few captions name it")
-            continue
-        cells = [_percent(result[key], result[f"{key}_95"]) for key in ("generated", "ceiling", "chance", "fraction")]
-        lines.append(f"{measure.title:24} {result['count']:5}  " + "  ".join(f"{cell:17}" for cell in cells).rstrip())
-    return "\n".join(lines)
-
-
-def _percent(value: float | None, interval: list[float] | None) -> str:
-    if value is None or interval is None:
-        return "        -"
-    return f"{100 * value:3.0f} % [{100 * interval[0]:3.0f}, {100 * interval[1]:3.0f}]"
+        keys = ("generated", "ceiling", "chance", "fraction")
+        cells = [percent(result[key], result[f"{key}_95"]) for key in keys] if "generated" in result else ["too few captions name it", "", "", ""]
+        rows.append((measure.title, f"{result['count']:5}", *cells))
+    return page(title, Table(("", "clips", "generated", "real (ceiling)", "shuffled (chance)", "chance to ceiling"), tuple(rows)).text())

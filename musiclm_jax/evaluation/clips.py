@@ -1,21 +1,25 @@
-"""The clips that evaluations use: those of a folder as `data/folder.py` reads it, with the same splits as in `fit`."""
+"""The clips that evaluations use: those of a folder as `data/folder.py` reads it, with the same splits as in `fit`; their waves, and pairs of two folders."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
+from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.statements import named_attributes
 from musiclm_jax.files import AnyPath
 
 Progress = Callable[[str], None]
+Result = TypeVar("Result")
+_SAY_EVERY = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,14 @@ def check_seed(seed: int) -> None:
 
 
 def read_clips(data_dir: str | AnyPath, *, progress: Progress = lambda line: None) -> ClipFolder:
-    """The clips of a folder, without hashes. Warnings go to `progress`, one line each. Raises UserError as `read_folder`."""
+    """The clips of a folder, without hashes. Warnings go to `progress`, one line each.
+
+    Raises:
+        UserError: as `read_folder`, or a clip is a part of a file.
+    """
     folder = read_folder(data_dir, hash_files=False)
+    if part := next((entry for entry in folder.entries if entry.is_part), None):
+        raise UserError(f"{folder.path}: {part.name} is a part of a file, and evaluations read whole files: cut it into a file of its own")
     for warning in folder.warnings:
         progress(warning)
     if folder.unusable:
@@ -114,3 +124,138 @@ def read_waves(paths: Sequence[AnyPath], num_samples: int) -> Float[np.ndarray, 
             seconds = [f"{length / audio.SAMPLE_RATE_HZ:g} s" for length in (len(wave), num_samples)]
             raise UserError(f"{path}: has {seconds[0]}, less than the {seconds[1]} of this evaluation; choose fewer seconds, or remove that clip")
     return np.stack(waves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """How the waves of clips are read for a judge."""
+
+    sample_rate_hz: int
+    # The shortest wave that the judge can read.
+    min_samples: int
+    # Length of the beginning of each clip that is used. None: clips are used whole.
+    seconds: float | None = None
+
+    def __post_init__(self):
+        if self.seconds is not None and self.seconds * self.sample_rate_hz < self.min_samples:
+            raise UserError(f"seconds={self.seconds:g}: choose at least {self.min_samples / self.sample_rate_hz:.3g} s, the least that this judge can read")
+
+    def read(self, path: AnyPath) -> Float[np.ndarray, "N"]:
+        """The wave of a file. Raises UserError as `audio.read`: for damaged, silent and too short files, and for NaN."""
+        wave = audio.read(path, sample_rate_hz=self.sample_rate_hz, min_samples=self.min_samples)
+        return wave if self.seconds is None else wave[: round(self.seconds * self.sample_rate_hz)]
+
+
+def map_waves(
+    fn: Callable[[np.ndarray], Result], paths: Sequence[AnyPath], excerpt: Excerpt, *, what: str, progress: Progress = lambda line: None
+) -> tuple[list[tuple[AnyPath, Result, float]], list[str]]:
+    """Applies `fn` to the wave of each file, in as many threads as there are processors.
+
+    Args:
+        fn: from a wave [N] to any result.
+        paths: the files.
+        excerpt: how they are read.
+        what: name of the clips, such as "reference", for progress and errors.
+        progress: called with one line per 100 clips.
+
+    Returns:
+        ([(path, result, seconds of the wave)] of the files that can be used, the reasons why others cannot, "path: reason").
+
+    Raises:
+        UserError: no file can be used.
+    """
+
+    def one(path: AnyPath) -> tuple[Result, float] | str:
+        try:
+            wave = excerpt.read(path)
+        except UserError as error:
+            return str(error)
+        return fn(wave), len(wave) / excerpt.sample_rate_hz
+
+    done, skipped = [], []
+    for i, (path, result) in enumerate(map_ahead(one, paths)):
+        if i % _SAY_EVERY == 0:
+            progress(f"embedding {what} clips {i + 1} to {min(i + _SAY_EVERY, len(paths))} of {len(paths)}")
+        if isinstance(result, str):
+            skipped.append(result)
+        else:
+            done.append((path, *result))
+    if not done:
+        raise UserError(f"none of the {len(paths)} {what} clips can be used, such as {skipped[0]}")
+    return done, skipped
+
+
+def map_groups(
+    fn: Callable[[np.ndarray], Result], groups: Sequence[tuple[AnyPath, ...]], excerpt: Excerpt, *, columns: tuple[str, ...], progress: Progress
+) -> tuple[list[tuple[int, tuple[Result, ...]]], list[str]]:
+    """`map_waves` of files that belong together, such as the real and the generated clip of a caption.
+
+    Args:
+        groups: files that belong together, one for each of `columns`.
+        columns: names of the columns, such as ("reference", "generated"), for progress and errors.
+
+    Returns:
+        ([(number of a group, its results)] of the groups of which all files can be used, the reasons why other files cannot).
+
+    Raises:
+        UserError: fewer than 2 groups can be used.
+    """
+    found, skipped = [], []
+    for what, paths in zip(columns, zip(*groups), strict=True):
+        done, left_out = map_waves(fn, paths, excerpt, what=what, progress=progress)
+        found.append({path: result for path, result, _ in done})
+        skipped += left_out
+    whole = [
+        (i, tuple(results[path] for path, results in zip(group, found)))
+        for i, group in enumerate(groups)
+        if all(path in results for path, results in zip(group, found))
+    ]
+    if len(whole) < 2:
+        raise UserError(f"{len(whole)} of the {len(groups)} {' and '.join(columns)} clips can be used, expected at least 2; the others: {skipped[0]}")
+    return whole, skipped
+
+
+def left_out(reasons: Sequence[str]) -> list[str]:
+    """The note of a report about clips that cannot be used; none if all can."""
+    return [f"{len(reasons)} clips cannot be used and are left out, such as {reasons[0]}"] if reasons else []
+
+
+def choose_clips(folder: ClipFolder, count: int | None, *, rng: np.random.Generator) -> list[Entry]:
+    """At most `count` clips of a folder, of any split, drawn at random, in the order of their names. None: all."""
+    entries = folder.entries
+    if count is None or count >= len(entries):
+        return list(entries)
+    return [entries[i] for i in sorted(rng.permutation(len(entries))[:count])]
+
+
+def pair_clips(reference: ClipFolder, generated: ClipFolder) -> list[tuple[Entry, Entry]]:
+    """The pairs of clips of two folders that have the same name but for its suffix, such as a/b.flac and a/b.wav, in the order of names.
+
+    Raises:
+        UserError: a folder has two clips of one name, or fewer than 2 clips have a partner.
+    """
+    first, second = (_by_stem(folder) for folder in (reference, generated))
+    names = [name for name in first if name in second]
+    if len(names) < 2:
+        some = [f"{folder.path} has {folder.entries[0].file_name}" for folder in (reference, generated)]
+        raise UserError(
+            f"{len(names)} clips have the same name in both folders ({some[0]}, {some[1]}), expected at least 2: "
+            "name each generated clip as the real clip with its caption"
+        )
+    return [(first[name], second[name]) for name in names]
+
+
+def unpaired(reference: ClipFolder, generated: ClipFolder, num_pairs: int) -> list[str]:
+    """The notes of a report about clips that `pair_clips` leaves out; none if there are none."""
+    alone = {what: len(folder.entries) - num_pairs for what, folder in (("reference", reference), ("generated", generated))}
+    return [f"{count} {what} clips have no partner of the same name" for what, count in alone.items() if count]
+
+
+def _by_stem(folder: ClipFolder) -> dict[str, Entry]:
+    stems: dict[str, Entry] = {}
+    for entry in folder.entries:
+        stem = str(PurePosixPath(entry.file_name).with_suffix(""))
+        if stem in stems:
+            raise UserError(f"{folder.path}: {stems[stem].file_name} and {entry.file_name} have the same name but for the suffix; rename one of them")
+        stems[stem] = entry
+    return stems

@@ -1,4 +1,4 @@
-"""Distances between sets: of embeddings (Fréchet audio distance) and of tokens (MusicLM's approximate memorization). NumPy, in float64."""
+"""Transport distances between sets of tokens, MusicLM's approximate memorization. NumPy, in float64."""
 
 from __future__ import annotations
 
@@ -6,31 +6,6 @@ import numpy as np
 from scipy.special import logsumexp
 
 from musiclm_jax.arrays import Float, Int
-
-
-def frechet_distance(a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]) -> float:
-    """The squared Fréchet distance of Gaussians fitted to two sets of embeddings: |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
-
-    For embeddings of generated and of real music this is the Fréchet audio distance (arXiv 1812.08466), in squared units of the embedding. The covariances
-    S of few rows are poor estimates: compare only distances over the same number of rows, and report the embedding and the reference set with each.
-
-    Raises:
-        ValueError: a set has fewer than 2 rows.
-    """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} embeddings: expected 2 or more in each set, for a covariance")
-    (mean_a, factor_a), (mean_b, factor_b) = _gaussian(a), _gaussian(b)
-    # With S_a = F_a^T F_a and S_b = F_b^T F_b, the trace of the root of S_a S_b is the sum of the singular values of F_a F_b^T. Unlike a matrix root, it
-    # is real and accurate for covariances of any rank, because no root of a rounding error around 0 is taken.
-    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    distance = np.sum((mean_a - mean_b) ** 2) + np.sum(factor_a**2) + np.sum(factor_b**2) - 2 * cross
-    return max(0.0, float(distance))
-
-
-def _gaussian(x: Float[np.ndarray, "n D"]) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "r D"]]:
-    """Returns (the mean of the rows, a factor F of their unbiased covariance F^T F), r = min(n, D)."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    return mean, np.linalg.qr(x - mean, mode="r") / np.sqrt(len(x) - 1)
 
 
 def sinkhorn_distance(

@@ -13,6 +13,7 @@ from musiclm_jax.evaluation.adherence import HEADLINE, MEASURES, evaluate_adhere
 from musiclm_jax.evaluation.clips import Prompt, read_clips
 from musiclm_jax.evaluation.estimators import Estimate
 from musiclm_jax.evaluation.statements import named_attributes
+from musiclm_jax.evaluation.tables import percent
 
 
 def truth_of(rng):
@@ -88,7 +89,7 @@ def test_no_fraction_where_the_ceiling_is_chance():
     prompts, real = make(20)
     real = [real[0]] * 20
     result = score(MEASURES["instrument"], prompts, real, [Estimate("?", True, 0, "?", 1.0)] * 20, rng=np.random.default_rng(0))
-    assert result["fraction"] is None and "-" in adherence._percent(result["fraction"], result["fraction_95"])
+    assert result["fraction"] is None and "-" in percent(result["fraction"], result["fraction_95"])
 
 
 def test_bands():
@@ -168,7 +169,10 @@ def test_evaluation_end_to_end(corpus, tmp_path):
     for name in ("instrument", "drums"):
         assert report["results"][name]["generated"] == report["results"][name]["ceiling"] == report["results"][name]["fraction"] == 1
     assert json.loads((tmp_path / "out/adherence.json").read_text()) == report
-    assert len(list((tmp_path / "out").glob("*.wav"))) == 6
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 6
+    # What was generated is a folder of captioned clips itself, under the names of the real ones.
+    captions = {clip["file_name"]: (clip["caption"],) for clip in report["clips"]}
+    assert {entry.file_name: entry.captions for entry in read_clips(tmp_path / "out").entries} == captions
 
     wrong = evaluate_adherence(Scripted(corpus, shift=1), corpus, **settings)
     assert wrong["results"]["instrument"]["generated"] == 0 and wrong["results"]["instrument"]["fraction"] < 0

@@ -1,0 +1,76 @@
+"""`musiclm evaluate fad`, `kld` and `mcc`, from the command line to the report."""
+
+import json
+
+import pytest
+from tiny_musiclm import tiny_musiclm
+from tiny_parts import write_clips
+
+from musiclm_jax.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("MUSICLM_CACHE_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_musiclm().save_pretrained(folder)
+    return folder
+
+
+def run(*args, capsys):
+    """(status, stdout, stderr) of `musiclm evaluate *args`, in this process."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(["evaluate", *map(str, args)])
+    captured = capsys.readouterr()
+    return exit_info.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    real, made = (write_clips(root / name, number=3, seconds=3.2) for name in ("real", "made"))
+    (made / "metadata.jsonl").unlink()
+    return real, made
+
+
+def test_fad(bundle, folders, tmp_path, capsys):
+    options = ("--embedding", "codec", "--model", bundle, "--seconds", "1", "--clips", "2")
+    status, out, err = run("fad", *folders, *options, "--save-reference", tmp_path / "real.npz", "--out", tmp_path / "fad.json", capsys=capsys)
+    assert status == 0 and "generated to reference (FAD)" in out and "embedding generated clips 1 to 2 of 2" in err
+    report = json.loads((tmp_path / "fad.json").read_text())
+    assert f"{report['fad']:.3f}" in out and report["generated"]["num_clips"] == 2
+    assert run("fad", tmp_path / "real.npz", folders[1], *options, capsys=capsys)[1] == out
+
+
+def test_kld_and_mcc(bundle, folders, tmp_path, capsys):
+    status, out, _ = run("kld", *folders, "--out", tmp_path / "kld.json", capsys=capsys)
+    assert status == 0 and "50 classes by musicnn, 3 pairs" in out
+    assert json.loads((tmp_path / "kld.json").read_text())["num_pairs"] == 3
+    status, out, _ = run("mcc", *folders, "--model", bundle, capsys=capsys)
+    assert status == 0 and "generated clips" in out and "real clips" in out
+    assert "generated clips" not in run("mcc", folders[0], "--model", bundle, capsys=capsys)[1]
+
+
+def test_mistakes(folders, tmp_path, capsys):
+    for arguments, names in [
+        (["fad", *folders, "--embedding", "trill"], "embedding 'trill': choose one of musicnn"),
+        (["fad", *folders, "--seconds", "1"], "seconds=1: choose at least 2.98 s"),
+        (["fad", *folders, "--clips", "0"], "clips"),
+        (["fad", *folders, "--embedding", "mulan", "--model", tmp_path / "none"], "none: no such folder"),
+        (["fad", *folders, "--weights", tmp_path], "musicnn has no --weights"),
+        (["fad", folders[0], folders[1] / "0.wav"], "0.wav: is a file, expected a folder of generated clips"),
+        (["fad", folders[1] / "0.wav", folders[0]], "0.wav: is neither a folder of clips nor statistics"),
+        (["fad", *folders, "--save-reference", tmp_path / "none" / "a.npz"], "there is no folder"),
+        (["fad", *folders, "--out", "/dev/null"], "'/dev/null' is a folder or a device; name a file"),
+        (["mcc", *folders, "--out", tmp_path], "is a folder or a device"),
+        (["kld", folders[0], tmp_path], "contains no audio"),
+        (["kld", *folders, "--classifier", "leaf"], "classifier 'leaf': choose one of musicnn, ast"),
+        (["mcc", folders[1]], "0 of 3 clips have a caption"),
+        (["mcc", *folders, "--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),
+    ]:
+        status, _, err = run(*arguments, capsys=capsys)
+        assert status == 2 and names in err and err.splitlines()[-1].startswith("musiclm: "), arguments
