@@ -160,7 +160,7 @@ class MuLanTokens:
         self._windows, self._texts = (load_array(folder / name) for name in ("windows.npy", "texts.npy"))
         self._windows_at = offsets(mulan.num_windows(windows, clip.length) for clip in clips)
         self._texts_at = offsets(len(clip.captions) for clip in clips)
-        variables = {"quantizer": run.saved(QUANTIZER)["quantizer"]}
+        variables = {"quantizer": jax.tree.map(jnp.asarray, run.saved(QUANTIZER)["quantizer"])}
         self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
 
     def crops(

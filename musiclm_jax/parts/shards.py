@@ -30,6 +30,7 @@ def in_shards(
     progress = ProgressLine(unit=unit)
     for first in range(0, len(shards), turn):
         if hosts.stopping():
+            hosts.say(f"{what}: stopped; the same command continues")
             raise SystemExit(128 + signal.SIGTERM)
         for path, some in shards[first : first + turn][jax.process_index() :][:1]:
             if not path.exists():

@@ -25,7 +25,6 @@ from musiclm_jax.errors import UserError
 
 Result = TypeVar("Result")
 
-_DIGEST_BYTES = 32
 # The calls of `stopping`, which all processes make in the same order.
 _calls = itertools.count(1)
 # Whether process 0 is within `first`.
