@@ -168,7 +168,7 @@ class MuLanTokens:
     ) -> np.ndarray:
         """int32 [b, Q]."""
         tokens = np.array(self._tokens(np.stack([self._embedding(clips[row], starts_sec[row], crop_sec) for row in rows])), np.int32)
-        captions = [self._draw_caption(clip, from_text, rng) for clip, from_text in zip(clips, rng.random(len(clips)) < text_share, strict=True)]
+        captions = [self._draw_caption(clip, bool(from_text), rng) for clip, from_text in zip(clips, rng.random(len(clips)) < text_share, strict=True)]
         for at, row in enumerate(rows):
             if captions[row] is not None:
                 tokens[at] = self._texts[captions[row]]

@@ -129,13 +129,15 @@ def test_continues_on_other_devices(trained):
 
 
 def test_two_processes_of_four_devices(work):
+    """Parameters are split over the data axis, too."""
     with socket.socket() as sock:
         sock.bind(("localhost", 0))
         address = f"localhost:{sock.getsockname()[1]}"
     options = lambda index: (f"--coordinator_address={address}", "--process_count=2", f"--process_index={index}")  # noqa: E731
-    given = training(work, "two", STEPS, "MODEL_PARALLEL=2")
+    given = training(work, "two", STEPS, "MODEL_PARALLEL=2", "standard_logical_axis_rules.parameter_partitioning_dims=2")
     finish(*(start("train", "coarse", *given, devices=4, options=options(index)) for index in range(2)))
     close(losses(work / "two"), ours(work, "coarse", STEPS)[0])
+    assert "partition spec ('model', 'data')" in (work / "two" / "model-info.txt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Evaluation and inference
