@@ -34,7 +34,7 @@ ALLOWED_IN = {
     "click": ("cli",),
     "optax": ("training", "tasks"),
     "orbax": ("training", "interop"),
-    "etils": ("buckets",),
+    "etils": ("buckets", "interop"),
     "fsspec": ("buckets",),
     "t5x": ("interop",),
     "seqio": ("interop",),

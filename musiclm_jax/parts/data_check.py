@@ -94,9 +94,8 @@ def check_data(data: AnyPath | str, *, config: FitConfig, listen: bool = True, o
     folder = read_folder(data, hash_files=listen, group_by=config.group_by)
     facts = inspect_clips(folder, listen=listen, on_clip=on_clip)
     good = [clip for clip in facts if clip.reason is None]
-    run = _HeaderRun(config, as_path(data), as_path("."), folder=folder, store=_store(good, config.model.audio.sample_rate_hz))
-    warnings, errors = list(folder.warnings), []
-    _check_parts(run, errors, warnings)
+    errors, notes = _check_parts(_HeaderRun(config, as_path(data), as_path("."), folder=folder, store=_store(good, config.model.audio.sample_rate_hz)))
+    warnings = [*folder.warnings, *notes]
     _check_unusable(folder, facts, errors, warnings)
     _check_duplicates(facts, errors, warnings)
     _check_sound(good, warnings)
@@ -157,19 +156,28 @@ def _part_data(part: TrainedPart, config: FitConfig, clips: Sequence[ClipFacts])
     return PartData(part.name, seconds, sum(used) / 3600, len(used), steps * part.batch_size * seconds / 3600)
 
 
-def _check_parts(run: Run, errors: list[str], warnings: list[str]) -> None:
-    """The checks of the parts of the bundle. What they print are warnings."""
+def check_headers(run: Run) -> None:
+    """Raises UserError where the clips of `run` cannot train a part of the bundle, by the headers of their files: before they are decoded."""
+    good = [clip for clip in inspect_clips(run.clip_folder, listen=False) if clip.reason is None]
+    store = _store(good, run.config.model.audio.sample_rate_hz)
+    errors, _ = _check_parts(_HeaderRun(run.config, run.data, run.workdir, folder=run.clip_folder, store=store))
+    if errors:
+        raise UserError(errors[0])
+
+
+def _check_parts(run: Run) -> tuple[list[str], list[str]]:
+    """The checks of the parts of the bundle. Returns (what they raise, what they print)."""
     wanted = {step.name for step in run.config.steps_to("export")} if "export" in run.config.steps else set(run.config.steps)
+    errors, printed = [], io.StringIO()
     for part in run.config.parts:
         if not any(step.name in wanted for step in part.steps(run.config)):
             continue
-        printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
                 part.check(run)
         except UserError as error:
             errors.append(str(error))
-        warnings += printed.getvalue().splitlines()
+    return errors, printed.getvalue().splitlines()
 
 
 def _check_unusable(folder: ClipFolder, facts: Sequence[ClipFacts], errors: list[str], warnings: list[str]) -> None:

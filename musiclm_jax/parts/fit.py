@@ -20,6 +20,7 @@ import musiclm_jax
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, list_files, remove, write_text
 from musiclm_jax.parts import workdir as work_folder
+from musiclm_jax.parts.data_check import check_headers
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
@@ -54,8 +55,12 @@ def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, confi
 
 
 def _announce(run: Run, steps: tuple[Step, ...]) -> None:
-    """Prints which earlier outputs will be moved, and which trainings extended."""
-    for planned in work_folder.make_plan(run, steps):
+    """Prints which earlier outputs will be moved, and which trainings extended. Raises UserError where the lengths of clips that are not yet decoded cannot
+    train a part."""
+    plan = work_folder.make_plan(run, steps)
+    if not plan[0].is_done:
+        check_headers(run)
+    for planned in plan:
         if planned.sets_aside:
             print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
         elif planned.action == EXTEND:
@@ -89,7 +94,8 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
     done = hosts.first(lambda: _done_before(run, steps))
     for step, is_done in zip(steps[:-1], done, strict=True):
         _do(run, step, title=step.name, quiet=is_done)
-    _check_clips(run, steps[-1:])
+    if name != PREPARE:
+        _check_clips(run, steps[-1:])
     return _do(run, steps[-1], title=name)
 
 

@@ -204,12 +204,16 @@ def on_each_device(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(row_mesh(jax.local_device_count()), PartitionSpec()))
 
 
+# Settings that trainings of before did not have, with the values under which they are as before: such trainings stay.
+_NEW_SETTINGS = {"accumulate": 1, "spike_factor": 0.0, "rollback_after": 10}
+
+
 def deciding(value: Any) -> Any:
-    """A tree of dataclasses as JSON, without `remat`: rematerialization does not change results. Nor does one micro-batch, so trainings of before it stay."""
+    """A tree of dataclasses as JSON, without `remat`, since rematerialization does not change results, and without new settings that change nothing."""
 
     def without(tree: Any) -> Any:
         if isinstance(tree, dict):
-            return {name: without(item) for name, item in tree.items() if name != "remat" and (name, item) != ("accumulate", 1)}
+            return {name: without(item) for name, item in tree.items() if name != "remat" and _NEW_SETTINGS.get(name) != item}
         return [without(item) for item in tree] if isinstance(tree, list) else tree
 
     return without(to_dict(value))

@@ -108,4 +108,4 @@ def test_a_gin_file_chooses_it(tmp_path):
         "features.LogMelConfig.num_mels = 128\n"
         "mulan.MuLanConfig.audio = @ast.ASTConfig()\n"
     )
-    assert load_config("base", [str(file)]).model.mulan == BASE
+    assert load_config("base", [str(file)], ["MuLanConfig.dtype=float32", "MuLanConfig.remat=none"]).model.mulan == BASE
