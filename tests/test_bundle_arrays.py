@@ -56,7 +56,7 @@ def test_arrays_come_back_with_floats_as_float32(tmp_path):
     variables, metadata = bundle.read_arrays(tmp_path / "a")
     assert_same(variables, ARRAYS | {"float": {name: value.astype(np.float32) for name, value in ARRAYS["float"].items()}})
     assert metadata == {"x": "y"}
-    with pytest.raises(UserError, match="none cannot be read, No such file"):
+    with pytest.raises(UserError, match="none cannot be read, no such file"):
         bundle.read_arrays(tmp_path / "none")
 
 

@@ -73,7 +73,7 @@ class SemanticRerankerPart(ContrastivePart):
 
         def through_tokens(wave: np.ndarray) -> dict[str, np.ndarray]:
             ids = semantic.encode(*split_rows(wave))[: len(wave)]
-            mels = mulan.token_mels(config, spectra, ids, token_samples=semantic.config.token_samples)
+            mels = mulan.token_mels(config, spectra, jnp.asarray(ids), token_samples=semantic.config.token_samples)
             return {"mels": np.asarray(mels)}
 
         return replace_wave(self.captioned_source(run, split, seed, vocabulary(run)), through_tokens)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from musiclm_jax.files import AnyPath
 
 # Of the steps that a call takes. Those before compile and fill caches.
 FIRST, LAST = 10, 15
 
 
 @contextlib.contextmanager
-def tracing(folder: Path | None, *, start: int) -> Iterator[Callable[[int, Any], None]]:
+def tracing(folder: AnyPath | None, *, start: int) -> Iterator[Callable[[int, Any], None]]:
     """Yields a function for the loop to call after each step, with (step, state), which writes a trace of the steps FIRST to LAST to `folder`.
 
     folder: None: no trace. start: the step after which the run starts or continues.

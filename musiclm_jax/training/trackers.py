@@ -12,7 +12,6 @@ import importlib.util
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from musiclm_jax.arrays import Float, Int
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.checks import shown
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import write_text
+from musiclm_jax.files import AnyPath, is_bucket, write_text
 
 # Name -> (the package that it needs, how to get it).
 PACKAGES = {"tensorboard": ("tensorboardX", "pip install 'musiclm-jax[tensorboard]'"), "wandb": ("wandb", "pip install wandb")}
@@ -78,8 +77,10 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"trackers={shown(names)}: the package {package} is missing; install it with: {install}, or leave {name!r} out")
 
 
-def open_trackers(names: Sequence[str], workdir: Path, name: str, *, start: int) -> list[Tracker]:
+def open_trackers(names: Sequence[str], workdir: AnyPath, name: str, *, start: int) -> list[Tracker]:
     """The trackers of a training that starts or continues after step `start`. On many processes only the first one has them."""
+    if names and is_bucket(workdir):
+        raise UserError(f"trackers={names!r}: they write to a local folder, and the work folder is {workdir}: leave them out, or choose a local --workdir")
     return [_TRACKERS[each](workdir, name, start=start) for each in names] if jax.process_index() == 0 else []
 
 
@@ -97,7 +98,7 @@ class Tracker(abc.ABC):
 class TensorBoard(Tracker):
     """Event files by tensorboardX, which needs no TensorFlow. Events of steps that are taken again are hidden."""
 
-    def __init__(self, workdir: Path, name: str, *, start: int):
+    def __init__(self, workdir: AnyPath, name: str, *, start: int):
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
@@ -125,7 +126,7 @@ class TensorBoard(Tracker):
 class WeightsAndBiases(Tracker):
     """A run of the project "musiclm_jax", or of $WANDB_PROJECT. $WANDB_MODE=offline keeps it on this machine."""
 
-    def __init__(self, workdir: Path, name: str, *, start: int):
+    def __init__(self, workdir: AnyPath, name: str, *, start: int):
         import wandb
 
         self._wandb, known = wandb, workdir / "wandb_id"

@@ -75,7 +75,7 @@ def test_a_bad_batch_is_skipped(step, start):
     bad = {"wave": batch()["wave"].at[1, 7].set(jnp.nan)}
     after, metrics = step(state, bad, KEY)
     assert metrics["skipped"] == 1 and int(after.step) == start + 1
-    assert jax.tree.all(same(state, after.replace(step=state.step)))
+    assert jax.tree.all(same(state, after.replace(step=state.step, guard=state.guard)))
     assert not bool(after.stats["quantizer"].initialized)
     _, metrics = step(after, batch(), KEY)
     assert metrics["skipped"] == 0
@@ -89,7 +89,7 @@ def test_a_gradient_of_the_discriminators_that_is_not_finite_is_skipped_too(monk
     state = task.init_state(KEY)
     after, metrics = jax.jit(task.train_step)(state, batch(), KEY)
     assert metrics["discriminator"] == 0 and jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
-    assert metrics["skipped"] == 1 and jax.tree.all(same(state, after.replace(step=state.step)))
+    assert metrics["skipped"] == 1 and jax.tree.all(same(state, after.replace(step=state.step, guard=state.guard)))
 
 
 def test_training_lowers_the_loss_and_silence_is_finite(step):
