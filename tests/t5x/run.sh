@@ -6,7 +6,7 @@ venv=${1:-$root/build/t5x}
 shift || true
 if [[ ! -x $venv/bin/python ]]; then
   python3 -m venv "$venv"
-  "$venv/bin/pip" install -e "$root[t5x,test]"
+  "$venv/bin/pip" install -e "${root}[t5x,test]"
   "$venv/bin/pip" install --no-deps -r "$root/requirements/t5x.txt"
 fi
 cd "$root"
