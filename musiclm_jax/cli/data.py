@@ -10,7 +10,7 @@ import click
 from musiclm_jax.cli.options import Place
 from musiclm_jax.cli.training import GIN, config_options, load_training_config
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import write_json
+from musiclm_jax.files import check_writable, write_json
 from musiclm_jax.progress import ProgressLine
 
 
@@ -31,6 +31,13 @@ def check(directory, size, gin_files, bindings, quick, json_file, picture) -> No
     Exits with status 1 if it found that. Nothing is trained.
     """
     config, _ = load_training_config(size, gin_files, bindings)
+    for file in (json_file, picture):
+        if file is not None:
+            if file.parent.absolute() == directory.absolute():
+                raise UserError(f"{file} would lie among the clips: write it elsewhere")
+            check_writable(file)
+    if picture is not None:
+        _figure(picture)  # Whether the package is there, before the clips are read.
     from musiclm_jax.parts.data_check import check_data
 
     line = ProgressLine(unit="clips")
@@ -47,12 +54,16 @@ def check(directory, size, gin_files, bindings, quick, json_file, picture) -> No
         sys.exit(1)
 
 
-def _draw(report, path) -> None:
+def _figure(path):
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: a picture needs the package {error.name}; install it with: pip install matplotlib") from error
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    return Figure(figsize=(10, 3), layout="constrained")
+
+
+def _draw(report, path) -> None:
+    figure = _figure(path)
     seconds, formats, scripts = figure.subplots(1, 3)
     seconds.hist(report.seconds, bins=40)
     seconds.set(xlabel="seconds", ylabel="clips", title=f"{report.clips} clips, {report.hours:.2f} hours")

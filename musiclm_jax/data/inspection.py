@@ -15,6 +15,7 @@ import soxr
 from musiclm_jax import audio
 from musiclm_jax.arrays import Shaped
 from musiclm_jax.buckets import read_bytes
+from musiclm_jax.data.decoding import MIN_SEC
 from musiclm_jax.data.fingerprint import fingerprint, near_duplicates
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import map_ahead
@@ -67,6 +68,8 @@ def _inspect(folder: ClipFolder, entry: Entry, listen: bool) -> ClipFacts:
         end = header.duration if entry.end_sec is None else min(entry.end_sec, header.duration)
         seconds = max(0.0, end - (entry.start_sec or 0.0))
         facts = ClipFacts(entry, seconds, header.samplerate, header.channels, f"{header.format} {header.subtype}")
+        if seconds < MIN_SEC:
+            return dataclasses.replace(facts, reason=f"{seconds:.2f} s is too short; at least {MIN_SEC:.2f} s are needed")
         if not listen:
             return facts
         start = entry.start_sec or 0.0

@@ -41,6 +41,8 @@ _FMA_COLUMNS = (("track", "genre_top"), ("set", "split"), ("artist", "id"), ("tr
 class Found:
     """The clips of a layout."""
 
+    # The table, relative to the folder.
+    table: str
     lines: tuple[Line, ...]
     # Ids of clips whose audio is not there.
     absent: tuple[str, ...] = ()
@@ -89,7 +91,7 @@ def read_musiccaps(folder: AnyPath, audio: Sequence[str]) -> Found:
         attributes = {"balanced": _is_true(row.get("is_balanced_subset")), "aspects": row.get("aspect_list", "")}
         split = "test" if _is_true(row.get("is_audioset_eval")) else "train"
         lines.append(Line(number, clip, (caption,), None, split, attributes, group=video, start_sec=part[0], end_sec=part[1]))
-    return Found(tuple(lines), tuple(absent))
+    return Found(MUSICCAPS, tuple(lines), tuple(absent))
 
 
 def _clip_stems(video: str, start: float, end: float) -> list[str]:
@@ -136,7 +138,7 @@ def read_fma(folder: AnyPath, audio: Sequence[str]) -> Found:
         captions = tuple(each.format(genre=genre) for each in _GENRE_CAPTIONS) if genre else ()
         split = "train" if row[split_at] == "training" else "test"
         lines.append(Line(number, stems[track], captions, None, split, {"genre": genre}, group=f"artist {row[artist_at]}", licence=row[licence_at] or None))
-    return Found(tuple(lines), tuple(absent))
+    return Found(FMA, tuple(lines), tuple(absent))
 
 
 def read_manifest(folder: AnyPath, audio: Sequence[str], manifest: str) -> Found:
@@ -165,4 +167,4 @@ def read_manifest(folder: AnyPath, audio: Sequence[str], manifest: str) -> Found
             continue
         sidecar = folder / f"{os.path.splitext(name)[0]}.json"
         lines.append(dataclasses.replace(read_json_sidecar(sidecar, name), number=number) if is_file(sidecar) else Line(number, name))
-    return Found(tuple(lines), tuple(absent))
+    return Found(manifest, tuple(lines), tuple(absent))

@@ -42,7 +42,7 @@ def find_clips(folder: AnyPath) -> Listing:
         found = _read_tables(folder, tables, audio)
     elif layout := layout_of(folder, names):
         read = layout(folder, audio)
-        found = Listing([(line.file_name, line) for line in read.lines], absent=list(read.absent))
+        found = Listing([(line.file_name, line) for line in read.lines], absent=list(read.absent), source=read.table)
         if read.absent:
             found.warnings.append(f"{len(read.absent)} of {len(read.lines) + len(read.absent)} clips have no audio in {folder}, such as {read.absent[0]}")
     else:
@@ -61,9 +61,12 @@ def find_clips(folder: AnyPath) -> Listing:
 
 
 def _no_clips(folder: AnyPath, found: Listing, audio: Sequence[str]) -> UserError:
+    if found.absent:
+        advice = "put it there, named as docs/data.md says"
+        return UserError(f"{folder / found.source} lists {len(found.absent)} clips, such as {found.absent[0]}, and none has its audio in {folder}: {advice}")
     if audio:
         return UserError(f"{folder / found.source} lists no file that exists, such as {audio[0]}: write the names as they are in {folder}")
-    what = "captions but no audio" if found.unusable or found.absent else "no audio"
+    what = "captions but no audio" if found.unusable else "no audio"
     advice = f"put the clips there ({', '.join(AUDIO_SUFFIXES)}), with the names in {METADATA}"
     return UserError(f"{folder} contains {what}: {'; '.join([advice, *found.warnings])}")
 

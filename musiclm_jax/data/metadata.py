@@ -99,6 +99,9 @@ def read_lines(path: AnyPath) -> tuple[list[Line], list[str]]:
     rows, warnings = read_rows(path)
     where = "row" if path.suffix == ".parquet" else "line"
     lines, unread = [], collections.Counter()
+    if rows and path.suffix != ".jsonl" and not any("file_name" in row for _, row in rows):
+        known = ", ".join(sorted({name for _, row in rows for name in row}))
+        raise UserError(f"{path} has no column file_name, but {known}: name the columns file_name, text, ..., in CSV in the first line, with commas")
     for number, row in rows:
         if not isinstance(row.get("file_name"), str):
             what = "is not a JSON object with" if path.suffix == ".jsonl" else "lacks"

@@ -19,7 +19,7 @@ from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.inspection import CLIPPED_SHARE, SILENT_SHARE, ClipFacts, equal_files, inspect_clips, scripts_of, similar_clips
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path
-from musiclm_jax.parts.part import CAPTIONS, FitConfig, Run
+from musiclm_jax.parts.part import CAPTIONS, MELODIES, FitConfig, Run
 from musiclm_jax.parts.trained import TrainedPart
 
 # Examples that are named of what was found.
@@ -99,6 +99,8 @@ def check_data(data: AnyPath | str, *, config: FitConfig, listen: bool = True, o
     _check_unusable(folder, facts, errors, warnings)
     _check_duplicates(facts, errors, warnings)
     _check_sound(good, warnings)
+    if good and not any(clip.entry.split == "test" for clip in good):
+        warnings.append("no clip is held out, so nothing will be evaluated: give some the split 'test'")
     captions = [caption for clip in good for caption in clip.entry.captions]
     counted = lambda values: {str(name): count for name, count in collections.Counter(values).most_common()}  # noqa: E731
     return DataReport(
@@ -147,10 +149,11 @@ def _store(clips: Sequence[ClipFacts], sample_rate_hz: int) -> ClipStore:
 
 
 def _part_data(part: TrainedPart, config: FitConfig, clips: Sequence[ClipFacts]) -> PartData:
-    seconds, needs_captions = part.example_sec(config), CAPTIONS in part.reads(config)
+    seconds, reads = part.example_sec(config), part.reads(config)
     # A stage is trained on whole windows; shorter clips are padded for the other parts.
     least = seconds - 1 / config.model.audio.semantic_rate_hz if part.tokens_per_example(config) else 0.0
-    train = [clip for clip in clips if clip.entry.split == "train" and (clip.entry.captions or not needs_captions)]
+    has = {CAPTIONS: lambda entry: bool(entry.captions), MELODIES: lambda entry: entry.melody is not None}
+    train = [clip for clip in clips if clip.entry.split == "train" and all(has[aspect](clip.entry) for aspect in reads if aspect in has)]
     used = [clip.seconds for clip in train if clip.seconds > least]
     steps = part.task(config).num_steps
     return PartData(part.name, seconds, sum(used) / 3600, len(used), steps * part.batch_size * seconds / 3600)

@@ -79,7 +79,7 @@ def dry_run(name: str, config: FitConfig, *, compiled: bool = False) -> DryRun:
     task, batch = part.task(config), part.batch_shapes(config)
     mesh = sharding.abstract_mesh(part.loop.mesh)
     micro_batches = task.recipe.accumulate
-    sharding.check_batch(batch, mesh, micro_batches)
+    part.check_batch(config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(task.init_state, key)
     state, shardings = sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)

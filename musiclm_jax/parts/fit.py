@@ -25,7 +25,7 @@ from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
 from musiclm_jax.training import hosts
-from musiclm_jax.training.sharding import check_batch, make_mesh
+from musiclm_jax.training.sharding import make_mesh
 
 EXPORT = "export"
 
@@ -43,7 +43,7 @@ def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, confi
     """
     run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(EXPORT)
-    _check_hosts(run)
+    _check_hosts(run, steps)
     _check_batches(config, steps)
     hosts.first(lambda: _check_workdir(run))
     hosts.first(lambda: _announce(run, steps))
@@ -60,6 +60,8 @@ def _announce(run: Run, steps: tuple[Step, ...]) -> None:
     plan = work_folder.make_plan(run, steps)
     if not plan[0].is_done:
         check_headers(run)
+    if any(planned.sets_aside for planned in plan):
+        work_folder.check_idle(run)
     for planned in plan:
         if planned.sets_aside:
             print(f"{planned}; the earlier output moves to {work_folder.aside(run, planned.step.name)}", flush=True)
@@ -88,7 +90,7 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
     """
     run = Run(config, as_path(data), as_path(workdir), config_text)
     steps = config.steps_to(name)
-    _check_hosts(run)
+    _check_hosts(run, steps)
     _check_batches(config, steps[-1:])
     hosts.first(lambda: _check_workdir(run))
     done = hosts.first(lambda: _done_before(run, steps))
@@ -102,6 +104,8 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
 def _done_before(run: Run, steps: tuple[Step, ...]) -> list[bool]:
     """Whether each step before the last is done. Raises UserError where one that the last needs is not, apart from `prepare`."""
     *before, last = work_folder.make_plan(run, steps)
+    if last.sets_aside:
+        work_folder.check_idle(run)
     for planned in before:
         if not planned.is_done and planned.step.name != PREPARE:
             raise UserError(
@@ -145,14 +149,15 @@ def _begin(run: Run, step: Step, *, title: str, quiet: bool) -> dict[str, Any]:
     return {"key": planned.record["key"], "seconds": before}
 
 
-def _check_hosts(run: Run) -> None:
-    """Raises UserError where processes of one training have another config or package, or see other folders."""
+def _check_hosts(run: Run, steps: tuple[Step, ...]) -> None:
+    """Raises UserError where processes of one training have another config, step or package, or see other folders."""
     if jax.process_count() == 1:
         return
     token = run.workdir / ".hosts"
     hosts.first(lambda: write_text(token, uuid.uuid4().hex))
     seen = {
         "version of musiclm_jax or jax": f"{musiclm_jax.__version__} {jax.__version__}",
+        "step": " ".join(step.name for step in steps),
         "config": repr(run.config),
         f"work folder {run.workdir}": token.read_text() if token.exists() else "",
         f"list of files in {run.data}": "\n".join(list_files(run.data)),
@@ -174,7 +179,7 @@ def _check_batches(config: FitConfig, steps: tuple[Step, ...]) -> None:
     names = {step.name for step in steps}
     for part in config.parts:
         if isinstance(part, TrainedPart) and part.name in names:
-            check_batch(part.batch_shapes(config), make_mesh(part.loop.mesh), part.task(config).recipe.accumulate)
+            part.check_batch(config, make_mesh(part.loop.mesh))
 
 
 def _check_workdir(run: Run) -> None:

@@ -197,5 +197,5 @@ def _vocabulary(run: Run) -> TextTokenizer:
     limit = run.config.model.mulan.text.vocab_size
     text = TextTokenizer.train((caption for clip in run.clips.split("train") for caption in clip.captions), vocab_size=limit)
     if text.vocab_size > limit:
-        raise UserError(f"the captions have more distinct letters than the mulan text vocab_size={limit}: raise it to {text.vocab_size}")
+        raise UserError(f"the captions have more distinct letters than TextTowerConfig.vocab_size={limit}: raise it to {text.vocab_size}")
     return text

@@ -9,14 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.data.clips import crop_samples
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath
 from musiclm_jax.parts.part import PREPARE, SPLITS, WEIGHTS, FitConfig, Part, Run, Step, Work, deciding, save_weights
 from musiclm_jax.training import hosts
 from musiclm_jax.training.loop import TrainConfig, train
+from musiclm_jax.training.sharding import check_batch
 from musiclm_jax.training.task import Task, TrainState
 from musiclm_jax.training.trackers import Sample
 
@@ -93,6 +96,13 @@ class TrainedPart(Part):
         return None
 
     # ------------------------------------------------------------------------------------------------ shared
+
+    def check_batch(self, fit: FitConfig, mesh: Mesh | AbstractMesh) -> None:
+        """Raises UserError where a batch does not split evenly into micro-batches over the mesh."""
+        try:
+            check_batch(self.batch_shapes(fit), mesh, self.task(fit).recipe.accumulate)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error} of {type(self).__name__}") from error
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
         return (self.training(fit),)

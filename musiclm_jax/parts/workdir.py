@@ -340,5 +340,19 @@ def _locked(run: Run, step: Step) -> Iterator[None]:
         yield
 
 
+def check_idle(run: Run) -> None:
+    """Raises UserError where another process runs a step of the work folder, whose outputs must not be moved meanwhile."""
+    if fcntl is None or is_bucket(run.workdir):
+        return
+    for path in sorted((run.workdir / _LOCKS).glob("*")):
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    other = file.read().strip() or "another"
+                    raise UserError(f"{run.workdir}: process {other} is running {path.name} there: wait for it, or choose another work folder") from None
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

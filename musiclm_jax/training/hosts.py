@@ -170,10 +170,9 @@ def compile_together(program: Callable[..., Any], *arguments: Any) -> Callable[.
 
 
 def gather(tree: Any) -> Any:
-    """The whole arrays of a tree, on the host, as NumPy arrays."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    """The whole arrays of a tree, on the host, as NumPy arrays. Those that a process has by itself are its own."""
+    whole = lambda leaf: leaf.is_fully_addressable if isinstance(leaf, jax.Array) else True  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.device_get(leaf) if whole(leaf) else multihost_utils.process_allgather(leaf, tiled=True), tree)
 
 
 def stopping() -> bool:

@@ -107,6 +107,13 @@ def test_musiccaps(tmp_path):
     assert read.warnings[0].startswith("1 of 4 clips have no audio in ") and not read.unusable
 
 
+def test_musiccaps_without_audio(tmp_path):
+    folder = make(tmp_path / "in", ["song.wav"])
+    (folder / MUSICCAPS).write_text(MUSICCAPS_ROWS)
+    with pytest.raises(UserError, match=r"musiccaps-public\.csv lists 4 clips, such as -0Gj8-30, and none has its audio in .*: put it there"):
+        read_folder(folder)
+
+
 def test_fma(tmp_path):
     folder = make(tmp_path, ["fma_small/000/000002.mp3", "fma_small/000/000005.mp3"])
     (folder / "fma_metadata").mkdir()

@@ -119,6 +119,9 @@ def test_csv_of_audiofolder(tmp_path):
         (5, "c.wav", ("x", "y"), None),
     ]
     assert [(line.start_sec, line.end_sec) for line in lines] == [(None, None), (1.5, 3.0), (None, None)]
+    path.write_text("audio;caption\na.wav;calm\n")
+    with pytest.raises(UserError, match=r"metadata\.csv has no column file_name, but audio;caption: name the columns file_name, text, "):
+        read_lines(path)
     path.write_text("file_name,text\na.wav,calm, slow\n")
     with pytest.raises(UserError, match=r"metadata\.csv line 2 has 3 cells where its first line has 2: put texts with commas in quotes"):
         read_lines(path)

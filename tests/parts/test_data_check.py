@@ -23,7 +23,8 @@ def config():
 @pytest.fixture
 def folder(tmp_path):
     """Twelve clips of noise, each with notes of its own, and captions."""
-    rows = []
+    tmp_path, rows = tmp_path / "clips", []
+    tmp_path.mkdir()
     for i in range(12):
         rng = np.random.default_rng(i)
         notes = np.repeat(rng.uniform(300, 2000, 20), RATE // 5)
@@ -84,8 +85,17 @@ def test_faults_of_single_clips_are_warnings_until_they_are_many(folder, config)
         "1 clips are at full scale in more than 0.1% of their samples",
         "1 clips are silent for 50% of the time or more",
     ]
-    (folder / "03.wav").write_bytes(b"no audio")
+    soundfile.write(folder / "03.wav", np.full(RATE // 2, 0.1), RATE)
     assert "2 of 12 clips cannot be used: 00.wav (is silent" in check_data(folder, config=config).errors[0]
+    soundfile.write(folder / "00.wav", np.full(RATE // 2, 0.1), RATE)
+    assert "2 of 12 clips cannot be used: 00.wav (0.50 s is too short" in check_data(folder, config=config, listen=False).errors[0]
+    (folder / "00.wav").write_bytes(b"no audio")
+    assert "2 of 12 clips cannot be used: 00.wav (cannot be read as audio" in check_data(folder, config=config).errors[0]
+
+
+def test_data_of_which_nothing_is_held_out_are_a_warning(folder, config):
+    write(folder, [row | {"split": "train"} for row in rows_of(folder)])
+    assert check_data(folder, config=config, listen=False).warnings == ("no clip is held out, so nothing will be evaluated: give some the split 'test'",)
 
 
 def test_the_command(folder, tmp_path, capsys):
@@ -93,6 +103,9 @@ def test_the_command(folder, tmp_path, capsys):
         main(["data", "check", str(folder), "--size", "test", "--quick", "--json", str(tmp_path / "report.json")])
     assert not end.value.code and "12 clips" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["splits"] == {"train": 10, "test": 2}
+    with pytest.raises(SystemExit) as end:
+        main(["data", "check", str(folder), "--size", "test", "--quick", "--json", str(folder / "metadata.jsonl")])
+    assert end.value.code == 2 and "would lie among the clips" in capsys.readouterr().err and len(rows_of(folder)) == 12
     write(folder, [{"file_name": row["file_name"]} for row in rows_of(folder)])
     with pytest.raises(SystemExit) as end:
         main(["data", "check", str(folder), "--size", "test", "--quick"])

@@ -1,5 +1,7 @@
 """What is redone and what is kept, on parts whose outputs are a few bytes: identities, plans, superseded folders, damage, locks."""
 
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -297,17 +299,33 @@ def _hold(work, ready, done):
         done.wait(60)
 
 
-def test_two_runs_are_kept_apart(place):
+@contextlib.contextmanager
+def busy(place):
+    """Another process is at work on step a. Yields its number."""
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(place.work, ready, done))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(UserError, match=rf"work/a: process {other.pid} is running this step"):
-        fit(place.data, config=place.config(), workdir=place.work)
-    assert place.log == []
+    yield other.pid
     done.set()
     other.join()
+
+
+def test_nothing_is_moved_while_another_run_is_at_work(place):
+    place.fit()
+    with busy(place) as other:
+        for call in (fit, functools.partial(run_step, "b")):
+            with pytest.raises(UserError, match=rf"work: process {other} is running a there: wait for it"):
+                call(place.data, config=place.config(b={"text": "y"}), workdir=place.work)
+        assert place.aside() == []
+    assert place.fit(b={"text": "y"}) == ["b", "export"]
+
+
+def test_two_runs_are_kept_apart(place):
+    with busy(place) as other, pytest.raises(UserError, match=rf"work/a: process {other} is running this step"):
+        fit(place.data, config=place.config(), workdir=place.work)
+    assert place.log == []
     assert place.fit() == ["a", "b", "export"]  # The lock went with the process.
 
 
