@@ -246,12 +246,24 @@ def page(loads: list[Load], chips: tuple[Chip, ...]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _pair(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        if float(number) > 0:
+            return name, float(number)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=NUMBER, a number above 0")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--price", action="append", default=[], metavar="CHIP=DOLLARS")
-    parser.add_argument("--utilization", action="append", default=[], metavar="PART=SHARE")
+    parser.add_argument("--price", action="append", default=[], type=_pair, metavar="CHIP=DOLLARS")
+    parser.add_argument("--utilization", action="append", default=[], type=_pair, metavar="PART=SHARE")
     args = parser.parse_args()
-    prices, shares = (dict(each.split("=") for each in given) for given in (args.price, args.utilization))
+    prices, shares = dict(args.price), dict(args.utilization)
+    if max(shares.values(), default=0) > 1:
+        parser.error(f"a utilization of {max(shares.values())}: choose a share of 1 or less")
     if unknown := prices.keys() - {chip.name for chip in CHIPS} | shares.keys() - set(PARTS):
         parser.error(f"{min(unknown)} is neither a chip ({', '.join(chip.name for chip in CHIPS)}) with a price nor a part with a utilization")
     chips = tuple(dataclasses.replace(chip, price=float(prices.get(chip.name, chip.price))) for chip in CHIPS)

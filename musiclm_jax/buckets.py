@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -58,6 +59,7 @@ def open_path(text: str) -> AnyPath:
         for protocol in {scheme, _EXTRAS[scheme]}:
             fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
         fsspec.get_filesystem_class(scheme)
+        logging.getLogger(f"{_EXTRAS[scheme]}fs").setLevel(logging.CRITICAL)  # gcsfs logs each attempt with a stack trace; its error is raised as well.
     except ImportError as error:
         raise UserError(f"{text}: {scheme}:// needs more packages; install them with: pip install 'musiclm-jax[{_EXTRAS[scheme]}]' ({error})") from error
     return epath.Path(text)
