@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.arrays import Array, Float
 from musiclm_jax.nn.layers import fan_in_init, partitioned
-from musiclm_jax.partitioning import by_example
+from musiclm_jax.partitioning import by_example, constrain
 
 # The state of a causal layer between two chunks of a signal: the last P positions of its input, [B, P, D]. A chain of layers has a tuple of these.
 Past = tuple | jax.Array | None
@@ -78,8 +78,9 @@ class Conv2d(nn.Module):
             length = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(0, 1, 2)))
             kernel = kernel * (self.param("scale", partitioned(lambda rng: length, ("conv",))) / length)
         bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.features,), jnp.float32)
-        y = conv_2d(x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding, groups=self.groups)
-        return y + bias.astype(self.dtype)
+        x = constrain(x.astype(self.dtype), "batch", None, None, None)
+        y = conv_2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+        return constrain(y + bias.astype(self.dtype), "batch", None, None, None)
 
 
 class CausalConv(nn.Module):
