@@ -6,34 +6,12 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from tiny_musiclm import tiny_musiclm
+from run_command import run
 
 from musiclm_jax import pretrained
 from musiclm_jax.cli import generate, options
-from musiclm_jax.cli.main import main
 from musiclm_jax.errors import UserError
 from musiclm_jax.progress import ProgressLine
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
-    monkeypatch.setenv("MUSICLM_CACHE_DIR", "")
-
-
-@pytest.fixture(scope="module")
-def tiny_bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_musiclm().save_pretrained(folder)
-    return folder
-
-
-def run(*args, capsys):
-    """(status, stdout, stderr) of `musiclm *args`, in this process."""
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return exit_info.value.code or 0, captured.out, captured.err
-
 
 # ------------------------------------------------------------------ mistakes
 

@@ -3,30 +3,8 @@
 import json
 
 import pytest
-from tiny_musiclm import tiny_musiclm
+from run_command import run
 from tiny_parts import write_clips
-
-from musiclm_jax.cli.main import main
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
-    monkeypatch.setenv("MUSICLM_CACHE_DIR", "")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_musiclm().save_pretrained(folder)
-    return folder
-
-
-def run(*args, capsys):
-    """(status, stdout, stderr) of `musiclm evaluate *args`, in this process."""
-    with pytest.raises(SystemExit) as exit_info:
-        main(["evaluate", *map(str, args)])
-    captured = capsys.readouterr()
-    return exit_info.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +15,22 @@ def folders(tmp_path_factory):
     return real, made
 
 
-def test_fad(bundle, folders, tmp_path, capsys):
-    options = ("--embedding", "codec", "--model", bundle, "--seconds", "1", "--clips", "2")
-    status, out, err = run("fad", *folders, *options, "--save-reference", tmp_path / "real.npz", "--out", tmp_path / "fad.json", capsys=capsys)
+def test_fad(tiny_bundle, folders, tmp_path, capsys):
+    options = ("--embedding", "codec", "--model", tiny_bundle, "--seconds", "1", "--clips", "2")
+    status, out, err = run("evaluate", "fad", *folders, *options, "--save-reference", tmp_path / "real.npz", "--out", tmp_path / "fad.json", capsys=capsys)
     assert status == 0 and "generated to reference (FAD)" in out and "embedding generated clips 1 to 2 of 2" in err
     report = json.loads((tmp_path / "fad.json").read_text())
     assert f"{report['fad']:.3f}" in out and report["generated"]["num_clips"] == 2
-    assert run("fad", tmp_path / "real.npz", folders[1], *options, capsys=capsys)[1] == out
+    assert run("evaluate", "fad", tmp_path / "real.npz", folders[1], *options, capsys=capsys)[1] == out
 
 
-def test_kld_and_mcc(bundle, folders, tmp_path, capsys):
-    status, out, _ = run("kld", *folders, "--out", tmp_path / "kld.json", capsys=capsys)
+def test_kld_and_mcc(tiny_bundle, folders, tmp_path, capsys):
+    status, out, _ = run("evaluate", "kld", *folders, "--out", tmp_path / "kld.json", capsys=capsys)
     assert status == 0 and "50 classes by musicnn, 3 pairs" in out
     assert json.loads((tmp_path / "kld.json").read_text())["num_pairs"] == 3
-    status, out, _ = run("mcc", *folders, "--model", bundle, capsys=capsys)
+    status, out, _ = run("evaluate", "mcc", *folders, "--model", tiny_bundle, capsys=capsys)
     assert status == 0 and "generated clips" in out and "real clips" in out
-    assert "generated clips" not in run("mcc", folders[0], "--model", bundle, capsys=capsys)[1]
+    assert "generated clips" not in run("evaluate", "mcc", folders[0], "--model", tiny_bundle, capsys=capsys)[1]
 
 
 def test_mistakes(folders, tmp_path, capsys):
@@ -72,5 +50,5 @@ def test_mistakes(folders, tmp_path, capsys):
         (["mcc", folders[1]], "0 of 3 clips have a caption"),
         (["mcc", *folders, "--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),
     ]:
-        status, _, err = run(*arguments, capsys=capsys)
+        status, _, err = run("evaluate", *arguments, capsys=capsys)
         assert status == 2 and names in err and err.splitlines()[-1].startswith("musiclm: "), arguments

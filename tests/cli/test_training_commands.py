@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_cli import no_compilation_cache, run  # noqa: F401  (the fixture is used by itself)
+from run_command import run
 from tiny_parts import write_clips
 
 
