@@ -211,17 +211,17 @@ def draw_start(rng: np.random.Generator, length: int, crop: int, *, align: int =
     return int(rng.integers(max(length - crop, 0) // align + 1)) * align
 
 
-def draw_caption(rng: np.random.Generator, clip: Clip, text_mix: Mapping[str, float] | None = None) -> str:
+def draw_caption(rng: np.random.Generator, captions: Sequence[str], kinds: Sequence[str] | None, text_mix: Mapping[str, float] | None = None) -> str:
     """Draws one of the captions of a clip, all with the same probability.
 
     With `text_mix`, {kind: weight}, it draws a kind by weight among those that the clip has, and then a caption of that kind. Captions without kinds have
     the same probability in either case.
     """
-    if not text_mix or clip.kinds is None:
-        return clip.captions[rng.integers(len(clip.captions))]
-    counts = collections.Counter(clip.kinds)
-    weights = np.array([text_mix.get(kind, 0.0) / counts[kind] for kind in clip.kinds])
-    return clip.captions[rng.choice(len(weights), p=weights / weights.sum())]
+    if not text_mix or kinds is None:
+        return captions[rng.integers(len(captions))]
+    counts = collections.Counter(kinds)
+    weights = np.array([text_mix.get(kind, 0.0) / counts[kind] for kind in kinds])
+    return captions[rng.choice(len(weights), p=weights / weights.sum())]
 
 
 def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
@@ -263,7 +263,7 @@ def wave_source(
         starts = [draw_start(rng, clip.length, crop, align=ALIGN_SAMPLES) for clip in chosen]
         batch = {"wave": np.stack([store.wave(chosen[row], starts[row], crop) for row in here])}
         if encode_text:
-            captions = [draw_caption(rng, clip, text_mix) for clip in chosen]
+            captions = [draw_caption(rng, clip.captions, clip.kinds, text_mix) for clip in chosen]
             ids, mask = encode_text([captions[row] for row in here])
             batch |= {"text_ids": np.asarray(ids), "text_mask": np.asarray(mask)}
         return batch

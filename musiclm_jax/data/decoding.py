@@ -131,13 +131,18 @@ def _decode_file(path: AnyPath, directory: Path, *, part: tuple[float, float | N
     """Decodes one file, or a part of it. Returns (an unnamed file of its int16 samples, at its beginning, and their number)."""
     with _Spool(directory, stop) as floats:
         decoded = audio.decode(path, floats, sample_rate_hz=sample_rate_hz, min_samples=round(MIN_SEC * sample_rate_hz), start_sec=part[0], end_sec=part[1])
-        scale = np.float32(32768 / max(decoded.peak, 1.0))
         floats.seek(0)
         whole = _Spool(directory, stop)
         while data := floats.read(4 * _COPY_SAMPLES):
-            whole.write(np.clip(np.rint(np.frombuffer(data, np.float32) * scale), -32768, 32767).astype("<i2").tobytes())
+            whole.write(to_int16(np.frombuffer(data, np.float32), peak=decoded.peak).tobytes())
         whole.seek(0)
         return whole, decoded.num_samples
+
+
+def to_int16(wave: np.ndarray, *, peak: float) -> np.ndarray:
+    """Samples as int16, little-endian. peak: the largest magnitude of the file; beyond full scale, 1, it is scaled down to that."""
+    scale = np.float32(32768 / max(peak, 1.0))
+    return np.clip(np.rint(wave * scale), -32768, 32767).astype("<i2")
 
 
 class _Spool(tempfile.SpooledTemporaryFile):

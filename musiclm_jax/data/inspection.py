@@ -22,7 +22,7 @@ from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import is_bucket
 
-# Of longer clips only the beginning is listened to.
+# Of longer clips only the beginning is decoded.
 _LONGEST_SEC = 600.0
 # The rate for fingerprints, whose bands end at 3 kHz.
 _PRINT_RATE_HZ = 8_000
@@ -42,10 +42,10 @@ class ClipFacts:
     channels: int = 0
     format: str = ""
     reason: str | None = None
-    # Shares of samples at full scale, and of tenths of a second without a sound. None: not listened to.
+    # Shares of samples at full scale, and of tenths of a second without a sound. None: not decoded.
     clipped: float | None = None
     silent: float | None = None
-    print: Shaped[np.ndarray, "_"] | None = None
+    fingerprint: Shaped[np.ndarray, "_"] | None = None
 
 
 def inspect_clips(folder: ClipFolder, *, listen: bool = True, on_clip: Callable[[int, int], None] = lambda done, total: None) -> list[ClipFacts]:
@@ -84,7 +84,7 @@ def _inspect(folder: ClipFolder, entry: Entry, listen: bool) -> ClipFacts:
     loudest = np.abs(wave[: len(wave) // tenth * tenth].reshape(-1, tenth)).max(axis=1, initial=0.0)
     low = soxr.resample(wave, audio.SAMPLE_RATE_HZ, _PRINT_RATE_HZ)
     clipped, silent = float(np.mean(np.abs(wave) >= _FULL)), float(np.mean(loudest < _SILENT)) if len(loudest) else 0.0
-    return dataclasses.replace(facts, clipped=clipped, silent=silent, print=fingerprint(low, _PRINT_RATE_HZ))
+    return dataclasses.replace(facts, clipped=clipped, silent=silent, fingerprint=fingerprint(low, _PRINT_RATE_HZ))
 
 
 def equal_files(clips: Sequence[ClipFacts]) -> list[tuple[Entry, Entry]]:
@@ -101,8 +101,8 @@ def equal_files(clips: Sequence[ClipFacts]) -> list[tuple[Entry, Entry]]:
 
 def similar_clips(clips: Sequence[ClipFacts]) -> list[tuple[Entry, Entry]]:
     """Pairs of clips that share a passage by their fingerprints, but are neither the same file nor renderings of one melody."""
-    heard = [clip for clip in clips if clip.print is not None]
-    pairs = [(heard[i].entry, heard[j].entry) for i, j in near_duplicates([clip.print for clip in heard])]
+    decoded = [clip for clip in clips if clip.fingerprint is not None]
+    pairs = [(decoded[i].entry, decoded[j].entry) for i, j in near_duplicates([clip.fingerprint for clip in decoded])]
     same = lambda a, b: (a.sha256 is not None and a.sha256 == b.sha256) or (a.melody is not None and a.melody == b.melody)  # noqa: E731
     return [pair for pair in pairs if not same(*pair)]
 

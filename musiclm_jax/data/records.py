@@ -7,12 +7,12 @@ and step: exact after a restart, and on any number of hosts, each of which reads
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from musiclm_jax.data.clips import ALIGN_SAMPLES, Clip, crop_samples, draw_caption, draw_start
+from musiclm_jax.data.clips import ALIGN_SAMPLES, crop_samples, draw_caption, draw_start
 from musiclm_jax.data.prefetch import Rows, Source, map_ahead
 from musiclm_jax.errors import UserError
 
@@ -77,7 +77,7 @@ def record_source(
         samples = np.asarray(record["audio"])
         start = draw_start(rng, len(samples), crop, align=ALIGN_SAMPLES)
         wave = samples[start : start + crop].astype(np.float32) / 32768
-        caption = draw_caption(rng, _captions(record), text_mix) if encode_text else None
+        caption = draw_caption(rng, _texts(record["captions"]), _texts(record["kinds"]) or None, text_mix) if encode_text else None
         return np.pad(wave, (0, crop - len(wave))), caption
 
     def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
@@ -92,7 +92,6 @@ def record_source(
     return source
 
 
-def _captions(record: Mapping[str, Any]) -> Clip:
-    """A clip with the captions of a record."""
-    texts = lambda field: tuple(text.decode() if isinstance(text, bytes) else str(text) for text in record[field])  # noqa: E731
-    return Clip(file_name=str(record["id"]), offset=0, length=0, captions=texts("captions"), split="", attributes={}, kinds=texts("kinds") or None)
+def _texts(given: Sequence[bytes | str]) -> list[str]:
+    """Texts of a record, which TFDS returns in UTF-8."""
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in given]

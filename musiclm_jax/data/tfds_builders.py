@@ -21,13 +21,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from musiclm_jax import audio
-from musiclm_jax.data.decoding import MIN_SEC
+from musiclm_jax.data.decoding import MIN_SEC, to_int16
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
 from musiclm_jax.data.layouts import FMA, MUSICCAPS
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import as_path, is_file
-
-FULL_SCALE = 32768
 
 
 class CaptionedFolder(tfds.core.GeneratorBasedBuilder):
@@ -93,8 +91,7 @@ def _decode(clips: ClipFolder, entry: Entry) -> np.ndarray:
     sink = io.BytesIO()
     part = {"start_sec": entry.start_sec or 0.0, "end_sec": entry.end_sec}
     decoded = audio.decode(clips.path / entry.file_name, sink, min_samples=round(MIN_SEC * audio.SAMPLE_RATE_HZ), **part)
-    wave = np.frombuffer(sink.getbuffer(), np.float32) * np.float32(FULL_SCALE / max(decoded.peak, 1.0))
-    return np.clip(np.rint(wave), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    return to_int16(np.frombuffer(sink.getbuffer(), np.float32), peak=decoded.peak)
 
 
 def _texts(entry: Entry) -> dict[str, Any]:

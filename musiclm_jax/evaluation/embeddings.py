@@ -20,7 +20,6 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.models import codec, embedders, musicnn, w2v_bert
 from musiclm_jax.models.codec import CodecConfig
 from musiclm_jax.models.tokenizers import MuLanTokenizer
-from musiclm_jax.models.w2v_bert import W2vBertConfig
 
 _MUSICNN = Path(__file__).parent / "weights" / "musicnn.safetensors"
 # Windows that are embedded at once, which bounds memory and the number of compiled programs.
@@ -125,11 +124,10 @@ class MuLanJudge:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class W2vBertJudge:
-    """The outputs of block `config.feature_layer` of a bundle's w2v-BERT, 25 a second, without whitening."""
+class FrameJudge:
+    """A model of a bundle that makes a vector of each frame: `frames` computes them of a wave, [1, N] -> [1, T, D]."""
 
-    config: W2vBertConfig
-    params: Any
+    frames: Callable[[np.ndarray], Any]
     name: str
     sample_rate_hz: int
 
@@ -138,24 +136,7 @@ class W2vBertJudge:
         return self.sample_rate_hz
 
     def embed(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T D"]:
-        return np.concatenate([np.asarray(w2v_bert.features(self.config, self.params, piece[None]))[0] for piece in pieces(wave, self.sample_rate_hz)])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CodecJudge:
-    """The latents of a bundle's codec before they are quantized, 50 a second."""
-
-    config: CodecConfig
-    params: Any
-    name: str
-    sample_rate_hz: int
-
-    @property
-    def min_samples(self) -> int:
-        return self.sample_rate_hz
-
-    def embed(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T D"]:
-        return np.concatenate([np.asarray(_latents(self.config, self.params, piece[None]))[0] for piece in pieces(wave, self.sample_rate_hz)])
+        return np.concatenate([np.asarray(self.frames(piece[None]))[0] for piece in pieces(wave, self.sample_rate_hz)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -169,20 +150,24 @@ def load_mulan(model: str) -> MuLanJudge:
     return MuLanJudge(MuLanTokenizer(config.mulan, params, pretrained.load_vocabulary(opened)), name, config.audio.sample_rate_hz)
 
 
-def load_w2v_bert(model: str, *, layer: int | None = None) -> W2vBertJudge:
-    """The w2v-BERT of a bundle. layer: of its second stack, from 1 on. None: that of the semantic tokens. Raises UserError if there is no such layer."""
+def load_w2v_bert(model: str, *, layer: int | None = None) -> FrameJudge:
+    """The outputs of a block of a bundle's w2v-BERT, 25 a second, without whitening.
+
+    layer: of its second stack, from 1 on. None: that of the semantic tokens. Raises UserError if there is no such layer.
+    """
     _, config, params, name = _open(model, "w2v_bert")
-    if layer is None:
-        return W2vBertJudge(config.w2v_bert, params["params"], name, config.audio.sample_rate_hz)
-    if not 1 <= layer <= config.w2v_bert.num_masked_layers:
-        raise UserError(f"w2v-bert:{layer}: choose a layer from 1 to {config.w2v_bert.num_masked_layers}")
-    return W2vBertJudge(dataclasses.replace(config.w2v_bert, feature_layer=layer), params["params"], f"{name}:{layer}", config.audio.sample_rate_hz)
+    w2v = config.w2v_bert
+    if layer is not None:
+        if not 1 <= layer <= w2v.num_masked_layers:
+            raise UserError(f"w2v-bert:{layer}: choose a layer from 1 to {w2v.num_masked_layers}")
+        w2v, name = dataclasses.replace(w2v, feature_layer=layer), f"{name}:{layer}"
+    return FrameJudge(functools.partial(w2v_bert.features, w2v, params["params"]), name, config.audio.sample_rate_hz)
 
 
-def load_codec(model: str) -> CodecJudge:
-    """The codec of a bundle."""
+def load_codec(model: str) -> FrameJudge:
+    """The latents of a bundle's codec before they are quantized, 50 a second."""
     _, config, params, name = _open(model, "codec")
-    return CodecJudge(config.codec, params["params"], name, config.audio.sample_rate_hz)
+    return FrameJudge(functools.partial(_latents, config.codec, params["params"]), name, config.audio.sample_rate_hz)
 
 
 def _open(model: str, part: str) -> tuple[bundle.Bundle, Any, Any, str]:

@@ -195,16 +195,16 @@ def _check_duplicates(facts: Sequence[ClipFacts], errors: list[str], warnings: l
     for pairs, what in ((equal_files(facts), "the same file"), (similar_clips(facts), "the same recording, by fingerprint")):
         crossing = [pair for pair in pairs if pair[0].split != pair[1].split]
         if crossing:
-            errors.append(f"{len(crossing)} pairs of clips in different splits are {what}, so that evaluations hear what was trained on: {_pairs(crossing)}")
+            errors.append(f"{len(crossing)} pairs of clips in different splits are {what}, so that evaluations use what was trained on: {_pairs(crossing)}")
         if within := [pair for pair in pairs if pair not in crossing]:
             warnings.append(f"{len(within)} pairs of clips are {what}: {_pairs(within)}")
 
 
 def _check_sound(clips: Sequence[ClipFacts], warnings: list[str]) -> None:
-    heard = [clip for clip in clips if clip.clipped is not None]
-    if found := [clip.entry.name for clip in heard if clip.clipped >= CLIPPED_SHARE]:
+    decoded = [clip for clip in clips if clip.clipped is not None]
+    if found := [clip.entry.name for clip in decoded if clip.clipped >= CLIPPED_SHARE]:
         warnings.append(f"{len(found)} clips are at full scale in more than {CLIPPED_SHARE:.1%} of their samples: {_examples(found)}")
-    if found := [clip.entry.name for clip in heard if clip.silent >= SILENT_SHARE]:
+    if found := [clip.entry.name for clip in decoded if clip.silent >= SILENT_SHARE]:
         warnings.append(f"{len(found)} clips are silent for {SILENT_SHARE:.0%} of the time or more: {_examples(found)}")
 
 

@@ -135,7 +135,7 @@ def train(
         start = int(state.step)
         lengths = trained_on(lengths, start=start, num_steps=task.num_steps)
         faults = Faults(task, state)
-        trackers = open_trackers(config.trackers if hosts.is_first() else (), workdir, task.name, start=start)
+        trackers = open_trackers(config.trackers, workdir, task.name, start=start)
         log = Log(workdir, task.name, source, start=start, num_steps=task.num_steps, goes_back=bool(task.recipe.rollback_after), trackers=trackers)
         stack.enter_context(contextlib.closing(log)).banner(state)
         source = sharding.local_source(source, mesh)
