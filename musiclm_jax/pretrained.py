@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
     return bundle.open_bundle(path)
 
 
-def read_config(opened: bundle.Bundle) -> MusicLMConfig:
-    """The config of an opened bundle. Raises UserError where it is not that of a MusicLM, or where the file of one of its models is missing."""
+def read_config(opened: bundle.Bundle, *, models: Sequence[str] | None = None) -> MusicLMConfig:
+    """The config of an opened bundle. Raises UserError where it is not that of a MusicLM, or where the file of one of `models` (None: all) is missing."""
     try:
         config = MusicLMConfig.from_dict(opened.config)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{opened.path / bundle.CONFIG_FILE}: {error}") from error
-    missing = [name for name in config.models if f"{name}.safetensors" not in opened.files]
+    missing = [name for name in (config.models if models is None else models) if f"{name}.safetensors" not in opened.files]
     if missing:
         raise UserError(f"{opened.path}: the file {missing[0]}.safetensors, a model of its config, is missing; export the bundle again")
     return config

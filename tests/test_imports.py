@@ -20,7 +20,7 @@ LEVELS = [
     "models tokens bundle corpus",
     "data",
     "generation training tasks",
-    "configs pretrained musiclm parts evaluation interop",
+    "configs pretrained musiclm parts tokenizing evaluation interop",
     "cli",
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -41,6 +41,16 @@ def open_records(name: str, *, split: str, data_dir: str | None = None) -> Recor
         raise UserError(f"the data set {name!r}, split {split!r}: {str(error).splitlines()[0]}: build it with `tfds build` first") from error
 
 
+def shuffled(number: int, total: int, *, seed: int) -> int:
+    """The record of example `number` of a training over `total` records: each once an epoch, in another order every epoch, which is not stored."""
+    try:
+        from grain.experimental import index_shuffle
+    except ModuleNotFoundError as error:
+        raise UserError(f"reading records at random needs the package {error.name}; install it with: pip install 'musiclm-jax[data]'") from error
+    epoch, position = divmod(number, total)
+    return index_shuffle(position, max_index=total - 1, seed=zlib.crc32(f"{seed} {epoch}".encode()), rounds=_ROUNDS)
+
+
 def record_source(
     records: Records,
     *,
@@ -65,14 +75,10 @@ def record_source(
     """
     if not len(records):
         raise UserError("the data set has no clips of this split: build it from a folder that has some")
-    from grain.experimental import index_shuffle
-
     crop, total = crop_samples(crop_sec, sample_rate_hz), len(records)
 
     def example(number: int) -> tuple[np.ndarray, str | None]:
-        epoch, position = divmod(number, total)
-        order = zlib.crc32(f"{seed} {epoch}".encode())
-        record = records[index_shuffle(position, max_index=total - 1, seed=order, rounds=_ROUNDS)]
+        record = records[shuffled(number, total, seed=seed)]
         rng = np.random.default_rng([seed, number])
         samples = np.asarray(record["audio"])
         start = draw_start(rng, len(samples), crop, align=ALIGN_SAMPLES)

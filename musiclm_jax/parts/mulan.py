@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -160,8 +160,7 @@ class MuLanTokens:
         self._windows, self._texts = (load_array(folder / name) for name in ("windows.npy", "texts.npy"))
         self._windows_at = offsets(mulan.num_windows(windows, clip.length) for clip in clips)
         self._texts_at = offsets(len(clip.captions) for clip in clips)
-        variables = {"quantizer": jax.tree.map(jnp.asarray, run.saved(QUANTIZER)["quantizer"])}
-        self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
+        self._tokens = quantize_audio(run)
 
     def crops(
         self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rows: np.ndarray, rng: np.random.Generator, text_share: float
@@ -185,6 +184,12 @@ class MuLanTokens:
             start_sec, start_sec + crop_sec, num_windows=int(last - first), window_sec=self._config.window_sec, hop_sec=self._config.hop_sec
         )
         return self._windows[first:last][where].astype(np.float32).mean(axis=0)
+
+
+def quantize_audio(run: Run) -> Callable[[np.ndarray], jax.Array]:
+    """The function from embeddings of audio [b, D] to MuLan tokens [b, Q]."""
+    quantizer = run.saved("mulan" if "mulan" in run.config.given else QUANTIZER)["quantizer"]
+    return jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, {"quantizer": jax.tree.map(jnp.asarray, quantizer)}))
 
 
 def vocabulary(run: Run) -> TextTokenizer:

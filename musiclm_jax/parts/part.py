@@ -21,6 +21,7 @@ from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.splits import GROUPINGS
+from musiclm_jax.data.token_set import TokenSet, is_token_set
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, atomic_path
@@ -73,8 +74,8 @@ class TokenStream:
     stream: Stream
     # Steps that compute its tokens.
     needs: tuple[str, ...]
-    # Returns the tokens of the clips, once those steps are done.
-    tokens: Callable[[Run], ClipTokens]
+    # Returns the tokens of the clips, once those steps are done. None: they are in the token set that is the data (`Run.tokens`).
+    tokens: Callable[[Run], ClipTokens] | None
     # Returns the codebooks, [Q, C, K]. None: the stream has no codebooks.
     codebooks: Callable[[Run], np.ndarray] | None = None
 
@@ -94,6 +95,10 @@ class Part:
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
         """The token streams that the part provides."""
         return ()
+
+    def models(self) -> Mapping[str, Callable[[], dict[str, Any]]]:
+        """Models that the part has without training them: functions that return their weights, by name."""
+        return {}
 
     def check(self, run: Run) -> None:
         """Raises UserError where the decoded data cannot train this part. Called before any training starts."""
@@ -147,6 +152,11 @@ class FitConfig:
         """All token streams by name."""
         return {each.stream.name: each for part in self.parts for each in part.streams(self)}
 
+    @functools.cached_property
+    def given(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """The models that need no training (`Part.models`)."""
+        return {name: load for part in self.parts for name, load in part.models().items()}
+
     def steps_to(self, name: str) -> tuple[Step, ...]:
         """A step and all steps that it depends on, in order. Raises UserError where there is no such step."""
         if name not in self.steps:
@@ -178,11 +188,26 @@ class Run:
         """The clips of the data folder, with their metadata."""
         return read_folder(self.data, hashes=self.workdir / "hashes.json", group_by=self.config.group_by)
 
+    def digest(self, aspect: str) -> str:
+        """A hash of one aspect of the data (`ClipFolder.digest`). A token set has one for all."""
+        return self.clip_folder.digest(aspect) if self.tokens is None else self.tokens.info.sha256
+
     @functools.cached_property
     def clips(self) -> ClipStore:
         """All decoded clips, with the current captions and splits."""
         hosts.first(lambda: refresh_index(self.clip_folder, self.folder(PREPARE)) and None)
         return ClipStore.open(self.folder(PREPARE))
+
+    @functools.cached_property
+    def tokens(self) -> TokenSet | None:
+        """The token set that is the data. None: the data are clips."""
+        return TokenSet.open(self.data) if is_token_set(self.data) else None
+
+    def music_tokens(self, split: str) -> np.ndarray:
+        """The number of semantic tokens of each clip of a split, or of each record of a token set."""
+        if self.tokens is not None:
+            return self.tokens.lengths(split)
+        return np.array([-(-clip.length // self.config.model.audio.semantic_samples) for clip in self.clips.split(split)], np.int64)
 
     def weights(self, step: str) -> dict[str, Any]:
         """The weights that a step saved, all of them on each device of this process. They are put there once and stay until `release`."""
@@ -191,8 +216,8 @@ class Run:
         return self._placed[step]
 
     def saved(self, step: str) -> dict[str, Any]:
-        """The weights that a step saved, as NumPy arrays."""
-        return bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
+        """The weights that a step saved, or those of a model that needs no training, as NumPy arrays."""
+        return self.config.given[step]() if step in self.config.given else bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
 
     def release(self) -> None:
         """Forgets the weights on the devices."""

@@ -82,7 +82,7 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     record = {
         "settings": step.settings,
         "inputs": {name: each.identity for name, each in inputs.items()},
-        "data": {aspect: run.clip_folder.digest(aspect) for aspect in step.reads},
+        "data": {aspect: run.digest(aspect) for aspect in step.reads},
     }
     record = {"key": _hash(record), **record}
     before = _read_record(folder, step)
