@@ -120,8 +120,8 @@ def shard_name(split: str, number: int, total: int) -> str:
     return f"{NAME}-{split}.array_record-{number:05d}-of-{total:05d}"
 
 
-def features(*, levels: int, mulan_levels: int, mulan_dim: int) -> Any:
-    """The features of a record, for TFDS. levels: of the acoustic tokens."""
+def features(*, levels: int | None = None, mulan_levels: int | None = None, mulan_dim: int | None = None) -> Any:
+    """The features of a record, for TFDS. levels: of the acoustic tokens. None: of any model."""
     features = _tfds().features
     array = lambda dtype, *shape: features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")  # noqa: E731
     return features.FeaturesDict(

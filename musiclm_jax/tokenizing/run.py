@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,10 +99,10 @@ def _record_bytes(tokenizers: Tokenizers, record: int) -> int:
 
 def _begin(out: AnyPath, model: str, folder: ClipFolder, plan: dict[str, Any], jobs: Sequence[ShardJob], entries: Sequence[Sequence[Entry]]) -> None:
     """Writes the tokenizers and the plan, unless they are there. Raises UserError where others are."""
-    lines = [["".join(f"{json.dumps(dataclasses.asdict(entry), ensure_ascii=False)}\n" for entry in each)] for each in entries]
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
-    for text in lines:
-        digest.update(text[0].encode())
+    texts = ["".join(f"{json.dumps(dataclasses.asdict(entry), ensure_ascii=False)}\n" for entry in each) for each in entries]
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
     settings = {**plan, "model": hashes(model), "clips": digest.hexdigest()}
     if is_file(out / _SETTINGS):
         before = read_json(out / _SETTINGS)
@@ -114,8 +114,8 @@ def _begin(out: AnyPath, model: str, folder: ClipFolder, plan: dict[str, Any], j
         raise UserError(f"{out} exists and is no token set: choose a new folder")
     make_folder(out)
     copy_tokenizers(model, out / TOKENIZERS)
-    for job, text in zip(jobs, lines, strict=True):
-        write_text(job.plan_file, text[0])
+    for job, text in zip(jobs, texts, strict=True):
+        write_text(job.plan_file, text)
     write_json(out / _SETTINGS, settings)
 
 
@@ -162,6 +162,6 @@ def _finish(out: AnyPath, folder: ClipFolder, tokenizers: Tokenizers, jobs: Sequ
     write_token_set(out, info, features_of(tokenizers), lengths, sizes)
 
 
-def _digest(out: AnyPath, reports: Sequence[ShardReport]) -> str:
+def _digest(out: AnyPath, reports: Iterable[ShardReport]) -> str:
     tokenizers = read_json(out / TOKENIZERS / "config.json")["sha256"]
     return hashlib.sha256(json.dumps([tokenizers, *(report.sha256 for report in reports)]).encode()).hexdigest()
