@@ -6,6 +6,7 @@ and step: exact after a restart, and on any number of hosts, each of which reads
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from musiclm_jax.data.clips import ALIGN_SAMPLES, crop_samples, draw_caption, dr
 from musiclm_jax.data.prefetch import Rows, Source, map_ahead
 from musiclm_jax.errors import UserError
 
+# Below this number of records the order of an epoch is an array: the cipher has blocks of 16 bits, and is slow for fewer numbers.
+_LISTED = 2**16
 # Rounds of the block cipher that orders an epoch.
 _ROUNDS = 4
 
@@ -48,7 +51,14 @@ def shuffled(number: int, total: int, *, seed: int) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"reading records at random needs the package {error.name}; install it with: pip install 'musiclm-jax[data]'") from error
     epoch, position = divmod(number, total)
+    if total < _LISTED:
+        return int(_order(total, seed, epoch)[position])
     return index_shuffle(position, max_index=total - 1, seed=zlib.crc32(f"{seed} {epoch}".encode()), rounds=_ROUNDS)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(total: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(total)
 
 
 def record_source(

@@ -170,7 +170,6 @@ def write_token_set(path: AnyPath, info: TokenInfo, form: Any, lengths: Mapping[
 def _write_dataset_info(path: AnyPath, form: Any, counts: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> None:
     """Writes dataset_info.json and features.json."""
     tfds = _tfds()
-    from etils import epath
     from tensorflow_datasets.core import naming
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
@@ -183,7 +182,7 @@ def _write_dataset_info(path: AnyPath, form: Any, counts: Mapping[str, Sequence[
             name=split,
             shard_lengths=list(shards),
             num_bytes=sizes[split],
-            filename_template=naming.ShardedFileTemplate(data_dir=epath.Path(where), dataset_name=NAME, split=split, filetype_suffix="array_record"),
+            filename_template=naming.ShardedFileTemplate(data_dir=tfds.core.Path(where), dataset_name=NAME, split=split, filetype_suffix="array_record"),
         )
         for split, shards in counts.items()
     ]

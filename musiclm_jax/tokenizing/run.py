@@ -17,6 +17,7 @@ from musiclm_jax.data.inspection import inspect_clips
 from musiclm_jax.data.token_set import SPLITS, TOKENIZERS, TokenInfo, TokenSet, is_token_set, write_token_set
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, exists, is_bucket, is_file, make_folder, read_json, write_json, write_text
+from musiclm_jax.records import to_dict
 from musiclm_jax.tokenizing.shards import ShardJob, ShardReport, features_of, make_shard, windowing_of
 from musiclm_jax.tokenizing.tokenizers import Tokenizers, copy_tokenizers, hashes
 
@@ -99,10 +100,9 @@ def _record_bytes(tokenizers: Tokenizers, record: int) -> int:
 
 def _begin(out: AnyPath, model: str, folder: ClipFolder, plan: dict[str, Any], jobs: Sequence[ShardJob], entries: Sequence[Sequence[Entry]]) -> None:
     """Writes the tokenizers and the plan, unless they are there. Raises UserError where others are."""
-    texts = ["".join(f"{json.dumps(dataclasses.asdict(entry), ensure_ascii=False)}\n" for entry in each) for each in entries]
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode())
+    for each in entries:
+        digest.update(_plan_text(each).encode())
     settings = {**plan, "model": hashes(model), "clips": digest.hexdigest()}
     if is_file(out / _SETTINGS):
         before = read_json(out / _SETTINGS)
@@ -114,9 +114,14 @@ def _begin(out: AnyPath, model: str, folder: ClipFolder, plan: dict[str, Any], j
         raise UserError(f"{out} exists and is no token set: choose a new folder")
     make_folder(out)
     copy_tokenizers(model, out / TOKENIZERS)
-    for job, text in zip(jobs, texts, strict=True):
-        write_text(job.plan_file, text)
+    for job, each in zip(jobs, entries, strict=True):
+        write_text(job.plan_file, _plan_text(each))
     write_json(out / _SETTINGS, settings)
+
+
+def _plan_text(entries: Sequence[Entry]) -> str:
+    """The clips of a shard, one a line."""
+    return "".join(f"{json.dumps(to_dict(entry), ensure_ascii=False)}\n" for entry in entries)
 
 
 def _announce(out: AnyPath, folder: ClipFolder, size: float, hours: float, shards: int, done: int) -> None:

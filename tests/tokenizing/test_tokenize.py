@@ -1,5 +1,6 @@
 """Token sets: made by the frozen models, killed and continued to the same bytes, read by TFDS, trained on."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -7,11 +8,6 @@ import pytest
 import soundfile
 from tiny_musiclm import tiny_config, tiny_musiclm
 from tiny_parts import read_metadata, write_clips, write_metadata
-
-pytest.importorskip("array_record")
-tfds = pytest.importorskip("tensorflow_datasets")
-pytest.importorskip("apache_beam")
-pytest.importorskip("grain")
 
 from musiclm_jax.data import token_set
 from musiclm_jax.data.beam import run_jobs
@@ -24,6 +20,9 @@ from musiclm_jax.tokenizing import shards
 from musiclm_jax.tokenizing.run import tokenize
 from musiclm_jax.tokenizing.shards import Windowing
 
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("array_record", "tensorflow_datasets", "apache_beam", "grain")), reason="needs the extra tfdata"
+)
 OPTIONS = {"record_sec": 1.0, "context_sec": 0.4, "batch_size": 3}
 
 
@@ -91,6 +90,8 @@ def test_counts_and_lengths(tokens):
 
 def test_tfds_reads_it_and_makes_tfrecords_of_it(tokens, tmp_path):
     pytest.importorskip("tensorflow")
+    import tensorflow_datasets as tfds
+
     from musiclm_jax.data import tfds_builders  # noqa: F401
 
     builder = tfds.builder("music_tokens", folder=str(tokens.path), data_dir=str(tmp_path), file_format="tfrecord")
