@@ -33,6 +33,11 @@ _EXTRAS = {"gs": "gcs", "s3": "s3"}
 _CLIENTS = ("fsspec", "gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google.auth", "etils.epath")
 
 
+# epath works without TensorFlow also where it is installed, so that the same client reads and writes everywhere. It reads the variable when it is first used,
+# which may be by TFDS.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+
 class StoreError(OSError):
     """An object store refused or did not answer. `filename` is the path, `strerror` the reason in one line. FileNotFoundError is apart."""
 
@@ -49,8 +54,6 @@ def open_path(text: str) -> AnyPath:
         raise UserError(f"{text}: {scheme}:// is not supported; name a local folder, or one on an object store, such as gs://BUCKET/FOLDER")
     if not rest.strip("/"):
         raise UserError(f"{text}: has no bucket; name one, as in {scheme}://BUCKET/FOLDER")
-    # Without TensorFlow also where it is installed, so that the same client reads and writes everywhere. epath reads the variable when it is first used.
-    os.environ.setdefault("EPATH_USE_TF", "false")
     try:
         import fsspec
         from etils import epath

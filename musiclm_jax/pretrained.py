@@ -11,7 +11,7 @@ import jax
 from flax.errors import FlaxError
 
 from musiclm_jax import bundle
-from musiclm_jax.configs import RERANKERS, MusicLMConfig
+from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.text import TextTokenizer
 
@@ -67,8 +67,10 @@ def load_vocabulary(opened: bundle.Bundle) -> TextTokenizer:
 def describe(path: str | os.PathLike) -> str:
     """The models, streams and stages of a bundle, as text. Reads all of it, so that damage is found."""
     opened = open_pretrained(path)
-    config = read_config(opened)
-    lines = [f"{opened.path}: MusicLM bundle, format {bundle.FORMAT}", ""]
+    config = read_config(opened, models=TOKENIZER_MODELS)
+    if is_whole := any(f"{stage.name}.safetensors" in opened.files for stage in config.stages):
+        read_config(opened)
+    lines = [f"{opened.path}: {'MusicLM bundle' if is_whole else 'tokenizers of a MusicLM'}, format {bundle.FORMAT}", ""]
     for name in (*config.models, *RERANKERS):
         if (file := f"{name}.safetensors") in opened.files:
             lines.append(f"{name:<18} {millions(load(opened, config, name)):>8} parameters  {opened.files[file].bytes / 1e6:8.1f} MB")
@@ -76,7 +78,7 @@ def describe(path: str | os.PathLike) -> str:
     lines += ["", f"{config.audio.sample_rate_hz} Hz"]
     for stream in config.streams.values():
         lines.append(f"{stream.name:<18} {f'{stream.rate_hz} Hz' if stream.rate_hz else 'once a clip'}, {stream.levels} levels of {stream.codes} codes")
-    for stage in config.stages:
+    for stage in config.stages if is_whole else ():
         reads = ", ".join(each.stream for each in stage.prefix)
         drawn = f"temperature {stage.sampling.temperature:g}, top-k {stage.sampling.top_k or 'all'}, guidance {stage.sampling.guidance:g}"
         skipped = "; not used in generation" if stage.name in config.skipped_stages else ""

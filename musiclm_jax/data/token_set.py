@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.buckets import is_bucket
+from musiclm_jax.data.clips import load_array
 from musiclm_jax.data.records import Records
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, atomic_path, is_file, read_json, write_json
@@ -91,7 +92,7 @@ class TokenSet:
         """The semantic tokens of each record of a split, int32 [n]."""
         if not self.info.records.get(split):
             return np.zeros(0, np.int32)
-        return np.load(self.path / lengths_file(split))
+        return np.asarray(load_array(self.path / lengths_file(split)))
 
 
 @functools.cache

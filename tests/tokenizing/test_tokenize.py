@@ -14,7 +14,7 @@ from musiclm_jax.data.beam import run_jobs
 from musiclm_jax.data.token_crops import SetCrops
 from musiclm_jax.data.token_set import TokenSet
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import sha256_file
+from musiclm_jax.files import list_files, sha256_file, write_bytes
 from musiclm_jax.models.tokenizers import AcousticTokenizer, SemanticTokenizer
 from musiclm_jax.tokenizing import shards
 from musiclm_jax.tokenizing.run import tokenize
@@ -243,3 +243,14 @@ def test_token_set_of_no_bundle(tmp_path):
     (tmp_path / token_set.TOKENS).write_text("{}")
     with pytest.raises(UserError, match=token_set.TOKENS):
         TokenSet.open(tmp_path)
+
+
+def test_a_token_set_on_a_bucket(any_bucket, clips, model, tokens, tmp_path):
+    for name, data in {path.name: path.read_bytes() for path in clips.iterdir()}.items():
+        write_bytes(any_bucket / "clips" / name, data)
+    made = tokenize(any_bucket / "clips", any_bucket / "tokens", model=str(model), **OPTIONS)
+    assert made.info == tokens.info
+    assert list(made.lengths("train")) == list(tokens.lengths("train"))
+    assert {*list_files(made.path)} == {*list_files(tokens.path)}
+    with pytest.raises(UserError, match="mount the bucket"):
+        made.records("train")
