@@ -15,9 +15,10 @@ import soxr
 
 from musiclm_jax import files
 from musiclm_jax.arrays import Float
-from musiclm_jax.buckets import read_bytes
+from musiclm_jax.buckets import StoreError
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, is_bucket
+from musiclm_jax.tars import is_file, open_file
 
 SAMPLE_RATE_HZ = 24_000
 # ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
@@ -97,7 +98,7 @@ def decode(
         StoreError: the file is on an object store that does not answer.
     """
     path = as_path(path)
-    if not files.is_file(path):
+    if not is_file(path):
         raise UserError(f"{path}: is not a file; name one audio file" if files.exists(path) else f"{path}: no such file")
     part = {"sample_rate_hz": sample_rate_hz, "start_sec": start_sec, "end_sec": end_sec}
     decoded, swing, loudest = _decode(path, sink, channel=None, **part)
@@ -152,9 +153,8 @@ def _decode(
 
 def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
     """Yields (samples [n, channels] float32, rate in Hz) for each block of a part of a file. A file on an object store is read into memory."""
-    opened = io.BytesIO(read_bytes(path)) if is_bucket(path) else path
     try:
-        with soundfile.SoundFile(opened) as file:
+        with open_file(path) as opened, soundfile.SoundFile(opened) as file:
             if file.samplerate < _LEAST_RATE_HZ:
                 raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
             if start_sec:
@@ -165,6 +165,8 @@ def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iter
             while left > 0 and len(block := file.read(min(num_frames, left), dtype="float32", always_2d=True)):
                 left -= len(block)
                 yield block, file.samplerate
+    except StoreError:  # Of the store, not of this file.
+        raise
     except (soundfile.SoundFileError, OSError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
         raise UserError(f"{path}: cannot be read as audio ({reason}); convert it to WAV, FLAC, OGG or MP3") from error

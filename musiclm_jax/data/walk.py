@@ -7,6 +7,7 @@ each folder is read once. A folder on an object store is read by one listing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from musiclm_jax.errors import UserError
@@ -23,6 +24,28 @@ _JUNK_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Vol
 
 def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, is in a hidden folder, or in one that file systems and archivers create."""
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) or bool({*parts[:-1]} & {*_JUNK_FOLDERS})
+
+
+def split_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns (the names that are UTF-8, (name, reason) of audio files with other names)."""
+    found, broken = [], []
+    for name in names:
+        if _is_text(name):
+            found.append(name)
+        elif is_audio(name):
+            broken.append((printable(name), "its name is not UTF-8; rename it"))
+    return found, broken
+
+
+def printable(name: str) -> str:
+    r"""A name with bytes that are not UTF-8 written as \xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def walk(folder: AnyPath) -> tuple[list[str], list[tuple[str, str]]]:
@@ -42,8 +65,7 @@ def _listed(folder: AnyPath) -> list[str]:
 
     def is_passed(name: str) -> bool:
         parts = name.split("/")
-        above = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-        return any(part.startswith(".") for part in parts) or bool({*parts[:-1]} & {*_JUNK_FOLDERS}) or bool(above & passed)
+        return is_hidden(name) or any("/".join(parts[:depth]) in passed for depth in range(1, len(parts)))
 
     return [name for name in names if not is_passed(name)]
 
@@ -79,12 +101,9 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
             elif item.is_file():
                 names.append(name)
             elif item.is_symlink() and is_audio(name):
-                broken.append((name, "is a link to a file that is not there"))
-    for name in [name for name in names if not _is_text(name)]:
-        names.remove(name)
-        if is_audio(name):
-            broken.append((os.fsencode(name).decode("utf-8", "backslashreplace"), "its name is not UTF-8; rename it"))
-    return sorted(names), broken
+                broken.append((name, "is a link to a file that is not there; put the file itself there, or remove the link"))
+    found, unreadable = split_names(names)
+    return sorted(found), [*broken, *unreadable]
 
 
 def _is_text(name: str) -> bool:
