@@ -58,6 +58,9 @@ class Decoded:
     num_samples: int
     # The largest magnitude. If it is above 1, divide the samples by it.
     peak: float
+    # Of the samples of the file: half the difference of the highest and the lowest, which is 0 for a constant, and the mean of the magnitudes.
+    swing: float
+    mean: float
 
 
 def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
@@ -93,37 +96,38 @@ def decode(
         start_sec, end_sec: the part. It ends where the file ends, if `end_sec` is None or after that.
 
     Raises:
-        UserError: the file is missing, not audio, silent (below -60 dB of full scale), too short, or has NaN or infinite samples. The message is
-            "path: reason".
+        UserError: the file is missing, not audio, silent (below -60 dB of full scale, or of samples beyond it), too short, or has NaN or infinite samples.
+            The message is "path: reason".
         StoreError: the file is on an object store that does not answer.
     """
     path = as_path(path)
     if not is_file(path):
         raise UserError(f"{path}: is not a file; name one audio file" if files.exists(path) else f"{path}: no such file")
     part = {"sample_rate_hz": sample_rate_hz, "start_sec": start_sec, "end_sec": end_sec}
-    decoded, swing, loudest = _decode(path, sink, channel=None, **part)
+    decoded, loudest = _decode(path, sink, channel=None, **part)
     if loudest is not None:
         sink.seek(0)
         sink.truncate()
-        decoded, swing, _ = _decode(path, sink, channel=loudest, **part)
+        decoded, _ = _decode(path, sink, channel=loudest, **part)
     if decoded.num_samples < min_samples:
-        raise UserError(f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed")
-    if swing < _AUDIBLE:
-        level = f" (its loudest sample is at {20 * np.log10(swing):.0f} dB of full scale)" if swing else ""
+        raise UserError(
+            f"{path}: {decoded.num_samples / sample_rate_hz:.4f} s is too short; at least {min_samples / sample_rate_hz:.2f} s are needed: "
+            "export it again, or remove it"
+        )
+    if decoded.swing < _AUDIBLE:
+        level = f" (its loudest sample is at {20 * np.log10(decoded.swing):.0f} dB of full scale)" if decoded.swing else ""
         raise UserError(f"{path}: is silent{level}; remove it or export it again")
+    if decoded.peak > 1 and decoded.mean < _AUDIBLE * decoded.peak:
+        raise UserError(f"{path}: is silent but for samples of {decoded.peak:.3g} times full scale; remove them, and export it again")
     return decoded
 
 
-def _decode(
-    path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: int, start_sec: float, end_sec: float | None
-) -> tuple[Decoded, float, int | None]:
+def _decode(path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: int, start_sec: float, end_sec: float | None) -> tuple[Decoded, int | None]:
     """Decodes a file in one pass. channel: the channel to use. None: the mean of all channels.
 
-    Returns:
-        (the result; half the difference of the highest and the lowest sample, which is 0 for a constant; the number of the loudest channel if the channels
-        cancel each other, else None).
+    Returns (the result, the number of the loudest channel if the channels cancel each other, else None).
     """
-    num_samples, peak, low, high = 0, 0.0, np.inf, -np.inf
+    num_samples, num_read, peak, total, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf
     power, mean_power, resampler = 0.0, 0.0, None
 
     def write(wave: np.ndarray) -> None:
@@ -138,6 +142,7 @@ def _decode(
             raise UserError(f"{path}: has NaN or infinite samples; export it again")
         low, high = min(low, float(wave.min())), max(high, float(wave.max()))
         power = power + np.square(channels, dtype=np.float64).sum(axis=0)
+        num_read, total = num_read + len(wave), total + float(np.abs(wave).sum(dtype=np.float64))
         mean_power += float(np.square(wave, dtype=np.float64).sum())
         if file_rate_hz == sample_rate_hz:
             write(wave)
@@ -148,7 +153,7 @@ def _decode(
     if resampler is not None:
         write(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     cancel = channel is None and mean_power < _CANCELLED**2 * np.max(power)
-    return Decoded(num_samples, peak), max(high - low, 0.0) / 2, int(np.argmax(power)) if cancel else None
+    return Decoded(num_samples, peak, max(high - low, 0.0) / 2, total / max(num_read, 1)), int(np.argmax(power)) if cancel else None
 
 
 def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:

@@ -69,14 +69,14 @@ def _inspect(folder: ClipFolder, entry: Entry, listen: bool) -> ClipFacts:
         seconds = max(0.0, end - (entry.start_sec or 0.0))
         facts = ClipFacts(entry, seconds, header.samplerate, header.channels, f"{header.format} {header.subtype}")
         if seconds < MIN_SEC:
-            return dataclasses.replace(facts, reason=f"{seconds:.2f} s is too short; at least {MIN_SEC:.2f} s are needed")
+            return dataclasses.replace(facts, reason=f"{seconds:.2f} s is too short; at least {MIN_SEC:.2f} s are needed: export it again, or remove it")
         if not listen:
             return facts
         start = entry.start_sec or 0.0
         sink = io.BytesIO()
         audio.decode(path, sink, start_sec=start, end_sec=start + min(seconds, _LONGEST_SEC))
     except (soundfile.SoundFileError, OSError) as error:
-        return dataclasses.replace(facts, reason=f"cannot be read as audio ({error})")
+        return dataclasses.replace(facts, reason=f"cannot be read as audio ({error}); convert it to WAV, FLAC, OGG or MP3")
     except UserError as error:
         return dataclasses.replace(facts, reason=str(error).removeprefix(f"{path}: "))
     wave = np.frombuffer(sink.getbuffer(), np.float32)

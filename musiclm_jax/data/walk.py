@@ -19,6 +19,8 @@ FOREIGN_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4", ".webm", ".mka", ".ape", ".w
 # A file in the folder of each step of `fit`. `superseded` and `.locks` are beside such folders.
 STEP_FILE = "step.json"
 _BESIDE_STEPS = ("superseded", ".locks")
+_DANGLING = "is a link to a file that is not there; put the file itself there, or remove the link"
+_DEVICE = "is a device, a pipe or a socket; put an audio file there, or remove it"
 _JUNK_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
 
@@ -44,8 +46,9 @@ def split_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def printable(name: str) -> str:
-    r"""A name with bytes that are not UTF-8 written as \xe9."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""A name on one line, with what cannot be printed written as \n and \xe9."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def walk(folder: AnyPath) -> tuple[list[str], list[tuple[str, str]]]:
@@ -89,7 +92,7 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
             found = sorted(os.scandir(folder / at), key=lambda item: item.name)
         except OSError as error:
             raise UserError(f"{folder / at} cannot be read ({error.strerror}): change its permissions, or move it out of {folder}") from None
-        below = {item.name for item in found if item.is_dir()}
+        below = {item.name for item in found if os.path.isdir(item.path)}  # Unlike `DirEntry.is_dir`, False for a link to itself.
         steps = {name for name in below if os.path.exists(folder / at / name / STEP_FILE)}
         passed = steps | {*_JUNK_FOLDERS, *(_BESIDE_STEPS if steps else ())}
         for item in found:
@@ -98,10 +101,11 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 continue
             if item.name in below:
                 (links if item.is_symlink() else folders).append(name)
-            elif item.is_file():
+            elif os.path.isfile(item.path):
                 names.append(name)
-            elif item.is_symlink() and is_audio(name):
-                broken.append((name, "is a link to a file that is not there; put the file itself there, or remove the link"))
+            elif is_audio(name):
+                there = os.path.exists(item.path)
+                broken.append((printable(name), _DEVICE if there else _DANGLING))
     found, unreadable = split_names(names)
     return sorted(found), [*broken, *unreadable]
 
