@@ -35,8 +35,8 @@ _AUDIBLE = 10 ** (-60 / 20)
 _CANCELLED = 1 / 20
 # A lower rate is an error in the file's header, and resampling would turn the file into hours of audio.
 _LEAST_RATE_HZ = 1_000
-# Number of values, over all channels, that are decoded at once: 4 MB.
-_BLOCK_VALUES = 2**20
+# Number of values, over all channels, that are decoded at once: 512 kB, which stay in a processor's cache. Results do not depend on it.
+_BLOCK_VALUES = 2**17
 
 
 @runtime_checkable
@@ -63,13 +63,20 @@ class Decoded:
     mean: float
 
 
-def read(path: str | os.PathLike, *, sample_rate_hz: int = SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
-    """Reads an audio file, converted to mono at `sample_rate_hz`, float32 in [-1, 1].
+def read(
+    path: str | os.PathLike,
+    *,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    min_samples: int = 960,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+) -> Float[np.ndarray, "N"]:
+    """Reads an audio file, or a part of it, converted to mono at `sample_rate_hz`, float32 in [-1, 1].
 
     A file with samples beyond full scale is scaled down, not clipped. For channels, arguments and errors see `decode`.
     """
     sink = io.BytesIO()
-    decoded = decode(path, sink, sample_rate_hz=sample_rate_hz, min_samples=min_samples)
+    decoded = decode(path, sink, sample_rate_hz=sample_rate_hz, min_samples=min_samples, start_sec=start_sec, end_sec=end_sec)
     return np.frombuffer(sink.getbuffer(), np.float32) / np.float32(max(decoded.peak, 1.0))
 
 
@@ -137,13 +144,13 @@ def _decode(path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: i
         sink.write(wave.tobytes())
 
     for channels, file_rate_hz in _read_blocks(path, start_sec, end_sec):
-        wave = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
-        if not (np.isfinite(channels).all() and np.isfinite(wave).all()):
+        wave = _mean(channels) if channel is None else np.ascontiguousarray(channels[:, channel])
+        power = power + np.array([_power(each) for each in channels.T])
+        mean_power += _power(wave)
+        if not np.isfinite(power.sum() + mean_power):
             raise UserError(f"{path}: has NaN or infinite samples; export it again")
         low, high = min(low, float(wave.min())), max(high, float(wave.max()))
-        power = power + np.square(channels, dtype=np.float64).sum(axis=0)
-        num_read, total = num_read + len(wave), total + float(np.abs(wave).sum(dtype=np.float64))
-        mean_power += float(np.square(wave, dtype=np.float64).sum())
+        num_read, total = num_read + len(wave), total + float(np.abs(wave).sum())
         if file_rate_hz == sample_rate_hz:
             write(wave)
         else:
@@ -156,10 +163,33 @@ def _decode(path: AnyPath, sink: Sink, *, channel: int | None, sample_rate_hz: i
     return Decoded(num_samples, peak, max(high - low, 0.0) / 2, total / max(num_read, 1)), int(np.argmax(power)) if cancel else None
 
 
+def _mean(channels: Float[np.ndarray, "n channels"]) -> Float[np.ndarray, "n"]:
+    """The mean of channels. NumPy's own takes 20 times as long where the channels are few."""
+    wave = channels[:, 0].copy()
+    for each in channels.T[1:]:
+        wave += each
+    wave /= channels.shape[1]
+    return wave
+
+
+def _power(wave: Float[np.ndarray, "n"]) -> float:
+    """The sum of squares, in float64, in which it is finite where all samples are."""
+    exact = wave.astype(np.float64)
+    return float(np.einsum("n,n->", exact, exact))
+
+
+def _native(file: io.IOBase) -> io.IOBase | int:
+    """The number of a file that is open in the operating system, which libsndfile reads without calling Python. Other files are returned as they are."""
+    try:
+        return file.fileno()
+    except io.UnsupportedOperation:
+        return file
+
+
 def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iterator[tuple[Float[np.ndarray, "n channels"], int]]:
     """Yields (samples [n, channels] float32, rate in Hz) for each block of a part of a file. A file on an object store is read into memory."""
     try:
-        with open_file(path) as opened, soundfile.SoundFile(opened) as file:
+        with open_file(path) as opened, soundfile.SoundFile(_native(opened), closefd=False) as file:
             if file.samplerate < _LEAST_RATE_HZ:
                 raise UserError(f"{path}: has {file.samplerate} samples per second, expected at least {_LEAST_RATE_HZ}; export it again")
             if start_sec:
