@@ -82,6 +82,17 @@ def test_a_store_of_tars_has_the_samples_of_the_unpacked_files(tmp_path):
     assert [(clip.seconds, clip.format, clip.reason) for clip in facts] == [(2.0, "FLAC PCM_16", None)] * 4
 
 
+def test_a_data_set_of_tfds_is_built_of_tars(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from musiclm_jax.data import tfds_builders  # noqa: F401
+
+    builder = tfds.builder("captioned_folder", folder=str(write(tmp_path / "in", SHARDS)), data_dir=tmp_path / "out", file_format="array_record")
+    builder.download_and_prepare()
+    found = {example["id"].decode(): example for example in builder.as_data_source(split="train")}
+    assert sorted(found) == [f"train/a.tar/{i}.flac" for i in range(3)] and builder.left_out == []
+    assert found["train/a.tar/1.flac"]["audio"].shape == (2 * RATE,) and list(found["train/a.tar/1.flac"]["captions"]) == [b"caption 1"]
+
+
 @pytest.mark.parametrize("format", ["FLAC", "MP3", "WAV", "OGG"])
 def test_each_format_is_read_between_other_members(tmp_path, format):
     file = io.BytesIO()
@@ -125,7 +136,8 @@ def test_names_of_any_length_and_script_in_each_format_of_tar(tmp_path):
 
 def test_hidden_members_are_passed_over_and_others_refused_by_name(tmp_path):
     link = member("link.flac", type=tarfile.SYMTYPE, linkname="0.flac")
-    odd = [member("../up.flac", sound(1)), member("/abs.flac", sound(1)), link, member("caf\udce9.flac", sound(1))]
+    sparse = member("sparse.flac", bytes(512), type=tarfile.GNUTYPE_SPARSE)
+    odd = [member("../up.flac", sound(1)), member("/abs.flac", sound(1)), link, sparse, member("caf\udce9.flac", sound(1))]
     hidden = [member("._0.flac", b"x"), member("__MACOSX/0.flac", b"x"), member(".git/0.flac", b"x"), member("dir", type=tarfile.DIRTYPE)]
     found = read_folder(write(tmp_path, {"a.tar": shard(*clips(0), *odd, *hidden, format=tarfile.GNU_FORMAT)}))
     assert names(found) == ["a.tar/0.flac"]
@@ -134,6 +146,7 @@ def test_hidden_members_are_passed_over_and_others_refused_by_name(tmp_path):
         ("a.tar//abs.flac", "its name leads out of its tar"),
         ("a.tar/caf\\xe9.flac", "its name is not UTF-8"),
         ("a.tar/link.flac", "is a link or a sparse file in its tar"),
+        ("a.tar/sparse.flac", "is a link or a sparse file in its tar"),
     ]
 
 
