@@ -15,7 +15,7 @@ ROOT = Path(musiclm_jax.__file__).parent
 
 # A room is a module or a folder of modules. A module may import from its own level and from those below.
 LEVELS = [
-    "arrays checks errors specs records buckets files folders progress partitioning",
+    "arrays checks errors specs records buckets files tars folders progress partitioning",
     "audio nn",
     "models tokens bundle corpus",
     "data",

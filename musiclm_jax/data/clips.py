@@ -17,6 +17,7 @@ from musiclm_jax.buckets import StoreError, explain
 from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Rows, Source
+from musiclm_jax.data.walk import printable
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_json, write_text
 from musiclm_jax.progress import OnProgress
@@ -183,7 +184,7 @@ def _check_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[Dec
 
 def _write_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[DecodedClip]) -> list[str]:
     """Writes skipped.log, one line for each clip that is skipped or absent, with the reason. Returns the lines of those that are skipped."""
-    lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
+    lines = sorted(f"{printable(name)}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
     write_text(directory / SKIPPED, "".join(f"{line}\n" for line in [*lines, *(f"{name}: its audio is not there" for name in folder.absent)]))
     return lines
 

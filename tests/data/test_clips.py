@@ -99,7 +99,7 @@ def test_a_failed_preparation_leaves_no_store(tmp_path):
 def test_too_many_missing_files_are_an_error_before_anything_is_decoded(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "in", {**good(4), "missing.wav": (None, {})})
     monkeypatch.setattr(clips_module, "decode_clips", None)
-    with pytest.raises(UserError, match="1 of 5 clips .* such as 'missing.wav: no such file'"):
+    with pytest.raises(UserError, match="1 of 5 clips .* such as 'missing.wav: no such file; put it there"):
         prepare(folder, tmp_path / "store")
     with pytest.raises(UserError, match="has no clip of split 'train'"):
         prepare(make_folder(tmp_path / "test", good(1, split="test")), tmp_path / "store")
