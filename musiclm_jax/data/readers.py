@@ -2,7 +2,7 @@
 
     "store"    crops are drawn in proportion to the lengths of the clips (`data.clips.wave_source`)
     "grain"    every clip once an epoch, in an order that is computed and not stored, by grain
-    "tf_data"  the same batches as "grain", read and assembled by a pipeline of tf.data from a data set of TFDS (`data/tf_data.py`)
+    "tf_data"  the same batches as "grain", read and assembled by a pipeline of tf.data from a data set of TFDS in TFRecord files (`data/tf_data.py`)
 
 The order is a function of the number of an example. So the batch of a step is a pure function of seed and step, exact after a restart and on any number of
 hosts, each of which reads its rows alone.
@@ -89,7 +89,7 @@ def open_source(
     if reader == STORE:
         options = {"encode_text": encode_text, "text_mix": text_mix}
         return wave_source(store, split=split, crop_sec=crop_sec, batch_size=batch_size, seed=seed, **options)
-    check_reader(reader, records=isinstance(store.samples, RecordSamples))
+    check_reader(reader, store.samples.records.file_format if isinstance(store.samples, RecordSamples) else None)
     crop = crop_samples(crop_sec, store.sample_rate_hz)
     order = Epochs(clips_of(store, split, text_mix), crop, seed, encode_text is not None, text_mix)
     if reader == GRAIN:
@@ -110,12 +110,14 @@ def grain_source(store: ClipStore, order: Epochs, *, batch_size: int, encode_tex
     return source
 
 
-def check_reader(reader: str, *, records: bool) -> None:
-    """Raises UserError if a reader needs a package that is not installed, or other data. records: whether the data are a data set of TFDS."""
+def check_reader(reader: str, file_format: str | None) -> None:
+    """Raises UserError if a reader needs a package that is not installed, or other data. file_format: of a data set of TFDS. None: a folder of clips."""
     if reader not in READERS:
         raise ValueError(f"reader={reader!r}: expected one of {', '.join(READERS)}")
-    if reader == TF_DATA and not records:
-        raise UserError("reader='tf_data' reads data sets of TFDS: build one of the clips with `tfds build` (docs/data.md), or choose reader='grain'")
+    if reader == TF_DATA and file_format != "tfrecord":
+        found = f"in {file_format} files" if file_format else "of audio files"
+        remedy = "build one with `tfds build --file_format tfrecord` (docs/data.md), or choose reader='grain', which gives the same batches"
+        raise UserError(f"reader='tf_data' reads data sets of TFDS in tfrecord files, these data are {found}: {remedy}")
     needed = {GRAIN: {"grain": "data"}, TF_DATA: {"grain": "data", "tensorflow": "tfdata"}}.get(reader, {})
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:

@@ -44,11 +44,11 @@ class Shard:
 class Records:
     """The records of a data set: its splits one after the other, each in the order of its files. May be read by several threads."""
 
-    def __init__(self, path: AnyPath, *, name: str, shards: Sequence[Shard], open_shard: Callable[[Path], Any], parse: Callable[[bytes], Mapping[str, Any]]):
-        """name: with the version. open_shard(path)[i] is the i-th record of a file. parse: gives the features of a record."""
-        self.path, self.name, self.shards = path, name, tuple(shards)
+    def __init__(self, path: AnyPath, *, name: str, file_format: str, shards: Sequence[Shard], parse: Callable[[bytes], Mapping[str, Any]]):
+        """name: with the version. file_format: "array_record" or "tfrecord". parse: gives the features of a record."""
+        self.path, self.name, self.file_format, self.shards = path, name, file_format, tuple(shards)
         self.ends = list(itertools.accumulate(shard.num_records for shard in shards))
-        self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(open_shard)
+        self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(_FORMATS[file_format])
         self._parse = parse
 
     def __len__(self) -> int:
@@ -56,10 +56,18 @@ class Records:
 
     def __getitem__(self, number: int) -> bytes:
         """A serialized tf.train.Example. Raises UserError if it cannot be read."""
+        return self._in_file(number, lambda file, at: file[at])
+
+    def place(self, number: int) -> tuple[Path, int, int, int]:
+        """Of a record in a TFRecord file: the file, and the bytes before, of and after the record. Raises UserError if the file cannot be read."""
+        return self._in_file(number, lambda file, at: file.place(at))
+
+    def _in_file(self, number: int, read: Callable[[Any, int], Any]) -> Any:
+        """read(the opened file of a record, the number of the record in it)"""
         index = bisect.bisect_right(self.ends, number)
         shard = self.shards[index]
         try:
-            return self._open(shard.path)[number - self.ends[index] + shard.num_records]
+            return read(self._open(shard.path), number - self.ends[index] + shard.num_records)
         except OSError as error:
             raise unreadable(shard.path, error) from error
         except (IndexError, RuntimeError, ValueError) as error:
@@ -106,7 +114,7 @@ def open_records(path: AnyPath) -> Records:
         for name in ("train", "test") if name in splits
         for file, count in zip(splits[name].filepaths, splits[name].shard_lengths, strict=True)
     ]  # fmt: skip
-    return Records(path, name=builder.info.full_name, shards=shards, open_shard=_FORMATS[file_format], parse=features.deserialize_example_np)
+    return Records(path, name=builder.info.full_name, file_format=file_format, shards=shards, parse=features.deserialize_example_np)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Files of records
@@ -129,7 +137,7 @@ class TfRecordFile:
     def __init__(self, path: Path):
         """Reads all lengths. Raises UserError if the file ends within a record."""
         self._path, self._places, at = path, [], 0
-        size = path.stat().st_size
+        self._size = size = path.stat().st_size
         with path.open("rb", buffering=0) as file:
             while at < size:
                 file.seek(at)
@@ -141,6 +149,11 @@ class TfRecordFile:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def place(self, number: int) -> tuple[Path, int, int, int]:
+        """The file, and the bytes before, of and after a record."""
+        start, length = self._places[number]
+        return self._path, start, length, self._size - start - length
 
     def __getitem__(self, number: int) -> bytes:
         start, length = self._places[number]
@@ -181,6 +194,8 @@ class RecordFolder(ClipFolder):
 
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    # "array_record" or "tfrecord".
+    file_format: str
 
 
 class _Row(NamedTuple):
@@ -217,7 +232,8 @@ def read_record_folder(path: AnyPath, *, cache: AnyPath) -> RecordFolder:
     offsets = [0, *itertools.accumulate(row.length for row in rows)]
     order = sorted(range(len(rows)), key=lambda i: rows[i].name)
     entries = tuple(_entry(rows[i], *contents[i]) for i in order)
-    return RecordFolder(path, entries, offsets=tuple(offsets[i] for i in order), lengths=tuple(rows[i].length for i in order))
+    places = {"offsets": tuple(offsets[i] for i in order), "lengths": tuple(rows[i].length for i in order)}
+    return RecordFolder(path, entries, file_format=records.file_format, **places)
 
 
 def _read_shard(records: Records, shard: Shard, numbers: range, file: AnyPath) -> tuple[int, list[_Row]]:

@@ -121,7 +121,7 @@ class FitConfig:
     # number at its end, as in "song_part2" and "song-2".
     group_by: str = "listed"
     # What makes the batches of the trainings on waves. "store": crops drawn in proportion to the lengths of clips. "grain": every clip once an epoch.
-    # "tf_data": the batches of "grain", from a data set of TFDS, by a pipeline of tf.data.
+    # "tf_data": the batches of "grain", from a data set of TFDS in TFRecord files, by a pipeline of tf.data.
     reader: str = STORE
 
     def __post_init__(self):

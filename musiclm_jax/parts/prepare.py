@@ -31,9 +31,9 @@ def _prepare_once(run: Run, work: Work) -> dict[str, Any]:
 
 
 def _prepare(run: Run, work: Work) -> dict[str, Any]:
-    in_records = isinstance(run.clip_folder, RecordFolder)
-    check_reader(run.config.reader, records=in_records)  # Before hours of decoding.
-    if in_records:
+    file_format = run.clip_folder.file_format if isinstance(run.clip_folder, RecordFolder) else None
+    check_reader(run.config.reader, file_format)  # Before hours of decoding.
+    if file_format:
         work.outputs = ()
     store = prepare(run.clip_folder, work.folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
     for warning in run.clip_folder.warnings:

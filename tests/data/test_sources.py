@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from told_clips import KINDS, RATE, TRAIN, samples_of
 
+from musiclm_jax.data import tf_data
 from musiclm_jax.data.clips import ClipStore
 from musiclm_jax.data.prefetch import prefetch
 from musiclm_jax.data.readers import open_source
@@ -20,7 +21,7 @@ CROP_SEC, CROP, BATCH = 1.6, 38_400, 4
 STEPS = TRAIN // BATCH  # Of an epoch.
 MIX = {"short": 2.0, "long": 2.0, "playlist": 1.0, "label": 1.0}
 PACKAGES = {"store": (), "grain": ("grain",), "tf_data": ("grain", "tensorflow")}
-FORMS = {"store": ("folder", "array_record"), "grain": ("folder", "array_record", "tfrecord"), "tf_data": ("array_record", "tfrecord")}
+FORMS = {"store": ("folder", "array_record"), "grain": ("folder", "array_record", "tfrecord"), "tf_data": ("tfrecord",)}
 ALL = [pytest.param((reader, form), id=f"{reader}-{form}") for reader, forms in FORMS.items() for form in forms]
 IN_EPOCHS = [param for param in ALL if not param.id.startswith("store")]
 
@@ -29,6 +30,11 @@ def encode_text(captions):
     """ids: the kind of the caption and the number of its clip."""
     words = [caption.replace("longer", "long").split() for caption in captions]
     return np.array([[KINDS.index(kind), int(clip)] for kind, clip in words], np.int32), np.ones((len(captions), 2), bool)
+
+
+@pytest.fixture(autouse=True)
+def few_steps_at_a_time(monkeypatch):
+    monkeypatch.setattr(tf_data, "_STEPS", 3)  # After which tf.data gets the next crops.
 
 
 @pytest.fixture
@@ -137,16 +143,13 @@ def test_a_split_without_clips_or_weights_is_a_user_error(open_kind, store_of):
 
 def test_a_pipeline_of_tf_data_is_opened_anew_only_at_another_step(store_of, monkeypatch):
     pytest.importorskip("grain")
-    samples = store_of("array_record").samples
-    from musiclm_jax.data.tf_data import TfDataSource
-
-    opened, pipeline = [], TfDataSource._pipeline
-    monkeypatch.setattr(TfDataSource, "_pipeline", lambda self, step, rows: (opened.append(step), pipeline(self, step, rows))[1])
-    assert isinstance(samples, RecordSamples)
-    source = open_source(store_of("array_record"), reader="tf_data", split="train", crop_sec=CROP_SEC, batch_size=BATCH, seed=3)
-    for step in (5, 6, 7, 7, 8, 2, 3):
-        source(step)
-    assert opened == [5, 7, 2]
+    options = {"split": "train", "crop_sec": CROP_SEC, "batch_size": BATCH, "seed": 3}
+    source, expected = open_source(store_of("tfrecord"), reader="tf_data", **options), open_source(store_of("folder"), reader="grain", **options)
+    opened, open_pipeline = [], tf_data.TfDataSource._open
+    monkeypatch.setattr(tf_data.TfDataSource, "_open", lambda self, step, rows: (opened.append(step), open_pipeline(self, step, rows))[1])
+    for step in (5, 6, 7, 7, 8, 2, 3, 4, 5, 6):
+        assert_equal(source(step), expected(step))
+    assert opened == [5, 7, 2, 5]
 
 
 @pytest.mark.parametrize("kind", [param for param in IN_EPOCHS if "folder" not in param.id], indirect=True)
@@ -168,7 +171,7 @@ def test_a_damaged_record_is_a_user_error_in_the_loop(kind, data_of, store_of, t
 def test_what_a_reader_lacks_is_a_user_error(store_of, monkeypatch):
     options = {"split": "train", "crop_sec": CROP_SEC, "batch_size": BATCH, "seed": 3}
     store: ClipStore = store_of("folder")
-    with pytest.raises(UserError, match="reader='tf_data' reads data sets of TFDS: build one of the clips with `tfds build`.*, or choose reader='grain'"):
+    with pytest.raises(UserError, match="reads data sets of TFDS in tfrecord files, these data are of audio files: build one .*, or choose reader='grain'"):
         open_source(store, reader="tf_data", **options)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"reader='grain' needs the package grain; install it with: pip install 'musiclm-jax\[data\]', or choose"):
