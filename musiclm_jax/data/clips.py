@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +23,7 @@ from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Rows, Source
 from musiclm_jax.data.records import RecordFolder, RecordSamples, open_records
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_json, write_text
+from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_text
 from musiclm_jax.progress import OnProgress
 
 # Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
@@ -191,14 +192,11 @@ def _clip(entry: Entry, offset: int, length: int) -> Clip:
 
 def _write_index(directory: AnyPath, clips: Sequence[Clip], *, sample_rate_hz: int, **more: Any) -> ClipStore:
     """Writes index.json, last: a store without an index is incomplete. more: further fields, such as "records", the folder of a data set of TFDS."""
-    index = {
-        "sample_rate_hz": sample_rate_hz,
-        "num_samples": sum(clip.length for clip in clips),
-        **more,
-        # Clips without kinds of captions have no key "kinds".
-        "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
-    }
-    write_json(directory / INDEX, index)
+    names = [field.name for field in dataclasses.fields(Clip)]
+    # Clips without kinds of captions have no key "kinds".
+    rows = [{name: getattr(clip, name) for name in names if name != "kinds" or clip.kinds is not None} for clip in clips]
+    index = {"sample_rate_hz": sample_rate_hz, "num_samples": sum(clip.length for clip in clips), **more, "clips": rows}
+    write_text(directory / INDEX, json.dumps(index, ensure_ascii=False) + "\n")  # Without indents, which would take most of the time.
     return ClipStore.open(directory)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from musiclm_jax.arrays import Int
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import AnyPath, fingerprint, is_bucket, is_file, read_json, write_json
+from musiclm_jax.files import AnyPath, fingerprint, is_bucket, is_file, read_json, write_text
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 EXTRA = "install it with: pip install 'musiclm-jax[data]'"
@@ -249,7 +250,7 @@ def _read_shard(records: Records, shard: Shard, numbers: range, file: AnyPath) -
     except (UserError, LookupError, TypeError):  # Missing or damaged.
         pass
     rows = [row for _, row in map_ahead(lambda number: _row(records.example(number)), numbers)]
-    write_json(file, {"state": state, "clips": rows})
+    write_text(file, json.dumps({"state": state, "clips": rows}, ensure_ascii=False) + "\n")
     return state[1], rows
 
 
