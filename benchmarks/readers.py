@@ -20,9 +20,9 @@ from musiclm_jax.data.folder import read_folder
 from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.records import read_record_folder
 
-CLIPS, SECONDS, RATE, BATCH, ROUNDS = 60, 30, 24_000, 8, 5
+CLIPS, SECONDS, RATE, BATCH, ROUNDS = 60, 30, 24_000, 8, 3
 # (seconds of a crop, batches in a round)
-CROPS = ((2.0, 48), (10.0, 48), (30.0, 24))
+CROPS = ((2.0, 64), (30.0, 64))
 READERS = (("store", "folder"), ("store", "array_record"), ("grain", "folder"), ("grain", "array_record"), ("grain", "tfrecord"), ("tf_data", "tfrecord"))
 
 
