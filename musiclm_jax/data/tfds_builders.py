@@ -24,7 +24,6 @@ from musiclm_jax import audio
 from musiclm_jax.data.decoding import MIN_SEC, to_int16
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
 from musiclm_jax.data.layouts import FMA, MUSICCAPS
-from musiclm_jax.data.records import Records
 from musiclm_jax.data.token_set import TokenSet, features
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import as_path, is_file
@@ -124,7 +123,7 @@ class MusicTokens(tfds.core.GeneratorBasedBuilder):
         tokens = TokenSet.open(self._folder or dl_manager.manual_dir)
         return {split: self._generate_examples(tokens.records(split)) for split in tokens.info.records}
 
-    def _generate_examples(self, records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, records: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         for number in range(len(records)):
             record = records[number]
             yield f"{record['id'].decode()} {record['start_sec']}", dict(record)

@@ -10,8 +10,8 @@ import numpy as np
 
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.data.clips import ClipStore
+from musiclm_jax.data.order import shuffled
 from musiclm_jax.data.prefetch import Rows, Source, map_ahead
-from musiclm_jax.data.records import shuffled
 from musiclm_jax.data.token_set import TokenSet
 from musiclm_jax.data.token_store import ClipTokens, TokenArray, covering_windows, crop_source
 from musiclm_jax.errors import UserError

@@ -24,7 +24,6 @@ import numpy as np
 
 from musiclm_jax.buckets import is_bucket
 from musiclm_jax.data.clips import load_array
-from musiclm_jax.data.records import Records
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, atomic_path, is_file, read_json, write_json
 from musiclm_jax.records import from_dict, to_dict
@@ -82,7 +81,7 @@ class TokenSet:
     def tokenizers(self) -> AnyPath:
         return self.path / TOKENIZERS
 
-    def records(self, split: str) -> Records:
+    def records(self, split: str) -> Any:
         """The records of a split, by number. Raises UserError where the packages are missing, or the shards are not on a disk."""
         if is_bucket(self.path):
             raise UserError(f"{self.path}: shards are read at random, which needs a file system; mount the bucket, such as with gcsfuse, or copy the folder")
@@ -96,7 +95,7 @@ class TokenSet:
 
 
 @functools.cache
-def _open_records(path: str, split: str) -> Records:
+def _open_records(path: str, split: str) -> Any:
     return _tfds().builder_from_directory(path).as_data_source(split=split)
 
 

@@ -46,7 +46,7 @@ class ExportPart(Part):
         there = {part.name for part in fit.parts} | fit.given.keys()
         rerankers = tuple(name for name in RERANKERS if name in there)
         steps = (self._step(fit, self.name, "writing the bundle", (*fit.model.models, *rerankers)),)
-        return steps if fit.given else (self._step(fit, TOKENIZERS, "writing the tokenizers", TOKENIZER_MODELS), *steps)
+        return steps if fit.given else (*steps, self._step(fit, TOKENIZERS, "writing the tokenizers", TOKENIZER_MODELS))
 
     def _step(self, fit: FitConfig, name: str, title: str, models: tuple[str, ...]) -> Step:
         outputs = ("bundle/config.json", "bundle/README.md", *(f"bundle/{model}.safetensors" for model in models))

@@ -138,7 +138,7 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
             run.release()
             if hosts.is_first():
                 work_folder.keep_seconds(work.folder, seconds())
-        hosts.first(lambda: work_folder.write_done(run, step, key=work.key, lengths=work.lengths, seconds=seconds(), results=results))
+        hosts.first(lambda: work_folder.write_done(run, step, work, seconds=seconds(), results=results))
         hosts.say(f"{title}: finished in {seconds():.1f} s  {_summary(results)}")
         return results
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.checks import SECONDS, check_numbers
-from musiclm_jax.data.clips import load_array, wave_source
+from musiclm_jax.data.clips import load_array
 from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, write_text
@@ -62,7 +63,7 @@ class ContrastivePart(TrainedPart):
         return (SPLITS, CAPTIONS)
 
     def settings(self, fit: FitConfig) -> dict[str, Any]:
-        return {"text_mix": deciding(self.text_mix)}
+        return {"text_mix": deciding(self.text_mix), **fit.order}
 
     def has_held_out(self, run: Run) -> bool:
         return bool(run.clips.captioned().split("test"))
@@ -70,8 +71,8 @@ class ContrastivePart(TrainedPart):
     def captioned_source(self, run: Run, split: str, seed: int, text: TextTokenizer) -> Source:
         """Random crops of the captioned clips of a split, each with one caption."""
         encode_text = functools.partial(text.encode, max_tokens=run.config.model.mulan.text.max_tokens)
-        options = {"encode_text": encode_text, "text_mix": dict(self.text_mix)}
-        return wave_source(run.clips.captioned(), split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size, **options)
+        options = {"reader": run.config.reader, "encode_text": encode_text, "text_mix": dict(self.text_mix)}
+        return open_source(run.clips.captioned(), split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size, **options)
 
 
 @dataclasses.dataclass(frozen=True)

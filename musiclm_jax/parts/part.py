@@ -20,6 +20,8 @@ from musiclm_jax.checks import SECONDS, SEED, SIZE, check_choices, check_numbers
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
+from musiclm_jax.data.readers import READERS, STORE
+from musiclm_jax.data.records import is_record_folder, read_record_folder
 from musiclm_jax.data.splits import GROUPINGS
 from musiclm_jax.data.token_set import TokenSet, is_token_set
 from musiclm_jax.data.token_store import ClipTokens
@@ -44,6 +46,8 @@ class Work:
     key: str
     # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
     lengths: list[list[int]] | None = None
+    # Set by a step that writes fewer files than its `Step.outputs`: those that it wrote.
+    outputs: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +125,12 @@ class FitConfig:
     # What makes a group of clips for which none is listed; a group is in one split. "listed": nothing. "folder": their folder. "name": their name without a
     # number at its end, as in "song_part2" and "song-2".
     group_by: str = "listed"
+    # What makes the batches of the trainings on waves. "store": crops drawn in proportion to the lengths of clips. "grain": every clip once an epoch.
+    # "tf_data": the batches of "grain", from a data set of TFDS in TFRecord files, by a pipeline of tf.data.
+    reader: str = STORE
 
     def __post_init__(self):
-        check_choices(self, group_by=GROUPINGS)
+        check_choices(self, group_by=GROUPINGS, reader=READERS)
         check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
         if not self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
@@ -141,6 +148,11 @@ class FitConfig:
             if part.name == name:
                 return part
         raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
+
+    @property
+    def order(self) -> dict[str, str]:
+        """The setting of a training on waves that says in which order clips come, as JSON. None for "store", as trainings of before have it."""
+        return {} if self.reader == STORE else {"order": "epochs"}
 
     @functools.cached_property
     def steps(self) -> dict[str, Step]:
@@ -185,7 +197,9 @@ class Run:
 
     @functools.cached_property
     def clip_folder(self) -> ClipFolder:
-        """The clips of the data folder, with their metadata."""
+        """The clips of the data folder, or of the data set of TFDS in it, with their metadata."""
+        if is_record_folder(self.data):
+            return read_record_folder(self.data, cache=self.workdir / "records")
         return read_folder(self.data, hashes=self.workdir / "hashes.json", group_by=self.config.group_by)
 
     def digest(self, aspect: str) -> str:
@@ -194,7 +208,7 @@ class Run:
 
     @functools.cached_property
     def clips(self) -> ClipStore:
-        """All decoded clips, with the current captions and splits."""
+        """All clips, with the current captions and splits."""
         hosts.first(lambda: refresh_index(self.clip_folder, self.folder(PREPARE)) and None)
         return ClipStore.open(self.folder(PREPARE))
 

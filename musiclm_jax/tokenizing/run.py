@@ -23,7 +23,7 @@ from musiclm_jax.tokenizing.tokenizers import Tokenizers, copy_tokenizers, hashe
 
 # Clips whose headers are read, evenly over the folder, to tell the size of what is to be made.
 _SAMPLE_CLIPS = 200
-# Shards of each split, where there are clips for so many, and the smallest number of clips in one.
+# Shards of both splits, where there are clips for so many, and the smallest number of clips in one.
 _SHARDS, _SHARD_CLIPS = 1024, 32
 _SETTINGS, _SKIPPED = "plan/settings.json", "skipped.log"
 
@@ -60,7 +60,8 @@ def tokenize(
     tokenizers = Tokenizers.open(model)
     spec = tokenizers.config.audio
     windowing = windowing_of(spec, record_sec=min(record_sec, max(longest_sec, 1.0)), context_sec=context_sec)
-    shards = {split: _share(folder.split(split)) for split in SPLITS}
+    size = max(_SHARD_CLIPS, -(-len(folder.entries) // _SHARDS))
+    shards = {split: [entries[first : first + size] for first in range(0, len(entries), size)] for split in SPLITS if (entries := folder.split(split))}
     plan = {"windowing": dataclasses.asdict(windowing), "batch_size": batch_size, "shards": {split: len(each) for split, each in shards.items()}}
     jobs = [ShardJob(str(data), str(out), split, number, len(each), windowing, batch_size) for split, each in shards.items() for number in range(len(each))]
     _begin(out, model, folder, plan, jobs, [entries for each in shards.values() for entries in each])
@@ -83,12 +84,6 @@ def _sample_hours(folder: ClipFolder) -> tuple[float, float]:
     if not seconds:
         raise UserError(f"{folder.path}: none of {len(some)} clips can be used, such as {facts[0].entry.name}: {facts[0].reason}")
     return sum(seconds) / len(some) * len(entries) / 3600, max(seconds)
-
-
-def _share(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
-    """The clips of each shard."""
-    size = max(_SHARD_CLIPS, -(-len(entries) // _SHARDS))
-    return [entries[first : first + size] for first in range(0, len(entries), size)]
 
 
 def _record_bytes(tokenizers: Tokenizers, record: int) -> int:
