@@ -10,19 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from musiclm_jax import audio, bundle, pretrained
-from musiclm_jax.arrays import Float, Int
+from musiclm_jax import bundle, pretrained
+from musiclm_jax.arrays import Int
 from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.generation import selection
 from musiclm_jax.generation.devices import Weights
-from musiclm_jax.generation.request import Music, check_request, clip_keys, resolve_sampling
+from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
-from musiclm_jax.generation.stages import StageSpec, generate_stage, required_steps
+from musiclm_jax.generation.selection import SelectionConfig, repeat
+from musiclm_jax.generation.stages import StageSpec, generate_stage
+from musiclm_jax.generation.stream import Ensemble, MusicStream, Script, StageAtWork, check_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
+
+# (second, prompt) pairs.
+Story = Sequence[tuple[float | int, str]]
 
 
 class MusicLM:
@@ -137,7 +141,7 @@ class MusicLM:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] = (),
         *,
         seconds: float | int = 10.0,
         seed: int = 0,
@@ -145,59 +149,95 @@ class MusicLM:
         num_candidates: int | None = None,
         num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
+        story: Story | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.
 
         A clip depends on its prompt, the seed and its number among the samples of that prompt. It does not depend on the other clips of the call, up
-        to rounding, which may differ with the batch size. With one candidate and one draft a clip is the beginning of any longer clip with the same
-        arguments, up to the one gain that normalizes the loudness of each.
+        to rounding, which may differ with the batch size. With one draft a clip is the beginning of any longer clip with the same arguments, if both have at
+        least 10 s or there is one candidate.
 
         Args:
             prompts: descriptions of the music. Those longer than the text tower's context are truncated (`mulan.truncated` lists which).
-            seconds: length of each clip, up to 300.
+            seconds: length of each clip, up to 300. `stream` has no limit.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
-            num_candidates: clips generated per sample, up to the coarse levels. Only the best one is kept: that with the highest sum of cosine
-                similarities to the prompt, in the embeddings of `reranker` and of `mulan`. None: the model's default.
+            num_candidates: clips generated per sample, up to the coarse levels of their first 10 s. Only the best one goes on: that with the highest sum of
+                cosine similarities to the prompt, in the embeddings of `reranker` and of `mulan`. None: the model's default.
             num_drafts: semantic token sequences drawn per candidate. Every `draft_sec`, `semantic_reranker` scores their last MuLan windows against
                 the prompt, and the best `num_candidates` are continued. None: the model's default.
             sampling: {stage: a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
+            story: prompts with the second from which on each holds, instead of `prompts`: [(0, "time to meditate"), (15, "time to wake up")] (section 4.3).
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
-            UserError: an empty prompt, or a number out of range.
+            UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0.
         """
+        script = self._script(prompts, num_samples, story)
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
-        check_request(prompts, **request, num_candidates=num_candidates, num_drafts=num_drafts)
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
-        check_request(prompts, **request, num_candidates=tries.num_candidates, num_drafts=tries.num_drafts)
-        stages = [stage for stage in self.config.stages if stage.name not in self.config.skipped_stages]
-        sampling = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
-        for stage in stages:
-            stage.check_sampling(sampling[stage.name])
-        steps = required_steps([(stage, stage.layout(self.config.streams)) for stage in stages], seconds=seconds)
+        check_request([prompt for _, clips in script for prompt in clips], **request, num_candidates=num_candidates, num_drafts=num_drafts)
+        check_request([prompt for _, clips in script for prompt in clips], **request, num_candidates=tries.num_candidates, num_drafts=tries.num_drafts)
+        check_script(script, seconds=seconds)
+        stream = MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+        return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
-        clips = selection.repeat(prompts, num_samples)  # The prompt of each clip.
-        ways = tries.num_candidates * tries.num_drafts
-        keys = clip_keys(selection.repeat(map(self.text.normalize, clips), ways), seed=seed)
-        streams = {"mulan": np.repeat(self.mulan.text_tokens(prompts), num_samples * ways, axis=0)}
-        drafts, candidates = tries.num_drafts > 1, tries.num_candidates > 1
-        for stage in stages:
-            draw = functools.partial(self.draw_stage, stage, sampling=sampling[stage.name])
-            if drafts and stage.target.stream == "semantic":
-                asked = min(steps[stage.name], self.config.audio.semantic_tokens(seconds))
-                how = {"config": tries, "spec": self.config.audio, "steps": steps[stage.name], "asked": asked, "on_progress": on_progress}
-                codes, rows = selection.choose_drafts(draw, self.semantic_reranker, streams, keys, clips, **how)
-                streams, keys, drafts = _take(streams, rows), keys[rows], False
-            else:
-                codes = draw(streams, steps=steps[stage.name], keys=keys, on_progress=on_progress)
-            streams = _written(streams, stage, codes)
-            if candidates and stage.target.stream == "acoustic":
-                judges = list(dict.fromkeys((self.reranker, self.mulan)))  # Without a reranker these are one.
-                rows = selection.choose_candidates(judges, self.play(streams["acoustic"], seconds=seconds), clips)
-                streams, keys, candidates = _take(streams, rows), keys[rows], False
-        return Music(self.play(streams["acoustic"], seconds=seconds), self.config.audio.sample_rate_hz, tuple(clips))
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        seconds: float | int | None = None,
+        seed: int = 0,
+        num_candidates: int | None = None,
+        num_drafts: int | None = None,
+        sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
+        story: Story | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> MusicStream:
+        """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
+
+        The pieces are those of `generate` with the same arguments. seconds: None: without end. Other arguments and errors: as `generate`.
+        """
+        script = self._script([prompt] if prompt else [], 1, story)
+        tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
+        few = {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}
+        check_request([prompt for _, clips in script for prompt in clips], seconds=min(seconds or 1, 1), seed=seed, **few)
+        check_script(script, seconds=seconds)
+        return MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+
+    def _script(self, prompts: Sequence[str], num_samples: int, story: Story | None) -> Script:
+        """The prompts of all clips, by the time from which on they hold."""
+        if story is None:
+            return [(0.0, repeat(prompts, num_samples))] if not isinstance(prompts, str) else [(0.0, prompts)]
+        if len(prompts):
+            raise UserError("a story has its own prompts: give the prompt as its first line, or leave the story out")
+        return [(float(time), [text] * num_samples) for time, text in story]
+
+    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None) -> Ensemble:
+        resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
+        at_work = []
+        for stage in self.config.stages:
+            if stage.name not in self.config.skipped_stages:
+                stage.check_sampling(resolved[stage.name])
+                at_work.append(StageAtWork(stage, *self._decoder(stage), resolved[stage.name]))
+        judges = tuple(dict.fromkeys((self.reranker, self.mulan))) if tries.num_candidates > 1 else ()  # Without a reranker these are one.
+        return Ensemble(
+            audio=self.config.audio,
+            stages=tuple(at_work),
+            text_tokens=self.mulan.text_tokens,
+            normalize=self.text.normalize,
+            acoustic=self.acoustic,
+            judges=judges,
+            draft_judge=self.semantic_reranker if tries.num_drafts > 1 else None,
+        )
+
+    def _decoder(self, stage: StageSpec) -> tuple[StageDecoder, Weights]:
+        """The model of a stage, and its weights in the layout of the decoder, which are made once."""
+        decoder = StageDecoder(stage.model, stage.layout(self.config.streams))
+        if stage.name not in self._prepared:
+            self._prepared[stage.name] = Weights(decoder.prepare(self.variables(stage.name)["params"]))
+        return decoder, self._prepared[stage.name]
 
     def draw_stage(
         self,
@@ -211,16 +251,14 @@ class MusicLM:
         on_progress: OnProgress | None = None,
     ) -> Int[np.ndarray, "B T Q"]:
         """Draws the codes of one stage: `generation.stages.generate_stage` with this model's weights. Progress counts the tokens of all clips."""
-        decoder = StageDecoder(stage.model, stage.layout(self.config.streams))
-        if stage.name not in self._prepared:  # Once: the weights in the layout of the decoder.
-            self._prepared[stage.name] = Weights(decoder.prepare(self.variables(stage.name)["params"]))
+        decoder, weights = self._decoder(stage)
         total = len(keys) * steps * decoder.layout.target.levels
         if on_progress and prompt is None:
             on_progress(stage.name, 0, total)
         return generate_stage(
             stage,
             decoder,
-            self._prepared[stage.name],
+            weights,
             streams,
             steps=steps,
             keys=keys,
@@ -228,20 +266,3 @@ class MusicLM:
             prompt=prompt,
             on_progress=on_progress and (lambda done, of: on_progress(stage.name, total * done // of, total)),
         )
-
-    def play(self, codes: Int[np.ndarray, "B T q"], *, seconds: float | int) -> Float[np.ndarray, "B N"]:
-        """Decodes acoustic codes to the first `seconds` of their waves, each normalized to -14 LUFS."""
-        rate = self.config.audio.sample_rate_hz
-        samples = max(1, round(seconds * rate))
-        wave = self.acoustic.decode(codes[:, : -(-samples // self.config.audio.frame_samples)])[:, :samples]
-        return np.stack([audio.normalize_loudness(clip, sample_rate_hz=rate) for clip in wave])
-
-
-def _take(streams: Mapping[str, np.ndarray], rows: Int[np.ndarray, "k"]) -> dict[str, np.ndarray]:
-    return {name: stream[rows] for name, stream in streams.items()}
-
-
-def _written(streams: Mapping[str, np.ndarray], stage: StageSpec, codes: Int[np.ndarray, "B T Q"]) -> dict[str, np.ndarray]:
-    """Adds the codes of a stage to the streams: as a new stream, or as further levels of an existing one."""
-    before = [streams[stage.target.stream][:, : codes.shape[1]]] if stage.target.stream in streams else []
-    return {**streams, stage.target.stream: np.concatenate([*before, codes], axis=2)}

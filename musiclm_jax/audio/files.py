@@ -21,14 +21,6 @@ from musiclm_jax.files import AnyPath, as_path, is_bucket
 from musiclm_jax.tars import is_file, open_file
 
 SAMPLE_RATE_HZ = 24_000
-# ITU-R BS.1770 measures loudness in blocks of this length. Shorter waves are repeated to this length.
-_LOUDNESS_BLOCK_SEC = 0.4
-# -1 dBFS, the headroom that streaming services require, so that resampling in a player does not clip.
-_PEAK = 10 ** (-1 / 20)
-# Limits the gain, so that a nearly silent wave does not become loud noise.
-_MAX_GAIN = 10 ** (30 / 20)
-# Half a step of 16 bits. Waves below it are written as zeros.
-_SILENCE = 0.5 / 32768
 # A file whose samples are all below this level, -60 dBFS, counts as silent.
 _AUDIBLE = 10 ** (-60 / 20)
 # Amplitude of the mean of the channels, relative to the loudest channel, below which channels count as cancelling each other: -26 dB.
@@ -236,20 +228,3 @@ def write_wav(path: str | os.PathLike, wave: Float[np.ndarray, "N"], sample_rate
     data = io.BytesIO()
     soundfile.write(data, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
     files.write_bytes(path, data.getvalue())
-
-
-def normalize_loudness(wave: Float[np.ndarray, "N"], *, target_lufs: float = -14.0, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float[np.ndarray, "N"]:
-    """Scales a wave to an integrated loudness (ITU-R BS.1770) of `target_lufs`, or to a lower one if its peak would exceed -1 dBFS. Returns float32.
-
-    Streaming services play at -14 LUFS. The gain is at most 30 dB. Silence is returned unchanged.
-    """
-    import pyloudnorm  # Imported here, because it imports SciPy, which is slow.
-
-    wave = np.asarray(wave, np.float64)
-    peak = np.abs(wave).max(initial=0.0)
-    if peak < _SILENCE:
-        return wave.astype(np.float32)
-    block = round(_LOUDNESS_BLOCK_SEC * sample_rate_hz)
-    lufs = pyloudnorm.Meter(sample_rate_hz).integrated_loudness(wave if len(wave) >= block else np.resize(wave, block))
-    gain = min(10 ** ((target_lufs - lufs) / 20), _MAX_GAIN, _PEAK / peak)  # Below the gate of -70 lufs is -inf, and the gain is _MAX_GAIN.
-    return (wave * gain).astype(np.float32)

@@ -6,13 +6,17 @@ the loudness (ITU-R BS.1770, with its gates) of the last `WINDOW_SEC`, each seco
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from musiclm_jax.arrays import Float
 
 # Streaming services play at this loudness, and require this headroom, so that resampling in a player does not clip.
 TARGET_LUFS, PEAK = -14.0, 10 ** (-1 / 20)
-START_SEC, WINDOW_SEC, _HOP_SEC = 3.0, 10.0, 1.0
+START_SEC, WINDOW_SEC, _HOP_SEC = 3.0, 4.0, 1.0
+# What the whole so far lacks of the target, the next second has more, up to 2 dB.
+_MAX_MORE_DB = 2.0
 # Limits the gain, so that a nearly silent wave does not become loud noise.
 _MAX_GAIN = 10 ** (30 / 20)
 # The largest change of the gain from one second to the next, 3 dB.
@@ -26,7 +30,7 @@ _STEP_SEC, _ATTACK, _RELEASE = 1e-3, 5, 0.5 ** (1 / 40)
 # Samples between samples at which peaks are measured (BS.1770, annex 2), and those before and after a step that the interpolation reads.
 _OVERSAMPLING, _CONTEXT = 4, 12
 # The limiter makes music softer: the gain is raised in so many rounds until the limited music has the target.
-_ROUNDS = 3
+_ROUNDS = 8
 
 
 class Leveller:
@@ -44,6 +48,7 @@ class Leveller:
         self._first = 0  # Number of the first sample of `_wave` in the whole wave.
         self._levelled = 0  # Samples that have a gain.
         self._gain: float | None = None
+        self._powers: list[float] = []  # Of the seconds that are levelled, 1 at 0 LUFS.
 
     def push(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "M"]:
         """Takes a piece of the wave. Returns the next samples that are finished, float32."""
@@ -55,32 +60,39 @@ class Leveller:
         rest = self._limiter.push(np.concatenate([np.zeros(0), *self._segments(whole=True)]))
         return np.concatenate([rest, self._limiter.finish()])
 
-    def _segments(self, *, whole: bool):
+    def _segments(self, *, whole: bool) -> Iterator[Float[np.ndarray, "N"]]:
         """The next pieces with their gains. whole: also the last one, which may be shorter than a second."""
         end = self._first + len(self._wave)
         while self._levelled < end:
-            length = round((_HOP_SEC if self._gain is not None else START_SEC) * self._rate)
+            length = round((START_SEC if self._gain is None else _HOP_SEC) * self._rate)
             if end - self._levelled < length and not whole:
                 return
             stop = min(self._levelled + length, end)
-            before, self._gain = self._gain, self._next_gain(stop)
+            before, self._gain = self._gain, self._next_gain(stop if self._gain is None else self._levelled)
             piece = self._wave[self._levelled - self._first : stop - self._first]
             # A ramp, straight in dB, through a whole second, so that it does not depend on where the wave ends.
-            ramp = np.full(1, self._gain) if before is None else before * (self._gain / before) ** (np.arange(len(piece)) / length)
+            ramp = self._gain if before is None else before * (self._gain / before) ** (np.arange(len(piece)) / length)
             self._levelled = stop
             drop = max(0, stop - round(WINDOW_SEC * self._rate) - self._first)
             self._wave, self._first = self._wave[drop:], self._first + drop
+            self._powers += [10 ** (self._loudness(_limited(piece * ramp, self._step)) / 10)] * max(1, round(len(piece) / self._rate))
             yield piece * ramp
 
     def _next_gain(self, stop: int) -> float:
-        """The gain that the last seconds before sample `stop` need. In the last, shorter piece of a wave it is the one before."""
-        if self._gain is not None and stop - self._levelled < round(_HOP_SEC * self._rate):
-            return self._gain
+        """The gain that the last seconds before sample `stop` need, or one on the way to it."""
         window = self._wave[max(0, stop - self._first - round(WINDOW_SEC * self._rate)) : stop - self._first]
-        gain = gain_to(window, target_lufs=self._target, sample_rate_hz=self._rate)
+        lacks = 0.0
+        if self._powers and max(self._powers) > 0:  # As in BS.1770, seconds far below the others do not count.
+            powers = np.array(self._powers)
+            counted = powers[powers > 0.1 * powers[powers > 0].mean()]
+            lacks = float(np.clip(self._target - 10 * np.log10(counted.mean()), -_MAX_MORE_DB, _MAX_MORE_DB))
+        gain = gain_to(window, target_lufs=self._target + lacks, sample_rate_hz=self._rate)
         if gain is None:
             return self._gain or 1.0
         return gain if self._gain is None else float(np.clip(gain, self._gain / _MAX_CHANGE, self._gain * _MAX_CHANGE))
+
+    def _loudness(self, wave: Float[np.ndarray, "N"]) -> float:
+        return loudness_lufs(wave, sample_rate_hz=self._rate)
 
 
 def level(wave: Float[np.ndarray, "N"], *, sample_rate_hz: int, target_lufs: float = TARGET_LUFS) -> Float[np.ndarray, "N"]:
@@ -96,8 +108,7 @@ def gain_to(wave: Float[np.ndarray, "N"], *, target_lufs: float, sample_rate_hz:
         return None
     gain = min(10 ** ((target_lufs - loudness) / 20), _MAX_GAIN)  # Below the gate of -70 the loudness is -inf.
     for _ in range(_ROUNDS):
-        limiter = _Limiter(max(1, round(_STEP_SEC * sample_rate_hz)))
-        limited = np.concatenate([limiter.push(gain * wave), limiter.finish()])
+        limited = _limited(gain * wave, max(1, round(_STEP_SEC * sample_rate_hz)))
         missing = target_lufs - loudness_lufs(limited, sample_rate_hz=sample_rate_hz)
         if not np.isfinite(missing) or missing < 0.1:
             break
@@ -151,6 +162,11 @@ class _Limiter:
         curve = np.interp(np.arange(count * self._step) / self._step, np.arange(count + 1), gains)
         done, self._wave = self._wave[_CONTEXT : _CONTEXT + count * self._step] * curve, self._wave[count * self._step :]
         return done.astype(np.float32)
+
+
+def _limited(wave: Float[np.ndarray, "N"], step: int) -> Float[np.ndarray, "N"]:
+    limiter = _Limiter(step)
+    return np.concatenate([limiter.push(wave), limiter.finish()])
 
 
 def _peaks(wave: Float[np.ndarray, "N"], steps: int, step: int) -> Float[np.ndarray, "S"]:

@@ -159,7 +159,7 @@ def generate_stage(
         piece = draw(
             _prefix_ids(layout, streams, start, window, rows=groups),
             until=min(window, steps - start),
-            keys=_window_keys(keys, spec.name, start),
+            keys=window_keys(keys, spec.name, start),
             prompt=None if codes is None or done == start else codes[:, start:],
             on_progress=_offset(on_progress, done * levels, steps * levels),
         )
@@ -177,7 +177,7 @@ def _draw_together(
     streams = {name: np.repeat(stream, batch // len(stream), axis=0) for name, stream in streams.items()}
     # [B, W, P] -> [B * W, P], clip by clip.
     rows = np.stack([_prefix_ids(layout, streams, start, window, rows=batch) for start in starts], axis=1).reshape(batch * len(starts), -1)
-    row_keys = np.stack([_window_keys(keys, spec.name, start) for start in starts], axis=1).reshape(len(rows), -1)
+    row_keys = np.stack([window_keys(keys, spec.name, start) for start in starts], axis=1).reshape(len(rows), -1)
     # Batch sizes are powers of two, so that few programs are compiled; the last group repeats rows to fill up.
     size = min(spec.max_windows, 2 ** math.ceil(math.log2(len(rows))))
     groups = -(-len(rows) // size)
@@ -201,7 +201,7 @@ def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: i
     return layout.prefix_ids(cut, batch=rows)
 
 
-def _window_keys(keys: Keys, stage: str, start: int) -> Keys:
+def window_keys(keys: Keys, stage: str, start: int) -> Keys:
     """The keys of one window, distinct for each stage and window."""
     return np.asarray(_fold_window(keys, np.uint32(zlib.crc32(stage.encode())), start))
 

@@ -45,15 +45,35 @@ class AcousticTokenizer:
 
     def decode(self, codes: Codes) -> Float[np.ndarray, "B N"]:
         """Decodes acoustic tokens to 24 kHz waves, float32, N = 480 T. The first q < Q levels give a coarser wave."""
-        batch, frames, _ = codes.shape
-        # Later frames do not change earlier ones, so the last chunk may be padded with any codes.
-        codes = np.pad(np.asarray(codes, np.int32), ((0, 0), (0, -frames % _DECODE_FRAMES), (0, 0)))
-        carry = _acoustic_init(self.config, self.variables, batch)
-        pieces = []
-        for start in range(0, frames, _DECODE_FRAMES):
-            piece, carry = _acoustic_decode(self.config, self.variables, codes[:, start : start + _DECODE_FRAMES], carry)
+        decoder = AcousticDecoder(self, rows=len(codes))
+        return np.concatenate([decoder.push(codes), decoder.finish()], axis=1)
+
+
+class AcousticDecoder:
+    """Decodes acoustic tokens that come in pieces. All results together are those of all tokens at once, in any pieces."""
+
+    def __init__(self, tokenizer: AcousticTokenizer, *, rows: int):
+        self._config, self._variables = tokenizer.config, tokenizer.variables
+        self._carry = _acoustic_init(self._config, self._variables, rows)
+        self._waiting: Codes | None = None
+
+    def push(self, codes: Codes) -> Float[np.ndarray, "B N"]:
+        """Takes the next tokens. Returns the next samples that are complete: those of whole chunks."""
+        codes = np.asarray(codes, np.int32)
+        self._waiting = codes if self._waiting is None else np.concatenate([self._waiting, codes], axis=1)
+        pieces = [np.zeros((len(codes), 0), np.float32)]
+        while self._waiting.shape[1] >= _DECODE_FRAMES:
+            chunk, self._waiting = self._waiting[:, :_DECODE_FRAMES], self._waiting[:, _DECODE_FRAMES:]
+            piece, self._carry = _acoustic_decode(self._config, self._variables, chunk, self._carry)
             pieces.append(np.asarray(piece))
-        return np.concatenate(pieces, axis=1)[:, : frames * self.config.frame_samples]
+        return np.concatenate(pieces, axis=1)
+
+    def finish(self) -> Float[np.ndarray, "B N"]:
+        """The samples of the tokens that are left."""
+        frames = self._waiting.shape[1]
+        # Later frames do not change earlier ones, so the last chunk may be padded with any codes.
+        self._waiting = np.pad(self._waiting, ((0, 0), (0, -frames % _DECODE_FRAMES), (0, 0)))
+        return self.push(self._waiting[:, :0])[:, : frames * self._config.frame_samples]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -133,7 +133,7 @@ def test_stages_draw_independently_and_clips_stand_alone():
     both = run("semantic", {"mulan": MULAN}, steps=13, sampling=SamplingConfig(5.0))
     second = run("semantic", {"mulan": MULAN[1:]}, steps=13, keys=keys()[1:], sampling=SamplingConfig(5.0))
     np.testing.assert_array_equal(both[1:], second)
-    folded = [stages._window_keys(keys(), name, start) for name in ("semantic", "coarse", "fine") for start in (0, 3)]
+    folded = [stages.window_keys(keys(), name, start) for name in ("semantic", "coarse", "fine") for start in (0, 3)]
     assert len(np.unique(np.concatenate(folded), axis=0)) == 12
 
 
