@@ -17,16 +17,13 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
-from musiclm_jax.generation.selection import SelectionConfig, repeat
+from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
-from musiclm_jax.generation.stream import Ensemble, MusicStream, Script, StageAtWork, check_script
+from musiclm_jax.generation.stream import Ensemble, MusicStream, StageAtWork, Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
-
-# (second, prompt) pairs.
-Story = Sequence[tuple[float | int, str]]
 
 
 class MusicLM:
@@ -174,12 +171,11 @@ class MusicLM:
         Raises:
             UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0.
         """
-        script = self._script(prompts, num_samples, story)
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
-        check_request([prompt for _, clips in script for prompt in clips], **request, num_candidates=num_candidates, num_drafts=num_drafts)
-        check_request([prompt for _, clips in script for prompt in clips], **request, num_candidates=tries.num_candidates, num_drafts=tries.num_drafts)
-        check_script(script, seconds=seconds)
+        for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
+            check_request(prompts if story is None else [text for _, text in story], **request, **few)
+        script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
         stream = MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
@@ -199,20 +195,11 @@ class MusicLM:
 
         The pieces are those of `generate` with the same arguments. seconds: None: without end. Other arguments and errors: as `generate`.
         """
-        script = self._script([prompt] if prompt else [], 1, story)
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         few = {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}
-        check_request([prompt for _, clips in script for prompt in clips], seconds=min(seconds or 1, 1), seed=seed, **few)
-        check_script(script, seconds=seconds)
+        check_request([prompt] if story is None else [text for _, text in story], seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
+        script = make_script([prompt] if prompt else [], story, seconds=seconds)
         return MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
-
-    def _script(self, prompts: Sequence[str], num_samples: int, story: Story | None) -> Script:
-        """The prompts of all clips, by the time from which on they hold."""
-        if story is None:
-            return [(0.0, repeat(prompts, num_samples))] if not isinstance(prompts, str) else [(0.0, prompts)]
-        if len(prompts):
-            raise UserError("a story has its own prompts: give the prompt as its first line, or leave the story out")
-        return [(float(time), [text] * num_samples) for time, text in story]
 
     def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)

@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from musiclm_jax.arrays import Float, Int
-from musiclm_jax.audio.loudness import Leveller
+from musiclm_jax.audio.loudness import Leveller, level
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.request import clip_keys
-from musiclm_jax.generation.sampler import Decoder, SamplingConfig
+from musiclm_jax.generation.sampler import Decoder, Progress, SamplingConfig
 from musiclm_jax.generation.selection import SelectionConfig, best_rows, choose_candidates, cosines, repeat
-from musiclm_jax.generation.stages import StageSpec
+from musiclm_jax.generation.stages import StageSpec, required_steps
 from musiclm_jax.generation.tracks import StageTrack
 from musiclm_jax.models.tokenizers import AcousticDecoder, AcousticTokenizer, MuLanTokenizer
 from musiclm_jax.progress import OnProgress
 from musiclm_jax.specs import AudioSpec
 
+# (second, prompt) pairs, from 0 on, in order.
+Story = Sequence[tuple[float | int, str]]
 # (second from which on it holds, a prompt for each clip): from 0 on, in order.
 Script = Sequence[tuple[float, Sequence[str]]]
 
@@ -90,10 +92,14 @@ class MusicStream:
             own = keys if is_semantic else keys[::drafts]
             track = StageTrack(stage.spec, stage.decoder, stage.weights, stage.sampling, own, rows=len(keys) // drafts)
             self._tracks.append(track)
+        # Steps that each stage will have drawn in the end, for the progress.
+        layouts = [(stage.spec, stage.decoder.layout) for stage in models.stages]
+        self._totals = {} if seconds is None else required_steps(layouts, seconds=seconds)
         # Which entry of the script each track has drawn with.
         self._drawn_with = [0] * len(self._tracks)
         self._to_choose = tries.num_candidates > 1
         self._decoder: AcousticDecoder | None = None
+        self._decoded = 0  # Steps of the last stage whose codes the decoder has.
         self._levellers = [Leveller(sample_rate_hz=rate) for _ in range(self._clips)]
         self._returned = 0
 
@@ -130,7 +136,7 @@ class MusicStream:
                 yield piece
 
     def _is_complete(self) -> bool:
-        return self._samples is not None and self._tracks[-1].end >= self._steps(self._tracks[-1])
+        return self._samples is not None and self._decoded >= self._steps(self._tracks[-1])
 
     def _steps(self, track: StageTrack) -> int:
         """Steps of a track that cover the clip. Without an end: more than there will be."""
@@ -148,20 +154,28 @@ class MusicStream:
         if self._to_choose:
             self._choose_candidates()
         last = len(self._tracks) - 1
-        track, first = self._tracks[last], self._tracks[last].end
-        count = self._windows_together(last)
-        if count:
-            _, stop = track.next_window()
-            window = stop - track.next_window()[0]
-            left = -(-(self._steps(track) - first) // window)
-            wanted = min(count, left)
-            conditions = self._conditions(last, first, wanted * window, is_last=wanted == left)
-            track.draw_together(conditions, count=wanted, size=count)
-        else:
-            self._advance(last, self._steps(track))
-        codes = self._stream_codes("acoustic", first, track.end, last + 1)
+        track = self._tracks[last]
+        if track.end == self._decoded:
+            if count := self._windows_together(last):
+                self._draw_together(last, count)
+            else:
+                self._advance(last, self._steps(track))
+        codes = self._stream_codes("acoustic", self._decoded, track.end, last + 1)
+        self._decoded = track.end
         self._forget()
         return codes
+
+    def _draw_together(self, number: int, count: int) -> None:
+        """Draws the next `count` windows of a stage, or fewer at the end."""
+        track = self._tracks[number]
+        start, stop = track.next_window()
+        window, steps = stop - start, self._steps(track)
+        left = -(-(steps - start) // window)
+        conditions = self._conditions(number, start, min(count, left) * window, is_last=left <= count)
+        report = self._progress(track)
+        track.draw_together(conditions, count=min(count, left), size=count)
+        if report is not None:
+            report(1, 1)
 
     # ------------------------------------------------------------------------------------------------ stages
 
@@ -227,15 +241,19 @@ class MusicStream:
                 needed = min(needed, track.end - self._models.audio.semantic_tokens(self._models.draft_judge.config.window_sec))
             track.forget(needed)
 
-    def _progress(self, track: StageTrack, stop: int):
+    def _progress(self, track: StageTrack, stop: int | None = None) -> Progress | None:
+        """Reports the codes of a draw that begins now and ends at the step `stop`. None: at the end of the windows that are drawn together."""
         if self._on_progress is None:
             return None
-        begin, total = track.end, max(stop, self._steps(track) if self._samples is not None else stop)
+        total, begin = self._totals.get(track.spec.name, 0), track.end
         per_step = len(track.keys) * track.layout.target.levels
 
         def report(done: int, of: int) -> None:
-            self._on_progress(track.spec.name, round((begin + (stop - begin) * done / of) * per_step), total * per_step)
+            at = track.end if stop is None else begin + (stop - begin) * done / of
+            self._on_progress(track.spec.name, round(at * per_step), max(total, math.ceil(at)) * per_step)
 
+        if not begin:
+            self._on_progress(track.spec.name, 0, max(total, 1) * per_step)
         return report
 
     # ------------------------------------------------------------------------------------------------ selection
@@ -257,7 +275,8 @@ class MusicStream:
         track, rate = self._tracks[number], self._tracks[number].layout.target.rate_hz
         steps = min(self._steps(track), math.ceil(self._tries.choose_sec * rate))
         self._extend(number, steps, is_last=steps == self._steps(track))
-        wave = self._models.acoustic.decode(track.codes(0, steps))
+        wave = self._models.acoustic.decode(track.codes(0, steps))[:, : self._samples]
+        wave = np.stack([level(row, sample_rate_hz=self._models.audio.sample_rate_hz) for row in wave])
         ways = self._tries.num_candidates
         rows = choose_candidates(self._models.judges, wave, self._prompts[0])
         for each in self._tracks:
@@ -266,13 +285,18 @@ class MusicStream:
             each.take(rows, keys)
 
 
-def check_script(script: Script, *, seconds: float | int | None) -> None:
-    """Raises UserError where times do not begin at 0, do not rise, or are beyond the end."""
-    times = [time for time, _ in script]
-    if not times or times[0] != 0:
-        raise UserError(f"the story begins at {times[0] if times else 'no time'}: give a prompt for 0:00 first")
+def make_script(prompts: Sequence[str], story: Story | None, *, num_samples: int = 1, seconds: float | int | None = None) -> Script:
+    """The prompts of all clips, and when they change. Raises UserError where the times of a story do not rise from 0, or are beyond the end."""
+    if story is None:
+        return [(0.0, repeat(prompts, num_samples))]
+    if len(prompts):
+        raise UserError("a story has its own prompts: give the prompt as its first line, or leave the story out")
+    times = [float(time) for time, _ in story]
+    if times[0] != 0:
+        raise UserError(f"the story begins at {times[0]:g} s: give a prompt for 0:00 first")
     for before, after in zip(times, times[1:]):
-        if after <= before:
+        if not after > before:
             raise UserError(f"the story has {after:g} s after {before:g} s: put its lines in the order of their times, one for each")
     if seconds is not None and times[-1] >= seconds:
-        raise UserError(f"the story has a line at {times[-1]:g} s, the music ends at {seconds:g} s: make it longer, or leave that line out")
+        raise UserError(f"the story has a line at {times[-1]:g} s, and the music ends at {seconds:g} s: make it longer, or leave that line out")
+    return [(float(time), [text] * num_samples) for time, text in story]
