@@ -10,7 +10,7 @@ import click
 from musiclm_jax.cli.options import Place
 from musiclm_jax.cli.training import GIN, config_options, load_training_config
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import check_writable, write_json
+from musiclm_jax.files import check_writable, is_dir, write_json
 from musiclm_jax.progress import ProgressLine
 
 
@@ -36,6 +36,8 @@ def check(directory, size, gin_files, bindings, quick, timed, json_file, picture
         if file is not None:
             if file.parent.absolute() == directory.absolute():
                 raise UserError(f"{file} would lie among the clips: write it elsewhere")
+            if is_dir(file):
+                raise UserError(f"{file} is a folder: name a file")
             check_writable(file)
     if picture is not None:
         _figure(picture)  # Whether the package is there, before the clips are read.
@@ -70,7 +72,10 @@ def _figure(path):
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: a picture needs the package {error.name}; install it with: pip install matplotlib") from error
-    return Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    if path.suffix.lower().removeprefix(".") not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: a picture is a file that ends in .png, .svg or .pdf")
+    return figure
 
 
 def _draw(report, path) -> None:

@@ -17,7 +17,7 @@ from musiclm_jax.data.listing import find_clips
 from musiclm_jax.data.metadata import METADATA
 from musiclm_jax.data.splits import assign_splits, group_of
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import AnyPath, as_path, is_dir
+from musiclm_jax.files import AnyPath, as_path, is_dir, is_file
 from musiclm_jax.progress import OnProgress
 
 
@@ -119,6 +119,17 @@ def check_captions(folder: ClipFolder) -> None:
     )
 
 
+def _other_kind(folder: AnyPath) -> str:
+    """What a folder is that has no clips but data made of clips, with the command that reads it. "": a folder of clips."""
+    if is_file(folder / "tokens.json"):
+        return "a token set: train the stages on it with `musiclm fit`; this command reads folders of clips"
+    if is_file(folder / "plan" / "settings.json"):
+        return "a token set that is not complete: run the same `musiclm tokenize` again, which continues it"
+    if is_file(folder / "dataset_info.json"):
+        return "a data set of TFDS, which `musiclm fit` and `musiclm train` read; this command reads folders of clips"
+    return ""
+
+
 def read_folder(
     path: AnyPath | str, *, hashes: AnyPath | None = None, hash_files: bool = True, group_by: str = "listed", on_progress: OnProgress | None = None
 ) -> ClipFolder:
@@ -140,6 +151,8 @@ def read_folder(
             raise UserError(f"{folder} is not a folder: name the folder with the clips and {METADATA}")
     except OSError as error:
         raise unreadable(folder, error) from error
+    if other := _other_kind(folder):
+        raise UserError(f"{folder} is {other}")
     found = find_clips(folder)
     known: dict[str, str | None] = {name: None for name, _ in found.clips}
     unusable = found.unusable

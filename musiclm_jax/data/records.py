@@ -130,7 +130,7 @@ def _open_array_records(path: Path) -> Any:
 
 
 class TfRecordFile:
-    """Random access to the records of a TFRecord file: the length of each (8 bytes), its checksum (4), the record, its checksum (4). Checksums are not read.
+    """Random access to the records of a TFRecord file: the length of each (8 bytes), its checksum (4), the record, its checksum (4): a CRC-32C, masked.
 
     https://www.tensorflow.org/tutorials/load_data/tfrecord
     """
@@ -160,7 +160,19 @@ class TfRecordFile:
         start, length = self._places[number]
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            return file.read(length)
+            record, checksum = file.read(length), int.from_bytes(file.read(4), "little")
+        if checksum != _masked_crc(record):
+            raise damaged(self._path)
+        return record
+
+
+def _masked_crc(record: bytes) -> int:
+    try:
+        from google_crc32c import value
+    except ModuleNotFoundError as error:
+        raise UserError(f"TFRecord files need the package google-crc32c; {EXTRA}") from error
+    crc = value(record)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 _FORMATS: dict[str, Callable[[Path], Any]] = {"array_record": _open_array_records, "tfrecord": TfRecordFile}

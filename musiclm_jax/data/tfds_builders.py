@@ -14,6 +14,7 @@ MusicCaps and FMA with their tables (`data/layouts.py`). Each example is a clip,
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,8 @@ class CaptionedFolder(tfds.core.GeneratorBasedBuilder):
             "group": tfds.features.Text(),
             "melody": tfds.features.Text(),
             "licence": tfds.features.Text(),
+            # What else is known, as JSON: of MusicCaps the aspects, and whether the clip is in the balanced subset.
+            "attributes": tfds.features.Text(),
         }
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), description=type(self).__doc__)
 
@@ -65,6 +68,10 @@ class CaptionedFolder(tfds.core.GeneratorBasedBuilder):
             raise UserError(f"{folder} has no {self.TABLE}: put the table of {self.name} there, beside its audio")
         clips = read_folder(folder)
         self.left_out += [*clips.unusable, *((name, "its audio is not there") for name in clips.absent)]
+        for warning in clips.warnings:
+            print(f"{self.name}: {warning}", flush=True)
+        for name, reason in self.left_out:
+            print(f"{self.name}: left out: {name}: {reason}", flush=True)
         return {split: self._generate_examples(clips, split) for split in ("train", "test") if clips.split(split)}
 
     def _generate_examples(self, clips: ClipFolder, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,6 +80,7 @@ class CaptionedFolder(tfds.core.GeneratorBasedBuilder):
                 yield entry.name, {"id": entry.name, "audio": _decode(clips, entry), **_texts(entry)}
             except UserError as error:
                 self.left_out.append((entry.name, str(error)))
+                print(f"{self.name}: left out: {entry.name}: {error}", flush=True)
 
 
 class Musiccaps(CaptionedFolder):
@@ -102,6 +110,7 @@ def _texts(entry: Entry) -> dict[str, Any]:
         "group": entry.group or "",
         "melody": entry.melody or "",
         "licence": entry.licence or "",
+        "attributes": json.dumps(entry.attributes),
     }
 
 

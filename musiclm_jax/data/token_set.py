@@ -96,7 +96,34 @@ class TokenSet:
 
 @functools.cache
 def _open_records(path: str, split: str) -> Any:
-    return _tfds().builder_from_directory(path).as_data_source(split=split)
+    try:
+        return _Records(path, _tfds().builder_from_directory(path).as_data_source(split=split))
+    except UserError:
+        raise
+    except Exception as error:  # Any of TFDS, ArrayRecord or JSON.
+        raise _damaged(path, error) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Records by number, whose damage is a UserError."""
+
+    path: str
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        try:
+            return self.source[number]
+        except Exception as error:  # Any of ArrayRecord, protobuf or TFDS.
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]
+    return UserError(f"{path}: a shard is damaged or missing ({reason}): run the same `musiclm tokenize` again, which makes it anew")
 
 
 def lengths_file(split: str) -> str:
@@ -149,7 +176,8 @@ def write_shard(path: AnyPath, examples: Iterable[Mapping[str, Any]], form: Any)
         # A group is what a random access reads.
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         for example in examples:
-            writer.write(serializer.serialize_example(form.encode_example(example)))
+            # In one order of fields, so that the same records are the same bytes.
+            writer.write(serializer.get_tf_example(form.encode_example(example)).SerializeToString(deterministic=True))
         writer.close()
 
 

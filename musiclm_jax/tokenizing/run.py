@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax.data.beam import run_jobs
+from musiclm_jax.data.beam import check_flags, run_jobs
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
 from musiclm_jax.data.inspection import inspect_clips
 from musiclm_jax.data.token_set import SPLITS, TOKENIZERS, TokenInfo, TokenSet, is_token_set, write_token_set
@@ -54,6 +54,7 @@ def tokenize(
     Raises:
         UserError: no clip can be used, `out` has something else or was begun with other arguments, or there is no space for the tokens.
     """
+    check_flags(flags)
     data, out = as_path(data), as_path(out)
     folder = read_folder(data, hash_files=False, group_by=group_by)
     hours, longest_sec = _sample_hours(folder)
@@ -65,7 +66,7 @@ def tokenize(
     plan = {"windowing": dataclasses.asdict(windowing), "batch_size": batch_size, "shards": {split: len(each) for split, each in shards.items()}}
     jobs = [ShardJob(str(data), str(out), split, number, len(each), windowing, batch_size) for split, each in shards.items() for number in range(len(each))]
     _begin(out, model, folder, plan, jobs, [entries for each in shards.values() for entries in each])
-    pending = [job for job in jobs if job.report() is None]
+    pending = [job for job in jobs if job.report(verify=True) is None]
     if pending:
         bytes_each = _record_bytes(tokenizers, windowing.record)
         _announce(out, folder, hours * 3600 / (windowing.record / spec.semantic_rate_hz) * bytes_each, hours, len(jobs), len(jobs) - len(pending))

@@ -77,12 +77,13 @@ class ShardJob:
     def file(self) -> AnyPath:
         return as_path(self.out) / token_set.shard_name(self.split, self.number, self.total)
 
-    def report(self) -> ShardReport | None:
-        """The report of the shard, if it is done and its file is there as it was written."""
+    def report(self, *, verify: bool = False) -> ShardReport | None:
+        """The report of the shard, if it is done and its file is there with the size that it was written with. verify: also with the contents."""
         if not is_file(self.report_file) or not is_file(self.file):
             return None
         report = from_dict(ShardReport, read_json(self.report_file), where=str(self.report_file))
-        return report if fingerprint(self.file)[0] == report.bytes else None
+        same = fingerprint(self.file)[0] == report.bytes and not (verify and sha256_file(self.file) != report.sha256)
+        return report if same else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ShardReport:
 
 def make_shard(job: ShardJob) -> None:
     """Writes a shard, and its report, unless it is done."""
-    if job.report() is not None:
+    if job.report(verify=True) is not None:
         return
     tokenizers = open_once(str(as_path(job.out) / token_set.TOKENIZERS))
     entries = [from_dict(Entry, parse_json(line), where=str(job.plan_file)) for line in job.plan_file.read_text(encoding="utf-8").splitlines()]

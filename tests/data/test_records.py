@@ -19,11 +19,23 @@ FORMS = ["array_record", "tfrecord"]
 
 
 def write_tfrecord(path, records):
-    frames = [len(record).to_bytes(8, "little") + b"crc." + record + b"crc." for record in records]
+    """Frames with the checksum of each record (CRC-32C, bit by bit), and any of its length."""
+
+    def masked(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+    frames = [len(record).to_bytes(8, "little") + b"crc." + record + masked(record) for record in records]
     path.write_bytes(b"".join(frames))
 
 
 def test_records_of_a_tfrecord_file_are_read_at_random(tmp_path):
+    pytest.importorskip("google_crc32c")
     records = [b"first", b"", b"the third" * 1000]
     write_tfrecord(tmp_path / "a", records)
     file = TfRecordFile(tmp_path / "a")
@@ -32,6 +44,11 @@ def test_records_of_a_tfrecord_file_are_read_at_random(tmp_path):
     for i, record in enumerate(records):
         path, before, size, after = file.place(i)
         assert data[before : before + size] == record and before + size + after == len(data) and path == tmp_path / "a"
+    (tmp_path / "c").write_bytes(data[:-10] + b"x" + data[-9:])  # In the third record.
+    other = TfRecordFile(tmp_path / "c")
+    assert other[0] == records[0]
+    with pytest.raises(UserError, match="c has a damaged record"):
+        other[2]
     for size in (len(data) - 1, len(data) + 3):
         (tmp_path / "b").write_bytes((data + b"abc")[:size])
         with pytest.raises(UserError, match="b has a damaged record: copy it again, or build the data set again"):

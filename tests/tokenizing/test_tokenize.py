@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tiny_musiclm import tiny_config, tiny_musiclm
 from tiny_parts import read_metadata, write_clips, write_metadata
 
 from musiclm_jax.data import token_set
-from musiclm_jax.data.beam import run_jobs
+from musiclm_jax.data.beam import check_flags, run_jobs
 from musiclm_jax.data.token_crops import SetCrops
 from musiclm_jax.data.token_set import TokenSet
 from musiclm_jax.errors import UserError
@@ -161,7 +162,23 @@ def test_no_usable_clip(model, tmp_path):
 
 def test_unknown_flag():
     with pytest.raises(UserError, match="--modle"):
-        run_jobs([1], print, flags=["--modle=x"])
+        check_flags(["--modle=x"])
+    with pytest.raises(UserError, match="cannot run with --runner=DirectRuner"):
+        run_jobs([1], print, flags=["--runner=DirectRuner"])
+
+
+def test_damage_of_a_shard_is_one_line_and_made_good(model, clips, tokens, tmp_path):
+    shutil.copytree(tokens.path, tmp_path / "tokens")
+    (shard,) = (tmp_path / "tokens").glob("music_tokens-train*")
+    data = bytearray(shard.read_bytes())
+    data[200:2000] = bytes(1800)
+    shard.write_bytes(data)
+    records = TokenSet.open(tmp_path / "tokens").records
+    with pytest.raises(UserError, match="a shard is damaged or missing .*musiclm tokenize"):
+        [records("train")[number] for number in range(tokens.info.records["train"])]
+    # The plan names the folder, so that it is made again in its place.
+    assert tokenize(clips, tmp_path / "tokens", model=str(model), **OPTIONS).info == tokens.info
+    assert contents(tmp_path / "tokens") == contents(tokens.path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Crops
