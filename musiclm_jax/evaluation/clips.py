@@ -147,7 +147,13 @@ class Excerpt:
 
 
 def map_waves(
-    fn: Callable[[np.ndarray], Result], paths: Sequence[AnyPath], excerpt: Excerpt, *, what: str, progress: Progress = lambda line: None
+    fn: Callable[[np.ndarray], Result],
+    paths: Sequence[AnyPath],
+    excerpt: Excerpt,
+    *,
+    what: str,
+    least: int = 1,
+    progress: Progress = lambda line: None,
 ) -> tuple[list[tuple[AnyPath, Result, float]], list[str]]:
     """Applies `fn` to the wave of each file, in as many threads as there are processors.
 
@@ -156,13 +162,14 @@ def map_waves(
         paths: the files.
         excerpt: how they are read.
         what: name of the clips, such as "reference", for progress and errors.
+        least: the smallest number of files that the caller can use.
         progress: called with one line per 100 clips.
 
     Returns:
         ([(path, result, seconds of the wave)] of the files that can be used, the reasons why others cannot, "path: reason").
 
     Raises:
-        UserError: no file can be used.
+        UserError: fewer than `least` files can be used.
     """
 
     def one(path: AnyPath) -> tuple[Result, float] | str:
@@ -180,8 +187,9 @@ def map_waves(
             skipped.append(result)
         else:
             done.append((path, *result))
-    if not done:
-        raise UserError(f"none of the {len(paths)} {what} clips can be used, such as {skipped[0]}")
+    if len(done) < least:
+        few = "none" if not done else len(done)
+        raise UserError(f"{few} of the {len(paths)} {what} clips can be used, such as {skipped[0]}" + (f": expected {least}" if least > 1 else ""))
     return done, skipped
 
 

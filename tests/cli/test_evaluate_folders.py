@@ -1,4 +1,4 @@
-"""`musiclm evaluate fad`, `kld` and `mcc`, from the command line to the report."""
+"""`musiclm evaluate fad`, `kld`, `mcc` and what compares models with folders, from the command line to the report."""
 
 import json
 
@@ -31,6 +31,29 @@ def test_kld_and_mcc(tiny_bundle, folders, tmp_path, capsys):
     status, out, _ = run("evaluate", "mcc", *folders, "--model", tiny_bundle, capsys=capsys)
     assert status == 0 and "generated clips" in out and "real clips" in out
     assert "generated clips" not in run("evaluate", "mcc", folders[0], "--model", tiny_bundle, capsys=capsys)[1]
+
+
+def test_memorization(tiny_bundle, folders, tmp_path, capsys):
+    options = ("--model", tiny_bundle, "--prompt", "0", "--clips", "2", "--out", tmp_path / "m.json")
+    status, out, err = run("evaluate", "memorization", write_clips(tmp_path / "long", number=3, seconds=5.1), *options, capsys=capsys)
+    assert status == 0 and "training clips  0 (0 s)" in out and "continuing 2 training clips after 0 tokens" in err
+    assert json.loads((tmp_path / "m.json").read_text())["prompt_tokens"] == [0]
+    status, _, err = run("evaluate", "memorization", folders[0], *options, capsys=capsys)
+    assert status == 2 and "none of the 2 training clips can be used" in err
+
+
+def test_copies(tiny_bundle, folders, tmp_path, capsys):
+    index = tmp_path / "index.npz"
+    status, out, _ = run("evaluate", "index", folders[0], "--model", tiny_bundle, "--out", index, capsys=capsys)
+    assert status == 0 and "3 clips, 0.0 hours" in out
+    music = ("generate", "a low tone", "a tone", "--seconds", "0.4", "--model", tiny_bundle, "--out", tmp_path / "music.wav", "--check-copies")
+    status, out, _ = run(*music, index, capsys=capsys)
+    lines = [line for line in out.splitlines() if "  closest to " in line]
+    assert status == 0 and len(lines) == 2 and "% of 10 tokens from 0.0 s on are equal (clips of the index" in lines[1]
+    status, _, err = run(*music, tmp_path / "none.npz", capsys=capsys)
+    assert status == 2 and err.splitlines()[-1].endswith("none.npz cannot be read, No such file or directory: check the path and its permissions")
+    status, _, err = run("generate", "piano", "--out", tmp_path / "music.wav", "--check-copies", index, capsys=capsys)
+    assert status == 2 and "make an index with that model" in err.splitlines()[-1]
 
 
 def test_mistakes(folders, tmp_path, capsys):
