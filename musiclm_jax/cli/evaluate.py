@@ -1,7 +1,7 @@
 """`musiclm evaluate`.
 
 Two kinds of evaluation: of a model or of one of its parts (adherence, codec, semantic, mulan, melody, memorization, index), here, and of folders of audio
-(fad, kld, mcc), in cli/evaluate_folders.py.
+(fad, kld, mcc, musiccaps, listening), in cli/evaluate_folders.py.
 """
 
 from __future__ import annotations
@@ -160,5 +160,5 @@ def index(directory, out, model) -> None:
     click.echo(format_index_report(*build_index(MusicLM.from_pretrained(model), directory, out, progress=say)))
 
 
-for command in (evaluate_folders.fad, evaluate_folders.kld, evaluate_folders.mcc):
+for command in (evaluate_folders.fad, evaluate_folders.kld, evaluate_folders.mcc, evaluate_folders.musiccaps, evaluate_folders.listening):
     evaluate.add_command(command)

@@ -22,8 +22,9 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_waves, read_clips
 from musiclm_jax.evaluation.distances import centroid_distances, matching_costs
+from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import Table, number, page, percent
-from musiclm_jax.evaluation.token_index import PASSAGE_TOKENS, tokenize, tokenizer_name
+from musiclm_jax.evaluation.token_index import PASSAGE_TOKENS, tokenize
 from musiclm_jax.files import AnyPath
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.sampler import SamplingConfig

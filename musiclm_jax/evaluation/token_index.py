@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from musiclm_jax.arrays import Float, Int
@@ -22,11 +20,11 @@ from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.data.token_store import pieces
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation.clips import Excerpt, Progress, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import page
 from musiclm_jax.files import AnyPath, as_path, atomic_path, fingerprint, is_file, local_copy
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.musiclm import MusicLM
-from musiclm_jax.records import to_dict
 
 _FORMAT = 1
 # Waves are tokenized in windows of this length, with as much context as `fit` gives by default; shorter waves are padded to a multiple of _PAD_SEC.
@@ -83,14 +81,6 @@ class TokenIndex:
 
     def clip(self, number: int) -> Int[np.ndarray, "T"]:
         return self.tokens[self.starts[number] : self.starts[number] + self.lengths[number]]
-
-
-def tokenizer_name(musiclm: MusicLM) -> str:
-    """A name that changes with each weight and each setting that decide the semantic tokens."""
-    digest = hashlib.sha256(json.dumps(to_dict(musiclm.config.w2v_bert), sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(musiclm.variables("w2v_bert")):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return f"w2v-bert@{digest.hexdigest()[:8]}"
 
 
 def tokenize(tokenizer: SemanticTokenizer, wave: Float[np.ndarray, "N"], *, rate_hz: int) -> Int[np.ndarray, "T"]:

@@ -56,6 +56,34 @@ def test_copies(tiny_bundle, folders, tmp_path, capsys):
     assert status == 2 and "make an index with that model" in err.splitlines()[-1]
 
 
+def test_musiccaps(tiny_bundle, folders, tmp_path, capsys):
+    table, out = tmp_path / "musiccaps-public.csv", tmp_path / "out"
+    rows = "".join(f'{i},0,10,"a low, slow tone",True,True\n' for i in range(3))
+    table.write_text(f"ytid,start_s,end_s,caption,is_balanced_subset,is_audioset_eval\n{rows}")
+    options = ("--out", out, "--model", tiny_bundle, "--clips", "2", "--seconds", "3.2", "--batch-size", "1")
+    status, text, err = run("evaluate", "musiccaps", table, folders[1], *options, capsys=capsys)
+    assert status == 0 and "generating clips 2 to 2 of 2" in err
+    assert text.startswith("MusicCaps, 2 of 2 captions of the subset 'balanced', 3.2 s each") and "mulan@" in text and (out / "musiccaps.md").is_file()
+    for more, message in [
+        (["--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),
+        (["--embedding", "vggish="], "vggish"),
+        (["--seconds", "2"], "seconds=2: choose at least 2.98 s"),
+    ]:
+        status, _, err = run("evaluate", "musiccaps", table, folders[1], "--out", tmp_path / "other", "--model", tiny_bundle, *more, capsys=capsys)
+        assert status == 2 and message in err.splitlines()[-1], more
+
+
+def test_listening(folders, tmp_path, capsys):
+    status, out, _ = run("evaluate", "listening", *folders, "--out", tmp_path / "page.html", capsys=capsys)
+    assert status == 0 and out.endswith("page.html: 3 pairs; open it in a browser\n")
+    answers = tmp_path / "answers.json"
+    answers.write_text('{"format": 1, "answers": [{"first": "real", "second": "made", "rating": -1}]}')
+    status, out, _ = run("evaluate", "listening", "--score", answers, answers, capsys=capsys)
+    assert status == 0 and "made and real  2        0 : 2" in out
+    status, _, err = run("evaluate", "listening", folders[0], capsys=capsys)
+    assert status == 2 and "name two folders and --out FILE.html" in err
+
+
 def test_mistakes(folders, tmp_path, capsys):
     for arguments, names in [
         (["fad", *folders, "--embedding", "trill"], "embedding 'trill': choose one of musicnn"),

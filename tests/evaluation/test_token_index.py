@@ -11,6 +11,7 @@ from tiny_parts import write_clips
 from musiclm_jax import audio
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import token_index
+from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.token_index import TokenIndex, build_index, check_copies, check_index, format_passage, nearest_passage, read_index, tokenize
 
 MODEL = tiny_musiclm()
@@ -125,4 +126,4 @@ def test_other_files_and_other_tokenizers_are_refused(tmp_path):
     with pytest.raises(UserError, match="has tokens of w2v-bert@0"):
         build_index(MODEL, data, out)
     other = tiny_musiclm(tiny_config(w2v_bert=dataclasses.replace(tiny_config().w2v_bert, mel_mean=-4.0)))
-    assert token_index.tokenizer_name(other) != token_index.tokenizer_name(MODEL) == token_index.tokenizer_name(tiny_musiclm())
+    assert tokenizer_name(other) != tokenizer_name(MODEL) == tokenizer_name(tiny_musiclm())
