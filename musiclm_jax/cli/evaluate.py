@@ -1,7 +1,7 @@
 """`musiclm evaluate`.
 
-Two kinds of evaluation: of a model or of one of its parts (adherence, codec, semantic, mulan, melody, memorization, index), here, and of folders of audio
-(fad, kld, mcc, musiccaps, listening), in cli/evaluate_folders.py.
+Two kinds of evaluation: of a model or of one of its parts on clips of its training, here; and, in cli/evaluate_folders.py, of folders of audio, by judges
+from outside or from a bundle.
 """
 
 from __future__ import annotations
@@ -160,5 +160,22 @@ def index(directory, out, model) -> None:
     click.echo(format_index_report(*build_index(MusicLM.from_pretrained(model), directory, out, progress=say)))
 
 
-for command in (evaluate_folders.fad, evaluate_folders.kld, evaluate_folders.mcc, evaluate_folders.musiccaps, evaluate_folders.listening):
-    evaluate.add_command(command)
+@evaluate.command()
+@clips_argument
+@click.argument("index_file", metavar="INDEX", type=Place())
+@json_option
+@model_option
+def copies(directory, index_file, out, model) -> None:
+    """Finds the closest training passage of each clip in DIR, of any model, by an index of `musiclm evaluate index`.
+
+    Clips are compared by the semantic tokens of their waves, 5 s at a time, in all alignments.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.token_index import evaluate_copies, format_copies_report
+    from musiclm_jax.musiclm import MusicLM
+
+    tell(evaluate_copies(MusicLM.from_pretrained(model), directory, index_file, progress=say), format_copies_report, out)
+
+
+for name in ("fad", "kld", "mcc", "musiccaps", "listening", "everything"):
+    evaluate.add_command(getattr(evaluate_folders, name))

@@ -7,7 +7,7 @@ import os
 import click
 
 from musiclm_jax.cli.evaluate_options import excerpt_option, json_option, say, tell, weights_option
-from musiclm_jax.cli.options import LocalPlace, OutFile, Place, Seconds, model_option, seed_option, use_compilation_cache
+from musiclm_jax.cli.options import LocalPlace, Model, OutFile, Place, Seconds, model_option, seed_option, use_compilation_cache
 
 reference_argument = click.argument("reference", metavar="REFERENCE", type=Place())
 generated_argument = click.argument("generated", metavar="GENERATED", type=Place())
@@ -142,6 +142,29 @@ def listening(paths, out, score, clips, seed) -> None:
         raise click.UsageError("name two folders and --out FILE.html, or --score and files of results.")
     count, notes = listening.write_page(*paths, out, num_pairs=clips, seed=seed, progress=say)
     click.echo("\n".join([f"{out}: {count} pairs; open it in a browser", *(f"note: {note}" for note in notes)]))
+
+
+@click.command(name="all")
+@click.argument("bundle", metavar="BUNDLE", type=Model())
+@click.argument("directory", metavar="DATA", type=Place())
+@click.option("--out", type=LocalPlace(), required=True, help="Folder for index.html, the clips and the reports. A call that was stopped is continued.")
+@click.option("--captions", type=click.IntRange(min=2), default=30, show_default=True, help="The most held-out captions, one generated clip each.")
+@click.option("--seconds", type=Seconds(3, 300), default=10.0, show_default=True, help="Length of the clips.")
+@click.option("--clips", type=click.IntRange(min=2), default=100, show_default=True, help="The most clips of each split for memorization.")
+@seed_option
+def everything(bundle, directory, out, captions, seconds, clips, seed) -> None:
+    """Measures all that DATA allows, and writes one page with tables, spectrograms and players.
+
+    DATA is the folder of clips of the training, as for `musiclm fit`.
+    """
+    use_compilation_cache()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # As in `fad`.
+    from musiclm_jax.evaluation.summary import PAGE, evaluate_all
+    from musiclm_jax.generation.devices import use_all_cores
+
+    use_all_cores()
+    done, missing = evaluate_all(bundle, directory, out, num_captions=captions, seconds=seconds, num_clips=clips, seed=seed, progress=say)
+    click.echo("\n".join([f"{out / PAGE}: {', '.join(done)}", *(f"left out: {name}: {reason}" for name, reason in missing.items())]))
 
 
 def _named(judge: str) -> tuple[str, str | None]:

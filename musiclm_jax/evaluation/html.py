@@ -12,15 +12,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
-from musiclm_jax.evaluation.tables import Table
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } th, td { border-bottom: 1px solid #ccc; padding: .25em .8em; text-align: left; vertical-align: top }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto; font-size: 13px } img { image-rendering: pixelated; width: 20em; height: 6em }
 button { font: inherit; padding: .4em 1em; margin: .2em } .clip { display: inline-block; margin: 0 2em 1em 0 } .note { color: #666 }
 """
@@ -40,11 +39,6 @@ def element(tag: str, text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def table(content: Table) -> str:
-    rows = ["".join(element(tag, cell) for cell in cells) for tag, cells in (("th", content.columns), *(("td", row) for row in content.rows))]
-    return "<table>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</table>"
-
-
 def link(path: Path, page: Path) -> str:
     """The address of a file, relative to the page that names it."""
     return urllib.parse.quote(os.path.relpath(path, page.parent).replace(os.sep, "/"))
@@ -61,7 +55,7 @@ def as_script(value: Any) -> str:
 
 def spectrogram(wave: Float[np.ndarray, "N"]) -> str:
     """The log-mel spectrogram of a wave at 24 kHz as an image in HTML, low frequencies below."""
-    levels = np.asarray(log_mel(wave[None], _MEL))[0].T[::-1]
+    levels = np.asarray(log_mel(jnp.asarray(wave)[None], _MEL))[0].T[::-1]
     gray = np.clip(1 + (levels - levels.max()) / _RANGE, 0, 1)
     data = base64.b64encode(png((255 * gray).astype(np.uint8))).decode()
     return f'<img alt="spectrogram" src="data:image/png;base64,{data}">'

@@ -11,6 +11,7 @@ import functools
 import json
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from musiclm_jax.data.token_store import pieces
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation.clips import Excerpt, Progress, left_out, map_waves, read_clips
 from musiclm_jax.evaluation.identity import tokenizer_name
-from musiclm_jax.evaluation.tables import page
+from musiclm_jax.evaluation.tables import Table, page
 from musiclm_jax.files import AnyPath, as_path, atomic_path, fingerprint, is_file, local_copy
 from musiclm_jax.models.tokenizers import SemanticTokenizer
 from musiclm_jax.musiclm import MusicLM
@@ -35,6 +36,8 @@ PASSAGE_TOKENS = 125
 _SAVE_EVERY = 500
 # Clips of the index of which the closest passages in other clips are found, for comparison.
 _NUM_TYPICAL = 20
+# Clips that the report of a folder shows.
+_NUM_SHOWN = 5
 # Alignments that are counted at once, so that the counts stay in the cache of a processor.
 _CHUNK = 1 << 16
 # Between clips, and before the first and after the last one: no token of a clip.
@@ -268,6 +271,44 @@ def format_typical(index: TokenIndex) -> str:
     """How close clips of the index are to each other."""
     middle, most = 100 * float(np.median(index.typical)), 100 * index.typical[-1]
     return f"clips of the index and their closest passages in others: {middle:.0f} %, at most {most:.0f} %"
+
+
+def evaluate_copies(musiclm: MusicLM, clips_dir: str | AnyPath, index_file: str | AnyPath, *, progress: Progress = lambda line: None) -> dict[str, Any]:
+    """The closest passage of an index for each clip of a folder.
+
+    Returns:
+        A report of plain JSON types: "clips", a list of {"file_name", "share", "num_tokens", "at_sec", "closest", "second"}, the closest first; "typical",
+        "index" and "skipped".
+
+    Raises:
+        UserError: the folder or the index cannot be read, the index is of another tokenizer, or no clip can be used.
+    """
+    check_index(index := read_index(index_file), musiclm, index_file)
+    folder = read_clips(clips_dir, progress=progress)
+    excerpt = Excerpt(musiclm.config.audio.sample_rate_hz, musiclm.config.w2v_bert.token_samples)
+    fn = functools.partial(tokenize, musiclm.semantic, rate_hz=index.rate_hz)
+    done, skipped = map_waves(fn, [folder.path / entry.file_name for entry in folder.entries], excerpt, what="generated", progress=progress)
+    clips = []
+    for i, (path, tokens, _) in enumerate(done):
+        if i % 10 == 0:
+            progress(f"comparing clips {i + 1} to {min(i + 10, len(done))} of {len(done)} with the index")
+        found = nearest_passage(index, tokens)
+        where = {"share": found.share, "num_tokens": found.num_tokens, "at_sec": found.at_sec, "closest": found.file_name, "second": found.second}
+        clips.append({"file_name": str(path.relative_to(folder.path)), **where})
+    clips.sort(key=lambda clip: -clip["share"])
+    size = {"num_clips": len(index.names), "hours": len(index.tokens) / index.rate_hz / 3600, "tokenizer": index.tokenizer}
+    return {"clips": clips, "typical": list(index.typical), "index": size, "skipped": skipped}
+
+
+def format_copies_report(report: dict[str, Any]) -> str:
+    """The report in plain text: how close clips are, and the closest of them."""
+    shares, size = [clip["share"] for clip in report["clips"]], report["index"]
+    title = f"Closest passages of {len(shares)} clips among {size['num_clips']} clips, {size['hours']:.1f} hours, by tokens of {size['tokenizer']}"
+    columns = (("clips", shares), ("clips of the index, in other clips", report["typical"]))
+    rows = tuple((what, f"{len(some)}", *(f"{100 * value:.0f} %" for value in np.quantile(some, (0.5, 0.9, 1)))) for what, some in columns if some)
+    close = tuple((clip["file_name"], f"{clip['closest']} at {clip['second']:.1f} s", f"{100 * clip['share']:.0f} %") for clip in report["clips"][:_NUM_SHOWN])
+    tables = (Table(("equal tokens", "number", "median", "a tenth above", "most"), rows), Table(("clip", "closest passage", "equal tokens"), close))
+    return page(title, *(table.text() for table in tables), notes=left_out(report["skipped"]))
 
 
 def format_index_report(index: TokenIndex, skipped: Sequence[str]) -> str:

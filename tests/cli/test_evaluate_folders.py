@@ -46,6 +46,9 @@ def test_copies(tiny_bundle, folders, tmp_path, capsys):
     index = tmp_path / "index.npz"
     status, out, _ = run("evaluate", "index", folders[0], "--model", tiny_bundle, "--out", index, capsys=capsys)
     assert status == 0 and "3 clips, 0.0 hours" in out
+    status, out, _ = run("evaluate", "copies", folders[1], index, "--model", tiny_bundle, "--out", tmp_path / "copies.json", capsys=capsys)
+    assert status == 0 and "Closest passages of 3 clips among 3 clips" in out
+    assert [clip["share"] for clip in json.loads((tmp_path / "copies.json").read_text())["clips"]] == [1, 1, 1]
     music = ("generate", "a low tone", "a tone", "--seconds", "0.4", "--model", tiny_bundle, "--out", tmp_path / "music.wav", "--check-copies")
     status, out, _ = run(*music, index, capsys=capsys)
     lines = [line for line in out.splitlines() if "  closest to " in line]
