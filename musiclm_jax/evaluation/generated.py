@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ def generate_clips(
 ) -> None:
     """Generates the clips that are not yet in the folder, and writes their captions to metadata.jsonl.
 
+    A clip depends on its caption, the seed, and how many clips before it have the same caption, for each of which the seed is raised by 1. It does not depend
+    on the batch, nor on where an earlier call was stopped.
+
     Raises:
         UserError: the folder has clips of another model, length or seed, or cannot be written.
     """
@@ -52,10 +56,25 @@ def generate_clips(
     write_json(folder / SETTINGS, settings)
     lines = [{"file_name": each.file_name, "captions": [each.caption]} for each in wanted]
     write_text(folder / METADATA, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    missing = [each for each in wanted if not is_file(folder / each.file_name)]
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        progress(f"generating clips {start + 1} to {start + len(batch)} of {len(missing)}")
-        music = musiclm.generate([each.caption for each in batch], seconds=seconds, seed=seed)
-        for each, wave in zip(batch, music.wave, strict=True):
-            audio.write_wav(folder / each.file_name, wave, music.sample_rate_hz)
+    done, total = 0, sum(not is_file(folder / each.file_name) for each in wanted)
+    for number, group in enumerate(_by_repetition(wanted)):
+        missing = [each for each in group if not is_file(folder / each.file_name)]
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            progress(f"generating clips {done + 1} to {done + len(batch)} of {total}")
+            music = musiclm.generate([each.caption for each in batch], seconds=seconds, seed=(seed + number) % 2**32)
+            for each, wave in zip(batch, music.wave, strict=True):
+                audio.write_wav(folder / each.file_name, wave, music.sample_rate_hz)
+            done += len(batch)
+
+
+def _by_repetition(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    """The clips in groups without two equal captions: first the first one of each caption, then the second ones, ..."""
+    seen: collections.Counter[str] = collections.Counter()
+    groups: list[list[Wanted]] = []
+    for each in wanted:
+        if seen[each.caption] == len(groups):
+            groups.append([])
+        groups[seen[each.caption]].append(each)
+        seen[each.caption] += 1
+    return groups

@@ -86,20 +86,8 @@ def evaluate_memorization(
     stage = _semantic_stage(musiclm)
     prompts = _check_prompts(prompt_tokens, num_clips, batch_size)
     folder = read_clips(data_dir, progress=progress)
-    rng, clips, skipped = np.random.default_rng([seed, 0]), {}, []
-    for split in _SPLITS:
-        entries = folder.split(split)
-        chosen = [entries[i] for i in rng.permutation(len(entries))[:num_clips].tolist()]
-        found, reasons = _read(musiclm, folder, chosen, split, max(prompts) + PASSAGE_TOKENS, progress)
-        skipped += reasons
-        clips |= {split: found} if found else {}
-
-    continued: dict[str, dict[int, np.ndarray]] = {}
-    for split, some in clips.items():
-        continued[split] = {}
-        for prompt in prompts:
-            progress(f"continuing {len(some.names)} {_SPLITS[split]} clips after {prompt} tokens")
-            continued[split][prompt] = _continue(musiclm, stage, some, prompt, batch_size)
+    clips, skipped = _read_splits(musiclm, folder, num_clips, max(prompts) + PASSAGE_TOKENS, np.random.default_rng([seed, 0]), progress)
+    continued = {split: _continue_after(musiclm, stage, some, split, prompts, batch_size, progress) for split, some in clips.items()}
 
     progress("comparing histograms of tokens")
     distances = centroid_distances(np.asarray(musiclm.variables("w2v_bert")["kmeans"]["centroids"]))
@@ -156,6 +144,20 @@ def _check_prompts(prompt_tokens: Sequence[int], num_clips: int, batch_size: int
     return tuple(sorted(set(prompt_tokens)))
 
 
+def _read_splits(
+    musiclm: MusicLM, folder: ClipFolder, num_clips: int, num_tokens: int, rng: np.random.Generator, progress: Progress
+) -> tuple[dict[str, _Clips], list[str]]:
+    """Some clips of each split that has any, drawn at random, and the reasons why others cannot be used."""
+    clips, skipped = {}, []
+    for split in _SPLITS:
+        entries = folder.split(split)
+        chosen = [entries[i] for i in rng.permutation(len(entries))[:num_clips].tolist()]
+        found, reasons = _read(musiclm, folder, chosen, split, num_tokens, progress)
+        skipped += reasons
+        clips |= {split: found} if found else {}
+    return clips, skipped
+
+
 def _read(musiclm: MusicLM, folder: ClipFolder, entries: Sequence[Entry], split: str, num_tokens: int, progress: Progress) -> tuple[_Clips | None, list[str]]:
     """The tokens of the beginnings of clips, and the reasons why others cannot be used. None: a split other than that of training has none."""
     spec, names = musiclm.config.audio, [entry.file_name for entry in entries]
@@ -173,6 +175,17 @@ def _read(musiclm: MusicLM, folder: ClipFolder, entries: Sequence[Entry], split:
         return None, skipped
     tokens, mulan = (np.stack([result[i] for _, result, _ in done]) for i in range(2))
     return _Clips(tuple(str(path.relative_to(folder.path)) for path, _, _ in done), tokens, mulan), skipped
+
+
+def _continue_after(
+    musiclm: MusicLM, stage: StageSpec, clips: _Clips, split: str, prompts: Sequence[int], batch_size: int, progress: Progress
+) -> dict[int, Int[np.ndarray, "n T"]]:
+    """The continuations of the clips of a split, by length of the prompt."""
+    found = {}
+    for prompt in prompts:
+        progress(f"continuing {len(clips.names)} {_SPLITS[split]} clips after {prompt} tokens")
+        found[prompt] = _continue(musiclm, stage, clips, prompt, batch_size)
+    return found
 
 
 def _continue(musiclm: MusicLM, stage: StageSpec, clips: _Clips, prompt: int, batch_size: int) -> Int[np.ndarray, "n T"]:

@@ -66,6 +66,7 @@ def test_musiccaps(tiny_bundle, folders, tmp_path, capsys):
     options = ("--out", out, "--model", tiny_bundle, "--clips", "2", "--seconds", "3.2", "--batch-size", "1")
     status, text, err = run("evaluate", "musiccaps", table, folders[1], *options, capsys=capsys)
     assert status == 0 and "generating clips 2 to 2 of 2" in err
+    assert len({(out / "generated" / f"{i}-0.wav").read_bytes() for i in range(2)}) == 2  # Of one caption.
     assert text.startswith("MusicCaps, 2 of 2 captions of the subset 'balanced', 3.2 s each") and "mulan@" in text and (out / "musiccaps.md").is_file()
     for more, message in [
         (["--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),

@@ -1,6 +1,7 @@
 """Memorization, of a model that knows some clips by heart."""
 
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny_musiclm import tiny_config, tiny_musiclm
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.memorization import calibrate, entropy_bits, evaluate_memorization, format_memorization_report
+from musiclm_jax.evaluation.pictures import draw_memorization
 from musiclm_jax.models.tokenizers import MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.tokens import Levels
@@ -137,3 +139,16 @@ def test_the_threshold_lets_fewer_than_one_in_ten_thousand_pass():
 def test_entropy():
     assert entropy_bits(np.array([4, 4, 4])) == 0
     assert entropy_bits(np.array([0, 1, 2, 3])) == pytest.approx(2)
+
+
+def test_the_figure(tmp_path):
+    row = {"prompt_tokens": 50, "exact": 0.0, "exact_95": [0.0, 0.0], "approximate": 0.2, "approximate_95": [0.1, 0.3]}
+    report = {"results": {"train": [row], "test": [row]}}
+    if importlib.util.find_spec("matplotlib") is None:
+        with pytest.raises(UserError, match="needs the package matplotlib; install it with: pip install matplotlib"):
+            draw_memorization(report, tmp_path / "figure.png")
+        return
+    draw_memorization(report, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="figure.wav: is not a picture that matplotlib writes"):
+        draw_memorization(report, tmp_path / "figure.wav")
