@@ -90,10 +90,7 @@ def evaluate_memorization(
     continued = {split: _continue_after(musiclm, stage, some, split, prompts, batch_size, progress) for split, some in clips.items()}
 
     progress("comparing histograms of tokens")
-    distances = centroid_distances(np.asarray(musiclm.variables("w2v_bert")["kmeans"]["centroids"]))
-    usage = np.bincount(clips["train"].tokens.ravel(), minlength=len(distances)) / clips["train"].tokens.size
-    scale = float(usage @ distances @ usage) or 1.0
-    costs = {"distances": distances, "epsilon": _EPSILON * scale, "iterations": _ITERATIONS}
+    costs = _cost_settings(musiclm, clips["train"].tokens)
     unrelated = _unrelated_costs(clips["train"], continued["train"], costs, np.random.default_rng([seed, 1]))
     threshold, num_below = calibrate(unrelated)
     rows = {split: [_compare(some, prompt, continued[split][prompt], costs) for prompt in prompts] for split, some in clips.items()}
@@ -112,12 +109,7 @@ def evaluate_memorization(
         "iterations": _ITERATIONS,
         "results": {split: [_shares(row, threshold, rng) for row in some] for split, some in rows.items()},
         "entropy": _entropies(rows, clips, threshold),
-        "matches": [
-            {"split": split, "file_name": row.names[i], "prompt_tokens": row.prompt, "exact": bool(row.equal[i] == 1), "cost": float(row.costs[i])}
-            for split, some in rows.items()
-            for row in some
-            for i in np.flatnonzero(row.costs < threshold)
-        ],
+        "matches": [match for split, some in rows.items() for row in some for match in _matches(split, row, threshold)],
         "skipped": skipped,
         "notes": _notes(stage, prompts, clips) + left_out(skipped),
     }
@@ -222,6 +214,13 @@ def _compare(clips: _Clips, prompt: int, continued: Int[np.ndarray, "n T"], cost
     return _Compared(prompt, clips.names, continued, (continued == own).mean(axis=1), matching_costs(continued, own, **costs))
 
 
+def _cost_settings(musiclm: MusicLM, tokens: Int[np.ndarray, "n T"]) -> dict[str, Any]:
+    """The arguments of `matching_costs`. The entropy's weight is in mean distances of two of the tokens."""
+    distances = centroid_distances(np.asarray(musiclm.variables("w2v_bert")["kmeans"]["centroids"]))
+    usage = np.bincount(tokens.ravel(), minlength=len(distances)) / tokens.size
+    return {"distances": distances, "epsilon": _EPSILON * (float(usage @ distances @ usage) or 1.0), "iterations": _ITERATIONS}
+
+
 def _unrelated_costs(clips: _Clips, continued: dict[int, np.ndarray], costs: dict[str, Any], rng: np.random.Generator) -> Float[np.ndarray, "P"]:
     """Distances of continuations to the tokens of other clips, in the same place: all pairs, or some drawn at random."""
     count, prompts = len(clips.names), list(continued)
@@ -247,6 +246,13 @@ def _shares(row: _Compared, threshold: float, rng: np.random.Generator) -> dict[
         return {name: bootstrap.means(each, counts) for name, each in values.items()}
 
     return {"prompt_tokens": row.prompt} | bootstrap.estimate(statistic, len(row.names), rng=rng)
+
+
+def _matches(split: str, row: _Compared, threshold: float) -> list[dict[str, Any]]:
+    """The clips that match, at least approximately."""
+    found = np.flatnonzero(row.costs < threshold).tolist()
+    same = {"split": split, "prompt_tokens": row.prompt}
+    return [{**same, "file_name": row.names[i], "exact": bool(row.equal[i] == 1), "cost": float(row.costs[i])} for i in found]
 
 
 def entropy_bits(tokens: Int[np.ndarray, "T"]) -> float:
