@@ -5,6 +5,7 @@ import re
 import struct
 import urllib.parse
 import zlib
+from collections import deque
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tiny_parts import write_clips, write_metadata
 from musiclm_jax import audio
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import summary
+from musiclm_jax.evaluation.adherence import _TRUTH, Generator
+from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
 from musiclm_jax.evaluation.html import as_script, document, element, png, spectrogram
-from musiclm_jax.evaluation.summary import evaluate_all
+from musiclm_jax.evaluation.summary import Recorded, evaluate_all
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,24 @@ def test_pictures_are_png():
 def test_texts_are_escaped():
     assert "<h1>a &lt;b&gt;</h1>" in document("a <b>", element("p", "&")) and element("p", "&") == "<p>&amp;</p>"
     assert as_script("</script>") == '"\\u003c/script>"'
+
+
+def test_clips_that_are_there_stand_for_the_model(tmp_path):
+    waves = {name: np.full(500, level, np.float32) for name, level in (("a", 0.1), ("b", 0.2), ("c", 0.3))}
+    for name, wave in waves.items():
+        wave[::2] *= -1
+        audio.write_wav(tmp_path / f"{name}.wav", np.tile(wave, 4))
+    model = Recorded({"one": deque([tmp_path / "a.wav", tmp_path / "c.wav"]), "two": deque([tmp_path / "b.wav"])})
+    assert isinstance(model, Generator)
+    music = model.generate(["one", "two", "one"], seconds=0.05, seed=0)
+    assert music.wave.shape == (3, 1200) and music.sample_rate_hz == 24_000
+    np.testing.assert_allclose(music.wave.max(axis=1), [0.1, 0.2, 0.3], atol=1e-3)
+
+
+def test_the_captions_are_those_of_adherence(tmp_path):
+    data = write_clips(tmp_path / "clips", number=6)
+    attributes = {name: "x" for name in _TRUTH}
+    write_metadata(data, [{"file_name": f"{i}.wav", "captions": [f"a tone {i}"], "split": "test", "attributes": attributes} for i in range(6)])
+    folder = read_clips(data)
+    prompts = choose_prompts(with_ground_truth(folder, _TRUTH), num_captions=4, rng=np.random.default_rng([7, 0]))
+    assert [each.caption for each in summary._wanted(folder, 4, 7)] == [prompt.caption for prompt in prompts]
