@@ -1,4 +1,4 @@
-"""Listening tests as in MusicLM (arXiv 2301.11325, section 5.1 and appendix A): blind comparisons of two clips that have one caption, on a scale of five.
+"""Listening tests as in MusicLM (arXiv 2301.11325): blind comparisons of two clips that have one caption, on a scale of five.
 
 `write_page` writes a page that a browser opens from the disk; raters save their answers as JSON; `score` counts wins and tests each pair of systems.
 """

@@ -24,7 +24,7 @@ from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out
 from musiclm_jax.evaluation.distances import centroid_distances, matching_costs
 from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import Table, number, page, percent
-from musiclm_jax.evaluation.token_index import PASSAGE_TOKENS, tokenize
+from musiclm_jax.evaluation.token_index import PASSAGE_TOKENS, entropy_bits, tokenize
 from musiclm_jax.files import AnyPath
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.sampler import SamplingConfig
@@ -253,12 +253,6 @@ def _matches(split: str, row: _Compared, threshold: float) -> list[dict[str, Any
     found = np.flatnonzero(row.costs < threshold).tolist()
     same = {"split": split, "prompt_tokens": row.prompt}
     return [{**same, "file_name": row.names[i], "exact": bool(row.equal[i] == 1), "cost": float(row.costs[i])} for i in found]
-
-
-def entropy_bits(tokens: Int[np.ndarray, "T"]) -> float:
-    """The empirical entropy of a sequence, in bits per token."""
-    shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def _entropies(rows: dict[str, list[_Compared]], clips: dict[str, _Clips], threshold: float) -> dict[str, float | None]:

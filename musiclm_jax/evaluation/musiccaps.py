@@ -1,4 +1,4 @@
-"""The protocol of MusicLM's table 1 (arXiv 2301.11325, section 5.1) on MusicCaps: its public table, and audio that the user has.
+"""The protocol of MusicLM's table 1 (arXiv 2301.11325) on MusicCaps: its public table, and audio that the user has.
 
 Clips of AudioSet's evaluation split, or of the balanced subset of it, are cut to the clip of 10 s that the caption is of; the model generates a clip from
 each caption; and the two sets are compared by FAD, KLD and MCC.

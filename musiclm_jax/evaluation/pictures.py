@@ -22,7 +22,7 @@ def require_matplotlib() -> Any:
 
 
 def draw_memorization(report: dict[str, Any], path: str | Path) -> None:
-    """Draws the shares of matches by the length of the prompt, with 95 % intervals, as figure 3 of MusicLM (arXiv 2301.11325). The suffix is the format.
+    """Draws the shares of matches by the length of the prompt, with 95 % intervals (MusicLM, arXiv 2301.11325, section 5). The suffix is the format.
 
     Args:
         report: of `evaluate_memorization`.

@@ -273,12 +273,18 @@ def format_typical(index: TokenIndex) -> str:
     return f"clips of the index and their closest passages in others: {middle:.0f} %, at most {most:.0f} %"
 
 
+def entropy_bits(tokens: Int[np.ndarray, "T"]) -> float:
+    """The empirical entropy of a sequence, in bits per token."""
+    shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
 def evaluate_copies(musiclm: MusicLM, clips_dir: str | AnyPath, index_file: str | AnyPath, *, progress: Progress = lambda line: None) -> dict[str, Any]:
     """The closest passage of an index for each clip of a folder.
 
     Returns:
-        A report of plain JSON types: "clips", a list of {"file_name", "share", "num_tokens", "at_sec", "closest", "second"}, the closest first; "typical",
-        "index" and "skipped".
+        A report of plain JSON types: "clips", a list of {"file_name", "share", "num_tokens", "at_sec", "closest", "second", "entropy"}, the closest first,
+        with the entropy of the clip's passage in bits per token; "typical", "index" and "skipped".
 
     Raises:
         UserError: the folder or the index cannot be read, the index is of another tokenizer, or no clip can be used.
@@ -294,7 +300,8 @@ def evaluate_copies(musiclm: MusicLM, clips_dir: str | AnyPath, index_file: str 
             progress(f"comparing clips {i + 1} to {min(i + 10, len(done))} of {len(done)} with the index")
         found = nearest_passage(index, tokens)
         where = {"share": found.share, "num_tokens": found.num_tokens, "at_sec": found.at_sec, "closest": found.file_name, "second": found.second}
-        clips.append({"file_name": str(path.relative_to(folder.path)), **where})
+        passage = tokens[round(found.at_sec * index.rate_hz) :][: found.num_tokens]
+        clips.append({"file_name": str(path.relative_to(folder.path)), **where, "entropy": entropy_bits(passage)})
     clips.sort(key=lambda clip: -clip["share"])
     size = {"num_clips": len(index.names), "hours": len(index.tokens) / index.rate_hz / 3600, "tokenizer": index.tokenizer}
     return {"clips": clips, "typical": list(index.typical), "index": size, "skipped": skipped}
@@ -306,8 +313,12 @@ def format_copies_report(report: dict[str, Any]) -> str:
     title = f"Closest passages of {len(shares)} clips among {size['num_clips']} clips, {size['hours']:.1f} hours, by tokens of {size['tokenizer']}"
     columns = (("clips", shares), ("clips of the index, in other clips", report["typical"]))
     rows = tuple((what, f"{len(some)}", *(f"{100 * value:.0f} %" for value in np.quantile(some, (0.5, 0.9, 1)))) for what, some in columns if some)
-    close = tuple((clip["file_name"], f"{clip['closest']} at {clip['second']:.1f} s", f"{100 * clip['share']:.0f} %") for clip in report["clips"][:_NUM_SHOWN])
-    tables = (Table(("equal tokens", "number", "median", "a tenth above", "most"), rows), Table(("clip", "closest passage", "equal tokens"), close))
+    close = tuple(
+        (clip["file_name"], f"{clip['closest']} at {clip['second']:.1f} s", f"{100 * clip['share']:.0f} %", f"{clip['entropy']:.1f}")
+        for clip in report["clips"][:_NUM_SHOWN]
+    )
+    titles = ("clip", "closest passage", "equal tokens", "bits per token")
+    tables = (Table(("equal tokens", "number", "median", "a tenth above", "most"), rows), Table(titles, close))
     return page(title, *(table.text() for table in tables), notes=left_out(report["skipped"]))
 
 

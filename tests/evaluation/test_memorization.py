@@ -10,8 +10,9 @@ from folders import write_clips
 from tiny_musiclm import tiny_config, tiny_musiclm
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.memorization import calibrate, entropy_bits, evaluate_memorization, format_memorization_report
+from musiclm_jax.evaluation.memorization import calibrate, evaluate_memorization, format_memorization_report
 from musiclm_jax.evaluation.pictures import draw_memorization
+from musiclm_jax.evaluation.token_index import entropy_bits
 from musiclm_jax.models.tokenizers import MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.tokens import Levels
