@@ -8,13 +8,22 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
 from musiclm_jax.cli.gin_config import load_config
+from musiclm_jax.models import codec, mulan, w2v_bert
 from musiclm_jax.parts.dry_run import dry_run
+from musiclm_jax.training.cost import count_flops
 
 OUT = Path(__file__).with_suffix(".md")
 PARTS = ("codec", "w2v_bert", "mulan", "reranker", "semantic_reranker", "semantic", "coarse", "fine", "melody")
 SCALED = ("semantic", "coarse", "fine", "w2v_bert", "mulan")
 SIZES = (8, 16, 32, 64, 128, 256, 512)
+# Of `musiclm tokenize`: a record, what the tokenizers hear for it, the hours of the table, and the share of a chip's peak that is assumed.
+RECORD_SEC, HEARD_SEC, HOURS, TOKENIZING = 30.0, 40.0, 100_000, 0.1
+# Semantic tokens, acoustic tokens and embeddings, of two bytes each.
+RECORD_BYTES = 2 * (750 + 1500 * 12 + 21 * 128)
 # Of a chip's memory, what a step may take; the rest is for gathered weights, workspaces and fragments.
 USABLE = 0.9
 # Of a chip's peak, what a step reaches: the least that stages did on an H100, and what the other parts did on an H200 in float32 (docs/speed.md). The melody
@@ -93,6 +102,20 @@ def measure(name: str) -> Load:
     state = sum(run.bytes_per_device.values()) - activations
     micro_batches, steps = part.recipe.accumulate, part.recipe.num_steps
     return Load(name, steps, run.batch_size, micro_batches, unit, amount, run.flops, run.trained, state, activations, UTILIZATION[name], layers, width)
+
+
+def measure_tokenizing() -> dict[str, float]:
+    """FLOPs of the frozen models for a record of `musiclm tokenize`: 30 s, with 5 s of context on each side, and MuLan's windows each second."""
+    config = load_config("base").model
+    wave = lambda seconds: jax.ShapeDtypeStruct((1, round(seconds * config.audio.sample_rate_hz)), jnp.float32)  # noqa: E731
+    count = lambda fn, *shapes: count_flops(jax.make_jaxpr(fn)(*shapes).jaxpr)  # noqa: E731
+    windows = mulan.num_windows(config.mulan, round(RECORD_SEC * config.audio.sample_rate_hz))
+    return {
+        "codec": count(lambda variables, wave: codec.encode(config.codec, variables, wave), config.variable_shapes("codec"), wave(HEARD_SEC)),
+        "w2v_bert": count(lambda variables, wave: w2v_bert.semantic_ids(config.w2v_bert, variables, wave), config.variable_shapes("w2v_bert"), wave(HEARD_SEC)),
+        "mulan": windows
+        * count(lambda params, wave: mulan.embed_audio(config.mulan, params, wave), config.variable_shapes("mulan")["params"], wave(config.mulan.window_sec)),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Traffic
@@ -192,6 +215,14 @@ memory, or more chips than examples of a part that `tensor` does not split.
 """
 
 
+TOKENS = """\
+## Tokens of 100,000 hours
+
+`musiclm tokenize` with the frozen models of the size `base`: FLOPs of a record of 30 s, and hours and dollars of one chip at {share:.0%} of its peak, which is
+**assumed**. MuLan embeds 21 windows of 10 s in each record. A record has {bytes:,} bytes without captions, so that 100,000 hours are {gb:,.0f} GB.
+"""
+
+
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     line = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
     return [line(heads), "|" + "---|" * len(heads), *map(line, rows), ""]
@@ -229,7 +260,12 @@ def scaling_rows(load: Load, chips: tuple[Chip, ...]) -> list[list[str]]:
     return rows
 
 
-def page(loads: list[Load], chips: tuple[Chip, ...]) -> str:
+def tokenizing_row(chip: Chip, flops: dict[str, float]) -> list[str]:
+    hours = HOURS * 3600 / RECORD_SEC * sum(flops.values()) / (chip.peak * TOKENIZING) / 3600
+    return [chip.name, *(f"{value:.2e}" for value in flops.values()), f"{hours:,.0f}", f"{hours * chip.price:,.0f}"]
+
+
+def page(loads: list[Load], chips: tuple[Chip, ...], tokenizing: dict[str, float]) -> str:
     prices = ", ".join(f"{chip.name} ${chip.price:g}" for chip in chips)
     links = "\n".join(f"- {chip.name}: {chip.link / 1e9:g} GB/s within {chip.domain} chips, {chip.network / 1e9:g} GB/s beyond" for chip in chips)
     lines = [INTRODUCTION.format(usable=USABLE, prices=prices), "## The steps", ""]
@@ -238,6 +274,8 @@ def page(loads: list[Load], chips: tuple[Chip, ...]) -> str:
     for chip in chips:
         lines += [f"## On {chip.name}", ""]
         lines += table(["part", "chips at least", "GB per chip", "seconds per step", "per second", "hours", "dollars"], chip_rows(chip, loads))
+    lines += [TOKENS.format(share=TOKENIZING, bytes=RECORD_BYTES, gb=HOURS * 3600 / RECORD_SEC * RECORD_BYTES / 1e9)]
+    lines += table(["chip", *(f"{name}, FLOP" for name in tokenizing), "hours of a chip", "dollars"], [tokenizing_row(chip, tokenizing) for chip in chips])
     lines += [SCALING.format(links=links)]
     for load in loads:
         if load.name in SCALED:
@@ -269,7 +307,7 @@ def main() -> None:
     chips = tuple(dataclasses.replace(chip, price=float(prices.get(chip.name, chip.price))) for chip in CHIPS)
     loads = [measure(name) for name in PARTS]
     loads = [dataclasses.replace(load, utilization=float(shares.get(load.name, load.utilization))) for load in loads]
-    OUT.write_text(page(loads, chips), encoding="utf-8")
+    OUT.write_text(page(loads, chips, measure_tokenizing()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import logging
 import os
 import re
@@ -29,8 +30,15 @@ AnyPath = PurePath
 SHORTENED = re.compile(r"^(gs|s3):/(?!/)")
 # The extra of this package with the client of each scheme.
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
+# Bytes of a request by `open_blocks`.
+_BLOCK_BYTES = 2**18
 # Modules of the clients, whose errors are no bugs of this package.
 _CLIENTS = ("fsspec", "gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google.auth", "etils.epath")
+
+
+# epath works without TensorFlow also where it is installed, so that the same client reads and writes everywhere. It reads the variable when it is first used,
+# which may be by TFDS.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 class StoreError(OSError):
@@ -49,8 +57,6 @@ def open_path(text: str) -> AnyPath:
         raise UserError(f"{text}: {scheme}:// is not supported; name a local folder, or one on an object store, such as gs://BUCKET/FOLDER")
     if not rest.strip("/"):
         raise UserError(f"{text}: has no bucket; name one, as in {scheme}://BUCKET/FOLDER")
-    # Without TensorFlow also where it is installed, so that the same client reads and writes everywhere. epath reads the variable when it is first used.
-    os.environ.setdefault("EPATH_USE_TF", "false")
     try:
         import fsspec
         from etils import epath
@@ -126,10 +132,17 @@ def _fingerprint(info: dict[str, Any]) -> tuple[int, int]:
     return int(info["size"]), int(hashlib.sha256(version.encode()).hexdigest()[:15], 16)
 
 
-def read_bytes(path: AnyPath) -> bytes:
-    """Reads an object. Raises OSError."""
+def read_bytes(path: AnyPath, start: int | None = None, stop: int | None = None) -> bytes:
+    """Reads an object, or its bytes from `start` to `stop`. Raises OSError."""
     with _at(path) as client:
-        return client.cat_file(str(path))
+        return client.cat_file(str(path), start=start, end=stop)
+
+
+@contextlib.contextmanager
+def open_blocks(path: AnyPath) -> Iterator[io.IOBase]:
+    """Yields an object as a file that requests blocks of it as they are read. Raises OSError."""
+    with _at(path) as client, client.open(str(path), "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as file:
+        yield file
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:

@@ -26,6 +26,7 @@ from musiclm_jax.specs import AudioSpec, Stream
 from musiclm_jax.tokens import StageLayout
 
 # Two more MuLans, which select among candidate clips (`reranker`) and among drafts of semantic tokens (`semantic_reranker`). They are optional in a bundle.
+TOKENIZER_MODELS = ("codec", "w2v_bert", "mulan")
 RERANKERS = ("reranker", "semantic_reranker")
 
 
@@ -118,7 +119,7 @@ class MusicLMConfig:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that a bundle must contain. It may also contain `RERANKERS`."""
-        return ("codec", "w2v_bert", "mulan", *(stage.name for stage in self.stages))
+        return (*TOKENIZER_MODELS, *(stage.name for stage in self.stages))
 
     def variable_shapes(self, name: str) -> dict[str, Any]:
         """The shapes of the variables of the model `name`, as a nested dict of ShapeDtypeStructs."""

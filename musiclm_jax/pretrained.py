@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 from flax.errors import FlaxError
 
 from musiclm_jax import bundle
-from musiclm_jax.configs import RERANKERS, MusicLMConfig
+from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.text import TextTokenizer
 
@@ -30,13 +30,13 @@ def open_pretrained(path: str | os.PathLike) -> bundle.Bundle:
     return bundle.open_bundle(path)
 
 
-def read_config(opened: bundle.Bundle) -> MusicLMConfig:
-    """The config of an opened bundle. Raises UserError where it is not that of a MusicLM, or where the file of one of its models is missing."""
+def read_config(opened: bundle.Bundle, *, models: Sequence[str] | None = None) -> MusicLMConfig:
+    """The config of an opened bundle. Raises UserError where it is not that of a MusicLM, or where the file of one of `models` (None: all) is missing."""
     try:
         config = MusicLMConfig.from_dict(opened.config)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{opened.path / bundle.CONFIG_FILE}: {error}") from error
-    missing = [name for name in config.models if f"{name}.safetensors" not in opened.files]
+    missing = [name for name in (config.models if models is None else models) if f"{name}.safetensors" not in opened.files]
     if missing:
         raise UserError(f"{opened.path}: the file {missing[0]}.safetensors, a model of its config, is missing; export the bundle again")
     return config
@@ -67,8 +67,10 @@ def load_vocabulary(opened: bundle.Bundle) -> TextTokenizer:
 def describe(path: str | os.PathLike) -> str:
     """The models, streams and stages of a bundle, as text. Reads all of it, so that damage is found."""
     opened = open_pretrained(path)
-    config = read_config(opened)
-    lines = [f"{opened.path}: MusicLM bundle, format {bundle.FORMAT}", ""]
+    config = read_config(opened, models=TOKENIZER_MODELS)
+    if is_whole := any(f"{stage.name}.safetensors" in opened.files for stage in config.stages):
+        read_config(opened)
+    lines = [f"{opened.path}: {'MusicLM bundle' if is_whole else 'tokenizers of a MusicLM'}, format {bundle.FORMAT}", ""]
     for name in (*config.models, *RERANKERS):
         if (file := f"{name}.safetensors") in opened.files:
             lines.append(f"{name:<18} {millions(load(opened, config, name)):>8} parameters  {opened.files[file].bytes / 1e6:8.1f} MB")
@@ -76,7 +78,7 @@ def describe(path: str | os.PathLike) -> str:
     lines += ["", f"{config.audio.sample_rate_hz} Hz"]
     for stream in config.streams.values():
         lines.append(f"{stream.name:<18} {f'{stream.rate_hz} Hz' if stream.rate_hz else 'once a clip'}, {stream.levels} levels of {stream.codes} codes")
-    for stage in config.stages:
+    for stage in config.stages if is_whole else ():
         reads = ", ".join(each.stream for each in stage.prefix)
         drawn = f"temperature {stage.sampling.temperature:g}, top-k {stage.sampling.top_k or 'all'}, guidance {stage.sampling.guidance:g}"
         skipped = "; not used in generation" if stage.name in config.skipped_stages else ""

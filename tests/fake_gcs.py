@@ -15,6 +15,7 @@ import threading
 import urllib.parse
 
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 
 class Killed(BaseException):
@@ -55,6 +56,10 @@ class Store:
         if path not in self.objects:
             raise FileNotFoundError(path)
         return self.objects[path][0]
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        self._record("range", path)
+        return self.objects[path][0][start:stop]
 
     def delete(self, path: str) -> None:
         self._record("delete", path)
@@ -108,7 +113,13 @@ class FakeFileSystem(AbstractFileSystem):
             found[path] = STORE.info(path)
         return list(found.values()) if detail else list(found)
 
-    def _open(self, path, mode="rb", **kwargs):
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        path = self._strip_protocol(path)
+        return STORE.read(path) if start is None and end is None else STORE.read_range(path, start or 0, end)
+
+    def _open(self, path, mode="rb", cache_type=None, **kwargs):
+        if cache_type:
+            return _Blocks(self, path, mode, cache_type=cache_type, **kwargs)
         return io.BytesIO(STORE.read(path)) if mode == "rb" else _Upload(path)
 
     def pipe_file(self, path, value, **kwargs):
@@ -129,6 +140,13 @@ class FakeFileSystem(AbstractFileSystem):
 
     def makedirs(self, path, exist_ok=False):
         """Nothing."""
+
+
+class _Blocks(AbstractBufferedFile):
+    """An object that is read by requests for ranges."""
+
+    def _fetch_range(self, start, end):
+        return STORE.read_range(self.path, start, end)
 
 
 class _Upload(io.BytesIO):

@@ -15,12 +15,12 @@ ROOT = Path(musiclm_jax.__file__).parent
 
 # A room is a module or a folder of modules. A module may import from its own level and from those below.
 LEVELS = [
-    "arrays checks errors specs records buckets files folders progress partitioning",
+    "arrays checks errors specs records buckets files tars folders progress partitioning",
     "audio nn",
     "models tokens bundle corpus",
     "data",
     "generation training tasks",
-    "configs pretrained musiclm parts evaluation interop",
+    "configs pretrained musiclm parts tokenizing evaluation interop",
     "cli",
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -20,7 +20,7 @@ LOAD = scale.Load("part", **SIZES, utilization=0.2)
 
 
 def test_the_page_is_that_of_its_script():
-    text = f"{scale.INTRODUCTION}\n{scale.SCALING}".splitlines()
+    text = f"{scale.INTRODUCTION}\n{scale.TOKENS}\n{scale.SCALING}".splitlines()
     assert not [line for line in text if "{" not in line and line not in PAGE], "run `python docs/scale.py`"
     load = scale.measure("semantic")
     assert scale.table([], [scale.load_row(load)])[2] in PAGE, "run `python docs/scale.py`"

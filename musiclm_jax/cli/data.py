@@ -23,9 +23,10 @@ def data() -> None:
 @click.argument("directory", metavar="DIR", type=Place())
 @config_options
 @click.option("--quick", is_flag=True, help="Read the headers of the files alone: no silence, clipping and duplicates.")
+@click.option("--time", "timed", is_flag=True, help="Also say about how long each training takes on this machine.")
 @click.option("--json", "json_file", type=Place(), help="Also write the report to this file.")
 @click.option("--picture", type=Place(), help="Also draw histograms to this file, .png or .svg.")
-def check(directory, size, gin_files, bindings, quick, json_file, picture) -> None:
+def check(directory, size, gin_files, bindings, quick, timed, json_file, picture) -> None:
     """Says what the clips in DIR are, what each part of a model gets of them, and what would stop or spoil its training.
 
     Exits with status 1 if it found that. Nothing is trained.
@@ -50,8 +51,18 @@ def check(directory, size, gin_files, bindings, quick, json_file, picture) -> No
     if picture is not None:
         _draw(report, picture)
     click.echo(report)
+    if timed:
+        _print_hours(config)
     if report.errors:
         sys.exit(1)
+
+
+def _print_hours(config) -> None:
+    from musiclm_jax.parts.fit_time import fit_hours
+
+    hours = fit_hours(config)
+    each = ", ".join(f"{name} {value:.2g}" for name, value in hours.items())
+    click.echo(f"its trainings take about {sum(hours.values()):.2g} hours on this machine, or half or twice as long: {each}")
 
 
 def _figure(path):

@@ -1,24 +1,30 @@
-"""The clip store: the clips of a folder, decoded once and then memory-mapped, and the batches of waves for training. NumPy only, no JAX.
+"""The clip store: the clips of a folder, decoded once and then memory-mapped, or the records of a data set of TFDS; and batches of random crops of them.
+NumPy only, no JAX.
 
-`data/folder.py` finds the clips of a folder, `data/decoding.py` decodes them. `index.json` of the store combines the decoded clips with the folder's current
-metadata.
+`data/folder.py` finds the clips of a folder, `data/decoding.py` decodes them; `data/records.py` reads data sets of TFDS. `index.json` of the store combines
+the decoded clips, or those of the records, with their current metadata. `data/readers.py` has batches in other orders.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from musiclm_jax.arrays import Float
+from musiclm_jax.audio import SAMPLE_RATE_HZ
 from musiclm_jax.buckets import StoreError, explain
 from musiclm_jax.data.decoding import SAMPLES, DecodedClip, decode_clips, forget_progress, read_decoded
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import Rows, Source
+from musiclm_jax.data.records import RecordFolder, RecordSamples, open_records
+from musiclm_jax.data.walk import printable
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_json, write_text
+from musiclm_jax.files import AnyPath, as_path, local_copy, make_folder, parse_json, write_text
 from musiclm_jax.progress import OnProgress
 
 # Crops of waves start at multiples of this, and their length is one: at 24 kHz the samples of a semantic token.
@@ -26,10 +32,22 @@ ALIGN_SAMPLES = 960
 INDEX, SKIPPED = "index.json", "skipped.log"
 MAX_BAD_SHARE = 0.1
 
+# Captions -> ids int32 [B, T], mask bool [B, T].
+EncodeText = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
-@dataclasses.dataclass(frozen=True)
+
+@runtime_checkable
+class Samples(Protocol):
+    """The int16 samples of all clips, one clip after the other: a memory-mapped array, or `data.records.RecordSamples`."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip of a store. `offset` and `length` are in samples of `samples.npy`."""
+    """One clip of a store. `offset` and `length` are in samples."""
 
     file_name: str
     offset: int
@@ -45,9 +63,9 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class ClipStore:
-    """All clips of a data set: the concatenated int16 samples (memory-mapped, [N total]) and the metadata of each clip."""
+    """All clips of a data set: their samples and the metadata of each."""
 
-    samples: np.ndarray
+    samples: Samples
     clips: tuple[Clip, ...]
     sample_rate_hz: int
 
@@ -55,16 +73,20 @@ class ClipStore:
     def open(cls, directory: AnyPath | str) -> ClipStore:
         """Opens the store that `prepare` wrote. Raises UserError if it is missing or damaged."""
         directory = as_path(directory)
-        samples, remedy = load_array(directory / SAMPLES), f"move {directory} away, and prepare the data again"
+        remedy = f"move {directory} away, and prepare the data again"
         tuples = lambda clip: {name: tuple(clip[name]) for name in ("captions", "kinds") if name in clip}  # noqa: E731
         try:
             index = parse_json((directory / INDEX).read_bytes())
             clips = tuple(Clip(**{**clip, **tuples(clip)}) for clip in index["clips"])
-            num_samples, sample_rate_hz = int(index["num_samples"]), int(index["sample_rate_hz"])
+            num_samples, sample_rate_hz, records = int(index["num_samples"]), int(index["sample_rate_hz"]), index.get("records")
         except OSError as error:
             raise unreadable(directory / INDEX, error) from error
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{directory / INDEX} is damaged: {remedy}") from error
+        if records is not None:
+            at = np.sort([*(clip.offset for clip in clips), num_samples])
+            return cls(RecordSamples(open_records(as_path(records)), at), clips, sample_rate_hz)
+        samples = load_array(directory / SAMPLES)
         if samples.shape != (num_samples,):
             raise UserError(f"{directory / SAMPLES} has shape {list(samples.shape)} where its index has [{num_samples}]: {remedy}")
         return cls(samples, clips, sample_rate_hz)
@@ -100,24 +122,32 @@ def load_array(path: AnyPath) -> np.ndarray:
 def prepare(
     folder: ClipFolder, directory: AnyPath | str, *, sample_rate_hz: int, workers: int | None = None, on_progress: OnProgress | None = None
 ) -> ClipStore:
-    """Decodes the clips of `folder`, of any format, rate and number of channels, to mono int16 in the store `directory`, completely or not at all.
+    """Decodes the clips of `folder`, of any format, rate and number of channels, to mono int16 in the store `directory`, completely or not at all. Of a data
+    set of TFDS, which is decoded, only the index is written.
 
     Clips that are missing, damaged, silent, not finite or shorter than 1 s are skipped, counted and listed in `skipped.log`. The next call continues an
     interrupted one. If the store already has these clips, only its index is written again. Two processes must not prepare the same store at once.
 
     Args:
-        folder: the clips, from `read_folder` with hashes.
+        folder: the clips, from `read_folder` with hashes, or from `read_record_folder`.
         directory: the folder of the store.
         sample_rate_hz: of the decoded samples.
         workers: number of decoding threads, which bounds memory however long a clip is. None: the number of processors.
         on_progress: called with ("decoding", clips done, clips in all).
 
     Raises:
-        UserError: more than 10% of the clips cannot be used, no usable clip has the split "train", or the disk is full. Clips decoded by then are kept.
+        UserError: more than 10% of the clips cannot be used, no usable clip has the split "train", a data set of TFDS has another rate, or the disk is full.
+            Clips decoded by then are kept.
     """
     directory, total = as_path(directory), len(folder.entries)
     try:
         make_folder(directory)
+        if isinstance(folder, RecordFolder):
+            if sample_rate_hz != SAMPLE_RATE_HZ:
+                raise UserError(
+                    f"{folder.path} has clips at {SAMPLE_RATE_HZ} Hz where AudioSpec has {sample_rate_hz} Hz: give the folder of audio files instead"
+                )
+            return refresh_index(folder, directory)
         check = lambda skipped: _check_skipped(folder, directory, skipped)  # noqa: E731
         check(())
         _check_train(folder, folder.entries)
@@ -140,6 +170,10 @@ def refresh_index(folder: ClipFolder, directory: AnyPath | str) -> ClipStore:
         UserError: the store has other clips than `folder`, too many clips cannot be used, or no usable clip has the split "train".
     """
     directory = as_path(directory)
+    if isinstance(folder, RecordFolder):
+        _check_train(folder, folder.entries)
+        clips = [_clip(*each) for each in zip(folder.entries, folder.offsets, folder.lengths, strict=True)]
+        return _write_index(directory, clips, sample_rate_hz=SAMPLE_RATE_HZ, records=str(folder.path))
     decoded = read_decoded(directory)
     if decoded is None or not _is_of(directory, folder, decoded[0]):
         raise UserError(f"{directory} has other clips than {folder.path} has now: prepare the data again")
@@ -149,15 +183,21 @@ def refresh_index(folder: ClipFolder, directory: AnyPath | str) -> ClipStore:
     _write_skipped(folder, directory, skipped)
     pairs = [(clip, entry) for clip, entry in zip(found, folder.entries, strict=True) if clip.reason is None]
     _check_train(folder, [entry for _, entry in pairs])
-    clips = [Clip(entry.name, clip.offset, clip.length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds) for clip, entry in pairs]
-    index = {
-        "sample_rate_hz": sample_rate_hz,
-        "num_samples": sum(clip.length for clip in clips),
-        "num_skipped": len(skipped) + len(folder.unusable),
-        # Clips without kinds of captions have no key "kinds".
-        "clips": [{name: value for name, value in dataclasses.asdict(clip).items() if name != "kinds" or value is not None} for clip in clips],
-    }
-    write_json(directory / INDEX, index)  # Written last: a store without an index is incomplete.
+    clips = [_clip(entry, clip.offset, clip.length) for clip, entry in pairs]
+    return _write_index(directory, clips, sample_rate_hz=sample_rate_hz, num_skipped=len(skipped) + len(folder.unusable))
+
+
+def _clip(entry: Entry, offset: int, length: int) -> Clip:
+    return Clip(entry.name, offset, length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds)
+
+
+def _write_index(directory: AnyPath, clips: Sequence[Clip], *, sample_rate_hz: int, **more: Any) -> ClipStore:
+    """Writes index.json, last: a store without an index is incomplete. more: further fields, such as "records", the folder of a data set of TFDS."""
+    names = [field.name for field in dataclasses.fields(Clip)]
+    # Clips without kinds of captions have no key "kinds".
+    rows = [{name: getattr(clip, name) for name in names if name != "kinds" or clip.kinds is not None} for clip in clips]
+    index = {"sample_rate_hz": sample_rate_hz, "num_samples": sum(clip.length for clip in clips), **more, "clips": rows}
+    write_text(directory / INDEX, json.dumps(index, ensure_ascii=False) + "\n")  # Without indents, which would take most of the time.
     return ClipStore.open(directory)
 
 
@@ -183,7 +223,7 @@ def _check_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[Dec
 
 def _write_skipped(folder: ClipFolder, directory: AnyPath, skipped: Sequence[DecodedClip]) -> list[str]:
     """Writes skipped.log, one line for each clip that is skipped or absent, with the reason. Returns the lines of those that are skipped."""
-    lines = sorted(f"{name}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
+    lines = sorted(f"{printable(name)}: {reason}" for name, reason in [*folder.unusable, *((clip.file_name, clip.reason) for clip in skipped)])
     write_text(directory / SKIPPED, "".join(f"{line}\n" for line in [*lines, *(f"{name}: its audio is not there" for name in folder.absent)]))
     return lines
 
@@ -229,24 +269,8 @@ def crop_samples(crop_sec: float, sample_rate_hz: int) -> int:
     return round(crop_sec * sample_rate_hz / ALIGN_SAMPLES) * ALIGN_SAMPLES
 
 
-def wave_source(
-    store: ClipStore,
-    *,
-    split: str,
-    crop_sec: float,
-    batch_size: int,
-    seed: int,
-    encode_text: Callable[[list[str]], tuple[np.ndarray, np.ndarray]] | None = None,
-    text_mix: Mapping[str, float] | None = None,
-) -> Source:
-    """A source of training batches of random crops: step -> {"wave": float32 [B, N]}. Clips shorter than a crop are zero-padded on the right.
-
-    With `encode_text` (captions -> ids int32 [B, T], mask bool [B, T]) batches also have {"text_ids", "text_mask"}, of one caption per clip
-    (`draw_caption`).
-
-    Raises:
-        UserError: the split has no clips, or the captions of a clip have only kinds without a weight in `text_mix`.
-    """
+def clips_of(store: ClipStore, split: str, text_mix: Mapping[str, float] | None = None) -> tuple[Clip, ...]:
+    """The clips of a split. Raises UserError if it has none, or the captions of a clip have only kinds without a weight in `text_mix`."""
     clips = store.split(split)
     if not clips:
         raise UserError(f"no clip of split {split!r}: set it for some clips in metadata.jsonl")
@@ -254,18 +278,44 @@ def wave_source(
         if text_mix and clip.kinds is not None and not any(text_mix.get(kind) for kind in clip.kinds):
             kinds = " or ".join(sorted(set(clip.kinds)))
             raise UserError(f"captions of {clip.file_name} are all of kind {kinds}, to which text_mix={dict(text_mix)} gives no weight: add one there")
-    crop = crop_samples(crop_sec, store.sample_rate_hz)
+    return clips
+
+
+def make_crops(wave: Float[np.ndarray, "B N"], captions: Sequence[str], encode_text: EncodeText | None) -> dict[str, np.ndarray]:
+    """A batch: {"wave": float32 [B, N]}, with `encode_text` also "text_ids" and "text_mask" of the captions, one for each wave."""
+    batch = {"wave": wave}
+    if encode_text:
+        ids, mask = encode_text(list(captions))
+        batch |= {"text_ids": np.asarray(ids), "text_mask": np.asarray(mask)}
+    return batch
+
+
+def wave_source(
+    store: ClipStore,
+    *,
+    split: str,
+    crop_sec: float,
+    batch_size: int,
+    seed: int,
+    encode_text: EncodeText | None = None,
+    text_mix: Mapping[str, float] | None = None,
+) -> Source:
+    """A source of training batches of random crops: step -> {"wave": float32 [B, N]}. Clips shorter than a crop are zero-padded on the right.
+
+    With `encode_text` batches also have {"text_ids", "text_mask"}, of one caption per clip (`draw_caption`).
+
+    Raises:
+        UserError: see `clips_of`.
+    """
+    clips, crop = clips_of(store, split, text_mix), crop_samples(crop_sec, store.sample_rate_hz)
     lengths = np.array([clip.length for clip in clips], np.float64)
 
     def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:
         rng, here = step_rng(seed, step), rows(batch_size)
         chosen = [clips[i] for i in draw(rng, lengths, batch_size=batch_size)]
         starts = [draw_start(rng, clip.length, crop, align=ALIGN_SAMPLES) for clip in chosen]
-        batch = {"wave": np.stack([store.wave(chosen[row], starts[row], crop) for row in here])}
-        if encode_text:
-            captions = [draw_caption(rng, clip.captions, clip.kinds, text_mix) for clip in chosen]
-            ids, mask = encode_text([captions[row] for row in here])
-            batch |= {"text_ids": np.asarray(ids), "text_mask": np.asarray(mask)}
-        return batch
+        captions = [draw_caption(rng, clip.captions, clip.kinds, text_mix) for clip in chosen] if encode_text else [""] * batch_size
+        wave = np.stack([store.wave(chosen[row], starts[row], crop) for row in here])
+        return make_crops(wave, [captions[row] for row in here], encode_text)
 
     return source

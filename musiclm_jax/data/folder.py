@@ -44,13 +44,16 @@ class Entry:
     licence: str | None = None
 
     @property
-    def is_part(self) -> bool:
-        return self.start_sec is not None or self.end_sec is not None
-
-    @property
     def name(self) -> str:
         """A name that no other clip of the folder has: that of the file, with the part."""
-        return f"{self.file_name}[{self.start_sec or 0:g}-{'' if self.end_sec is None else format(self.end_sec, 'g')}]" if self.is_part else self.file_name
+        return self.file_name + name_of_part(self.start_sec, self.end_sec)
+
+
+def name_of_part(start_sec: float | None, end_sec: float | None) -> str:
+    """What the name of a part of a file ends with, such as "[10-20]"; "" for a whole file."""
+    if start_sec is None and end_sec is None:
+        return ""
+    return f"[{start_sec or 0:g}-{'' if end_sec is None else format(end_sec, 'g')}]"
 
 
 # The data of each aspect of a folder, entry by entry. None: the entry has no such data.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Sequence
 
-from musiclm_jax.buckets import StoreError, read_bytes
+from musiclm_jax.buckets import StoreError
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.files import AnyPath, fingerprint, is_bucket, list_objects, write_text
 from musiclm_jax.progress import OnProgress
+from musiclm_jax.tars import holder, open_file
 
 _SAVE_HASHES_SEC = 30.0
 
@@ -18,16 +20,15 @@ _SAVE_HASHES_SEC = 30.0
 def hash_files(folder: AnyPath, names: Sequence[str], *, cache: AnyPath | None, on_progress: OnProgress | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Returns ({name: SHA-256 of the file's bytes}, (name, reason) of files that cannot be read).
 
-    cache: a JSON file that stores hashes by name, size and time of change, so that only new and changed files are read again. None: no such file.
+    cache: a JSON file that stores hashes by name, size and time of change, so that only new and changed files are read again. A file in a tar has the size
+        and the time of the tar. None: no such file.
     """
     old, listing = _read_cache(cache), list_objects(folder) if is_bucket(folder) else {}
-    stats, known, unread = {}, {}, []
+    stats, known, unread, version = {}, {}, [], functools.cache(fingerprint)
 
     def read(name: str) -> str | OSError:
         try:
-            if is_bucket(folder):
-                return hashlib.sha256(read_bytes(folder / name)).hexdigest()
-            with (folder / name).open("rb") as file:
+            with open_file(folder / name) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except StoreError:  # Of the store, not of this file.
             raise
@@ -36,9 +37,9 @@ def hash_files(folder: AnyPath, names: Sequence[str], *, cache: AnyPath | None, 
 
     for name in names:
         try:
-            found = listing.get(name) or fingerprint(folder / name)
+            found = listing.get(name) or version(holder(folder / name))
         except OSError as error:
-            unread.append((name, f"cannot be read ({error.strerror or error})"))
+            unread.append((name, _unreadable(error)))
             continue
         stats[name] = list(found)  # Taken before the file is read, so that a file that changes meanwhile is read again next time.
         if name in old and old[name][:2] == stats[name]:
@@ -48,7 +49,7 @@ def hash_files(folder: AnyPath, names: Sequence[str], *, cache: AnyPath | None, 
     saved = time.monotonic()
     for done, (name, found) in enumerate(map_ahead(read, wanted), start=1):
         if isinstance(found, OSError):
-            unread.append((name, f"cannot be read ({found.strerror or found})"))
+            unread.append((name, _unreadable(found)))
         else:
             known[name] = found
         if on_progress:
@@ -59,6 +60,10 @@ def hash_files(folder: AnyPath, names: Sequence[str], *, cache: AnyPath | None, 
     if cache and (wanted or old.keys() != known.keys()):
         save()
     return {name: known[name] for name in names if name in known}, unread
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({error.strerror or error}); change its permissions, or remove it"
 
 
 def _read_cache(path: AnyPath | None) -> dict[str, list]:

@@ -14,13 +14,12 @@ import soxr
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Shaped
-from musiclm_jax.buckets import read_bytes
 from musiclm_jax.data.decoding import MIN_SEC
 from musiclm_jax.data.fingerprint import fingerprint, near_duplicates
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import is_bucket
+from musiclm_jax.tars import open_file
 
 # Of longer clips only the beginning is decoded.
 _LONGEST_SEC = 600.0
@@ -64,19 +63,20 @@ def _inspect(folder: ClipFolder, entry: Entry, listen: bool) -> ClipFacts:
     path = folder.path / entry.file_name
     facts = ClipFacts(entry)
     try:
-        header = soundfile.info(io.BytesIO(read_bytes(path)) if is_bucket(path) else path)
+        with open_file(path) as file:
+            header = soundfile.info(file)
         end = header.duration if entry.end_sec is None else min(entry.end_sec, header.duration)
         seconds = max(0.0, end - (entry.start_sec or 0.0))
         facts = ClipFacts(entry, seconds, header.samplerate, header.channels, f"{header.format} {header.subtype}")
         if seconds < MIN_SEC:
-            return dataclasses.replace(facts, reason=f"{seconds:.2f} s is too short; at least {MIN_SEC:.2f} s are needed")
+            return dataclasses.replace(facts, reason=f"{seconds:.2f} s is too short; at least {MIN_SEC:.2f} s are needed: export it again, or remove it")
         if not listen:
             return facts
         start = entry.start_sec or 0.0
         sink = io.BytesIO()
         audio.decode(path, sink, start_sec=start, end_sec=start + min(seconds, _LONGEST_SEC))
     except (soundfile.SoundFileError, OSError) as error:
-        return dataclasses.replace(facts, reason=f"cannot be read as audio ({error})")
+        return dataclasses.replace(facts, reason=f"cannot be read as audio ({error}); convert it to WAV, FLAC, OGG or MP3")
     except UserError as error:
         return dataclasses.replace(facts, reason=str(error).removeprefix(f"{path}: "))
     wave = np.frombuffer(sink.getbuffer(), np.float32)

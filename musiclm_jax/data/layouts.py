@@ -25,7 +25,8 @@ from musiclm_jax.data.metadata import Line, read_json_sidecar
 from musiclm_jax.data.tables import read_rows
 from musiclm_jax.data.text_files import read_text
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.files import AnyPath, is_bucket, is_file
+from musiclm_jax.files import AnyPath
+from musiclm_jax.tars import is_file, open_file
 
 MUSICCAPS, FMA, MANIFESTS = "musiccaps-public.csv", "fma_metadata/tracks.csv", ("data.jsonl", "data.jsonl.gz")
 # An audio file of MusicCaps may be the clip itself, or all of the video: then it is at least as long as the clip's end, but for this.
@@ -108,7 +109,8 @@ def _is_true(value) -> bool:
 def _length_sec(path: AnyPath) -> float:
     """Seconds of an audio file, by its header. 0: it cannot be read, of which its decoding will say more."""
     try:
-        return soundfile.info(io.BytesIO(path.read_bytes()) if is_bucket(path) else path).duration
+        with open_file(path) as file:
+            return soundfile.info(file).duration
     except (soundfile.SoundFileError, OSError):
         return 0.0
 

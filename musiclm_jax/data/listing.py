@@ -6,13 +6,16 @@ import dataclasses
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 from musiclm_jax.data.layouts import layout_of
 from musiclm_jax.data.metadata import METADATA, TABLES, Line, read_json_sidecar, read_lines, read_sidecar
 from musiclm_jax.data.splits import split_of_folder
+from musiclm_jax.data.tars import read_shards
 from musiclm_jax.data.walk import AUDIO_SUFFIXES, FOREIGN_SUFFIXES, is_audio, walk
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import AnyPath, exists, is_dir, is_file
+from musiclm_jax.files import AnyPath, exists, is_dir
+from musiclm_jax.tars import is_file
 
 
 @dataclasses.dataclass
@@ -37,10 +40,13 @@ def find_clips(folder: AnyPath) -> Listing:
         UserError: there are none, or a table does not have its format.
     """
     names, broken = walk(folder)
+    tables, layout = _tables(folder, names), layout_of(folder, names)
+    shards = read_shards(folder, names, listed=bool(tables or layout))
+    names, broken = sorted([*names, *shards.names]), [*broken, *shards.unusable]
     audio = [name for name in names if is_audio(name)]
-    if tables := _tables(folder, names):
-        found = _read_tables(folder, tables, audio)
-    elif layout := layout_of(folder, names):
+    if tables:
+        found = _read_tables(folder, tables, audio, dict(broken))
+    elif layout:
         read = layout(folder, audio)
         found = Listing([(line.file_name, line) for line in read.lines], absent=list(read.absent), source=read.table)
         if read.absent:
@@ -48,6 +54,7 @@ def find_clips(folder: AnyPath) -> Listing:
     else:
         found = _read_sidecars(folder, audio, names)
         found.unusable += broken
+    found.warnings += shards.warnings
     if foreign := [name for name in names if name.lower().endswith(FOREIGN_SUFFIXES)]:
         found.warnings.append(
             f"{len(foreign)} files are of formats that cannot be read, such as {foreign[0]}; to convert one: ffmpeg -i {foreign[0]!r} "
@@ -66,9 +73,11 @@ def _no_clips(folder: AnyPath, found: Listing, audio: Sequence[str]) -> UserErro
         return UserError(f"{folder / found.source} lists {len(found.absent)} clips, such as {found.absent[0]}, and none has its audio in {folder}: {advice}")
     if audio:
         return UserError(f"{folder / found.source} lists no file that exists, such as {audio[0]}: write the names as they are in {folder}")
-    what = "captions but no audio" if found.unusable else "no audio"
+    if found.unusable:
+        name, reason = found.unusable[0]
+        return UserError(f"{folder} contains {len(found.unusable)} clips that cannot be used and no other, such as {name}: {reason}")
     advice = f"put the clips there ({', '.join(AUDIO_SUFFIXES)}), with the names in {METADATA}"
-    return UserError(f"{folder} contains {what}: {'; '.join([advice, *found.warnings])}")
+    return UserError(f"{folder} contains no audio: {'; '.join([advice, *found.warnings])}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tables
@@ -83,8 +92,8 @@ def _tables(folder: AnyPath, names: Sequence[str]) -> list[str]:
     return [found[0] for at in sorted(folders) if (found := [f"{at}/{table}" for table in TABLES if f"{at}/{table}" in there])]
 
 
-def _read_tables(folder: AnyPath, tables: Sequence[str], audio: Sequence[str]) -> Listing:
-    """The clips that tables list. audio: the names of all audio files."""
+def _read_tables(folder: AnyPath, tables: Sequence[str], audio: Sequence[str], broken: dict[str, str]) -> Listing:
+    """The clips that tables list. audio: the names of all audio files. broken: {name: reason} of those that cannot be used, and of such tars."""
     there, forms = set(audio), _by_form(audio)
     found, parts, used = Listing([], source=tables[0]), set(), set()
     for table in tables:
@@ -92,7 +101,7 @@ def _read_tables(folder: AnyPath, tables: Sequence[str], audio: Sequence[str]) -
         found.warnings += warnings
         below = f"{os.path.dirname(table)}/" if "/" in table else ""
         for line in lines:
-            name, reason = _on_disk(folder, os.path.normpath(below + line.file_name), there, forms)
+            name, reason = _on_disk(folder, os.path.normpath(below + line.file_name), there, forms, broken)
             part = (name, line.start_sec, line.end_sec)
             if part in parts:
                 raise UserError(f"{folder / table} line {line.number}: {line.file_name} is listed twice: put all its captions into one line")
@@ -111,7 +120,7 @@ def _read_tables(folder: AnyPath, tables: Sequence[str], audio: Sequence[str]) -
     return found
 
 
-def _on_disk(folder: AnyPath, name: str, there: set[str], forms: dict[str, list[str]]) -> tuple[str, str]:
+def _on_disk(folder: AnyPath, name: str, there: set[str], forms: dict[str, list[str]], broken: dict[str, str]) -> tuple[str, str]:
     """Finds a listed file. Returns (its name on disk, ""), or (its listed name, the reason why it cannot be used)."""
     if os.path.isabs(name) or name.split("/")[0] == "..":
         return name, f"is outside of {folder}; put it there, or link it"
@@ -120,9 +129,12 @@ def _on_disk(folder: AnyPath, name: str, there: set[str], forms: dict[str, list[
         return name, f"may be any of {len(alike)} files whose names differ only in how accents are written; rename them"
     if alike:
         return alike[0], ""
+    for part in (name, *map(str, PurePosixPath(name).parents)):
+        if part in broken:
+            return name, broken[part]
     if is_file(folder / name):  # A hidden file, or one with another suffix.
         return name, ""
-    return name, "is a folder; name one audio file" if is_dir(folder / name) else "no such file"
+    return name, "is a folder; name one audio file" if is_dir(folder / name) else "no such file; put it there, or correct its name"
 
 
 # ---------------------------------------------------------------------------------------------------------------------- A text beside each clip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import AnyPath, is_dir, is_file
+from musiclm_jax.files import AnyPath, is_dir
+from musiclm_jax.tars import is_file, read_bytes
 
 # Byte order marks. UTF-32 comes before UTF-16, because its little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -29,7 +30,7 @@ def read_text(path: AnyPath) -> tuple[str, bool]:
     if not is_file(path):
         raise UserError(f"{path} is not a file, expected a text file: {'move that folder away' if is_dir(path) else 'create it'}")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): change its permissions, or move it away") from None
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)

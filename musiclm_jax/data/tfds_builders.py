@@ -24,6 +24,7 @@ from musiclm_jax import audio
 from musiclm_jax.data.decoding import MIN_SEC, to_int16
 from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
 from musiclm_jax.data.layouts import FMA, MUSICCAPS
+from musiclm_jax.data.token_set import TokenSet, features
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import as_path, is_file
 
@@ -102,3 +103,27 @@ def _texts(entry: Entry) -> dict[str, Any]:
         "melody": entry.melody or "",
         "licence": entry.licence or "",
     }
+
+
+class MusicTokens(tfds.core.GeneratorBasedBuilder):
+    """The records of a token set (`data/token_set.py`), such as in TFRecord for tf.data."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Make a token set with `musiclm tokenize`, and give its folder as --manual_dir or as the argument `folder`."
+
+    def __init__(self, *, folder: str | None = None, **kwargs: Any):
+        """folder: the folder of the token set. None: the manual_dir of TFDS."""
+        self._folder = folder
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=features(), description=type(self).__doc__)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        tokens = TokenSet.open(self._folder or dl_manager.manual_dir)
+        return {split: self._generate_examples(tokens.records(split)) for split in tokens.info.records}
+
+    def _generate_examples(self, records: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number in range(len(records)):
+            record = records[number]
+            yield f"{record['id'].decode()} {record['start_sec']}", dict(record)

@@ -7,6 +7,7 @@ each folder is read once. A folder on an object store is read by one listing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from musiclm_jax.errors import UserError
@@ -18,11 +19,36 @@ FOREIGN_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4", ".webm", ".mka", ".ape", ".w
 # A file in the folder of each step of `fit`. `superseded` and `.locks` are beside such folders.
 STEP_FILE = "step.json"
 _BESIDE_STEPS = ("superseded", ".locks")
+_DANGLING = "is a link to a file that is not there; put the file itself there, or remove the link"
+_DEVICE = "is a device, a pipe or a socket; put an audio file there, or remove it"
 _JUNK_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
 
 def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, is in a hidden folder, or in one that file systems and archivers create."""
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) or bool({*parts[:-1]} & {*_JUNK_FOLDERS})
+
+
+def split_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns (the names that are UTF-8, (name, reason) of audio files with other names)."""
+    found, broken = [], []
+    for name in names:
+        if _is_text(name):
+            found.append(name)
+        elif is_audio(name):
+            broken.append((printable(name), "its name is not UTF-8; rename it"))
+    return found, broken
+
+
+def printable(name: str) -> str:
+    r"""A name on one line, with what cannot be printed written as \n and \xe9."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def walk(folder: AnyPath) -> tuple[list[str], list[tuple[str, str]]]:
@@ -42,8 +68,7 @@ def _listed(folder: AnyPath) -> list[str]:
 
     def is_passed(name: str) -> bool:
         parts = name.split("/")
-        above = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-        return any(part.startswith(".") for part in parts) or bool({*parts[:-1]} & {*_JUNK_FOLDERS}) or bool(above & passed)
+        return is_hidden(name) or any("/".join(parts[:depth]) in passed for depth in range(1, len(parts)))
 
     return [name for name in names if not is_passed(name)]
 
@@ -67,7 +92,7 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
             found = sorted(os.scandir(folder / at), key=lambda item: item.name)
         except OSError as error:
             raise UserError(f"{folder / at} cannot be read ({error.strerror}): change its permissions, or move it out of {folder}") from None
-        below = {item.name for item in found if item.is_dir()}
+        below = {item.name for item in found if os.path.isdir(item.path)}  # Unlike `DirEntry.is_dir`, False for a link to itself.
         steps = {name for name in below if os.path.exists(folder / at / name / STEP_FILE)}
         passed = steps | {*_JUNK_FOLDERS, *(_BESIDE_STEPS if steps else ())}
         for item in found:
@@ -76,15 +101,13 @@ def _walk(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 continue
             if item.name in below:
                 (links if item.is_symlink() else folders).append(name)
-            elif item.is_file():
+            elif os.path.isfile(item.path):
                 names.append(name)
-            elif item.is_symlink() and is_audio(name):
-                broken.append((name, "is a link to a file that is not there"))
-    for name in [name for name in names if not _is_text(name)]:
-        names.remove(name)
-        if is_audio(name):
-            broken.append((os.fsencode(name).decode("utf-8", "backslashreplace"), "its name is not UTF-8; rename it"))
-    return sorted(names), broken
+            elif is_audio(name):
+                there = os.path.exists(item.path)
+                broken.append((printable(name), _DEVICE if there else _DANGLING))
+    found, unreadable = split_names(names)
+    return sorted(found), [*broken, *unreadable]
 
 
 def _is_text(name: str) -> bool:

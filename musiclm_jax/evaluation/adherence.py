@@ -21,7 +21,7 @@ from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.metadata import METADATA
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.clips import ClipFile, Prompt, check_seed, choose_prompts, read_clips, stem, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 from musiclm_jax.evaluation.extras import require
 from musiclm_jax.evaluation.tables import Table, page, percent
@@ -174,7 +174,7 @@ def evaluate_adherence(
     progress(f"fitting the estimators on {len(train)} real training clips")
     estimators = _fit(folder, train, num_samples, rng)
     progress(f"estimating the attributes of {num_captions} real held-out clips")
-    real = [estimators.estimate(audio.read(folder.path / prompt.file_name)[:num_samples]) for prompt in prompts]
+    real = [estimators.estimate(ClipFile.of(folder, prompt).read()[:num_samples]) for prompt in prompts]
 
     generated: list[Estimate] = []
     for start in range(0, num_captions, batch_size):
@@ -225,7 +225,7 @@ def _check_truth(folder: ClipFolder, clips: Sequence[Entry]) -> None:
 
 def _out_file(out_dir: AnyPath, prompt: Prompt) -> AnyPath:
     """The file of the clip that is generated from a prompt: that of the real clip, as WAV. Makes its folder."""
-    file = (out_dir / prompt.file_name).with_suffix(".wav")
+    file = out_dir / f"{stem(prompt)}.wav"
     try:
         make_folder(file.parent)
     except OSError as error:
@@ -237,7 +237,7 @@ def _fit(folder: ClipFolder, clips: Sequence[Entry], num_samples: int, rng: np.r
     """Fits the estimators on a random crop of each clip, because generated clips need not begin like the beginning of a piece."""
 
     def crop(clip: Entry) -> Float[np.ndarray, "N"]:
-        wave = audio.read(folder.path / clip.file_name)
+        wave = ClipFile.of(folder, clip).read()
         start = int(rng.integers(max(len(wave) - num_samples, 0) + 1))
         return wave[start : start + num_samples].copy()  # A copy, because a view would keep the whole clip in memory.
 

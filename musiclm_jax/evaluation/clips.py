@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Float
-from musiclm_jax.data.folder import ClipFolder, Entry, read_folder
+from musiclm_jax.data.folder import ClipFolder, Entry, name_of_part, read_folder
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.statements import named_attributes
@@ -32,6 +32,34 @@ class Prompt:
     attributes: dict[str, Any]
     # The attributes that the caption names.
     named: frozenset[str]
+    # The part of the file that is the clip, as in `Entry`.
+    start_sec: float | None = None
+    end_sec: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFile:
+    """The audio of a clip: a file, or a part of one."""
+
+    path: AnyPath
+    start_sec: float | None = None
+    end_sec: float | None = None
+
+    @classmethod
+    def of(cls, folder: ClipFolder, clip: Entry | Prompt) -> ClipFile:
+        return cls(folder.path / clip.file_name, clip.start_sec, clip.end_sec)
+
+    def __str__(self) -> str:
+        return f"{self.path}{name_of_part(self.start_sec, self.end_sec)}"
+
+    def read(self, *, sample_rate_hz: int = audio.SAMPLE_RATE_HZ, min_samples: int = 960) -> Float[np.ndarray, "N"]:
+        """The wave, as `audio.read` reads it."""
+        return audio.read(self.path, sample_rate_hz=sample_rate_hz, min_samples=min_samples, start_sec=self.start_sec or 0.0, end_sec=self.end_sec)
+
+
+def stem(clip: Entry | Prompt) -> str:
+    """The name of a clip without its suffix: "a/b" of a/b.flac, "a/b[10-20]" of a part of it."""
+    return os.path.splitext(clip.file_name)[0] + name_of_part(clip.start_sec, clip.end_sec)
 
 
 def check_seed(seed: int) -> None:
@@ -43,12 +71,9 @@ def check_seed(seed: int) -> None:
 def read_clips(data_dir: str | AnyPath, *, progress: Progress = lambda line: None) -> ClipFolder:
     """The clips of a folder, without hashes. Warnings go to `progress`, one line each.
 
-    Raises:
-        UserError: as `read_folder`, or a clip is a part of a file.
+    Raises UserError as `read_folder`.
     """
     folder = read_folder(data_dir, hash_files=False)
-    if part := next((entry for entry in folder.entries if entry.is_part), None):
-        raise UserError(f"{folder.path}: {part.name} is a part of a file, and evaluations read whole files: cut it into a file of its own")
     for warning in folder.warnings:
         progress(warning)
     if folder.unusable:
@@ -112,17 +137,17 @@ def choose_prompts(clips: Sequence[Entry], *, num_captions: int | None, rng: np.
         names = [named_attributes(caption) for caption in clip.captions]
         most = max(len(named - {"tempo_bpm"}) for named in names)
         pick = int(rng.choice([i for i, named in enumerate(names) if len(named - {"tempo_bpm"}) == most]))
-        prompts.append(Prompt(clip.captions[pick], clip.file_name, clip.attributes, names[pick]))
+        prompts.append(Prompt(clip.captions[pick], clip.file_name, clip.attributes, names[pick], clip.start_sec, clip.end_sec))
     return prompts
 
 
-def read_waves(paths: Sequence[AnyPath], num_samples: int) -> Float[np.ndarray, "B N"]:
-    """The first `num_samples` samples of each file at 24 kHz, float32. Raises UserError if a file is shorter or cannot be read."""
-    waves = [audio.read(path)[:num_samples] for path in paths]
-    for path, wave in zip(paths, waves, strict=True):
+def read_waves(files: Sequence[ClipFile], num_samples: int) -> Float[np.ndarray, "B N"]:
+    """The first `num_samples` samples of each clip at 24 kHz, float32. Raises UserError if one is shorter or cannot be read."""
+    waves = [file.read()[:num_samples] for file in files]
+    for file, wave in zip(files, waves, strict=True):
         if len(wave) < num_samples:
             seconds = [f"{length / audio.SAMPLE_RATE_HZ:g} s" for length in (len(wave), num_samples)]
-            raise UserError(f"{path}: has {seconds[0]}, less than the {seconds[1]} of this evaluation; choose fewer seconds, or remove that clip")
+            raise UserError(f"{file}: has {seconds[0]}, less than the {seconds[1]} of this evaluation; choose fewer seconds, or remove that clip")
     return np.stack(waves)
 
 
@@ -140,83 +165,83 @@ class Excerpt:
         if self.seconds is not None and self.seconds * self.sample_rate_hz < self.min_samples:
             raise UserError(f"seconds={self.seconds:g}: choose at least {self.min_samples / self.sample_rate_hz:.3g} s, the least that this judge can read")
 
-    def read(self, path: AnyPath) -> Float[np.ndarray, "N"]:
-        """The wave of a file. Raises UserError as `audio.read`: for damaged, silent and too short files, and for NaN."""
-        wave = audio.read(path, sample_rate_hz=self.sample_rate_hz, min_samples=self.min_samples)
+    def read(self, file: ClipFile) -> Float[np.ndarray, "N"]:
+        """The wave of a clip. Raises UserError as `audio.read`: for damaged, silent and too short files, and for NaN."""
+        wave = file.read(sample_rate_hz=self.sample_rate_hz, min_samples=self.min_samples)
         return wave if self.seconds is None else wave[: round(self.seconds * self.sample_rate_hz)]
 
 
 def map_waves(
     fn: Callable[[np.ndarray], Result],
-    paths: Sequence[AnyPath],
+    files: Sequence[ClipFile],
     excerpt: Excerpt,
     *,
     what: str,
     least: int = 1,
     progress: Progress = lambda line: None,
-) -> tuple[list[tuple[AnyPath, Result, float]], list[str]]:
-    """Applies `fn` to the wave of each file, in as many threads as there are processors.
+) -> tuple[list[tuple[ClipFile, Result, float]], list[str]]:
+    """Applies `fn` to the wave of each clip, in as many threads as there are processors.
 
     Args:
         fn: from a wave [N] to any result.
-        paths: the files.
+        files: the clips.
         excerpt: how they are read.
         what: name of the clips, such as "reference", for progress and errors.
-        least: the smallest number of files that the caller can use.
+        least: the smallest number of clips that the caller can use.
         progress: called with one line per 100 clips.
 
     Returns:
-        ([(path, result, seconds of the wave)] of the files that can be used, the reasons why others cannot, "path: reason").
+        ([(clip, result, seconds of the wave)] of the clips that can be used, the reasons why others cannot, "path: reason").
 
     Raises:
-        UserError: fewer than `least` files can be used.
+        UserError: fewer than `least` clips can be used.
     """
 
-    def one(path: AnyPath) -> tuple[Result, float] | str:
+    def one(file: ClipFile) -> tuple[Result, float] | str:
         try:
-            wave = excerpt.read(path)
+            wave = excerpt.read(file)
         except UserError as error:
             return str(error)
         return fn(wave), len(wave) / excerpt.sample_rate_hz
 
     done, skipped = [], []
-    for i, (path, result) in enumerate(map_ahead(one, paths)):
+    for i, (file, result) in enumerate(map_ahead(one, files)):
         if i % _SAY_EVERY == 0:
-            progress(f"embedding {what} clips {i + 1} to {min(i + _SAY_EVERY, len(paths))} of {len(paths)}")
+            progress(f"embedding {what} clips {i + 1} to {min(i + _SAY_EVERY, len(files))} of {len(files)}")
         if isinstance(result, str):
             skipped.append(result)
         else:
-            done.append((path, *result))
+            done.append((file, *result))
     if len(done) < least:
         few = "none" if not done else len(done)
-        raise UserError(f"{few} of the {len(paths)} {what} clips can be used, such as {skipped[0]}" + (f": expected {least}" if least > 1 else ""))
+        raise UserError(f"{few} of the {len(files)} {what} clips can be used, such as {skipped[0]}" + (f": expected {least}" if least > 1 else ""))
     return done, skipped
 
 
 def map_groups(
-    fn: Callable[[np.ndarray], Result], groups: Sequence[tuple[AnyPath, ...]], excerpt: Excerpt, *, columns: tuple[str, ...], progress: Progress
+    fn: Callable[[np.ndarray], Result], groups: Sequence[tuple[ClipFile, ...]], excerpt: Excerpt, *, columns: tuple[str, ...], progress: Progress
 ) -> tuple[list[tuple[int, tuple[Result, ...]]], list[str]]:
-    """`map_waves` of files that belong together, such as the real and the generated clip of a caption.
+    """`map_waves` of clips that belong together, such as the real and the generated clip of a caption.
 
     Args:
-        groups: files that belong together, one for each of `columns`.
+        groups: clips that belong together, one for each of `columns`.
         columns: names of the columns, such as ("reference", "generated"), for progress and errors.
 
     Returns:
-        ([(number of a group, its results)] of the groups of which all files can be used, the reasons why other files cannot).
+        ([(number of a group, its results)] of the groups of which all clips can be used, the reasons why others cannot).
 
     Raises:
         UserError: fewer than 2 groups can be used.
     """
     found, skipped = [], []
-    for what, paths in zip(columns, zip(*groups), strict=True):
-        done, left_out = map_waves(fn, paths, excerpt, what=what, progress=progress)
-        found.append({path: result for path, result, _ in done})
+    for what, files in zip(columns, zip(*groups), strict=True):
+        done, left_out = map_waves(fn, files, excerpt, what=what, progress=progress)
+        found.append({file: result for file, result, _ in done})
         skipped += left_out
     whole = [
-        (i, tuple(results[path] for path, results in zip(group, found)))
+        (i, tuple(results[file] for file, results in zip(group, found)))
         for i, group in enumerate(groups)
-        if all(path in results for path, results in zip(group, found))
+        if all(file in results for file, results in zip(group, found))
     ]
     if len(whole) < 2:
         raise UserError(f"{len(whole)} of the {len(groups)} {' and '.join(columns)} clips can be used, expected at least 2; the others: {skipped[0]}")
@@ -262,8 +287,7 @@ def unpaired(reference: ClipFolder, generated: ClipFolder, num_pairs: int) -> li
 def _by_stem(folder: ClipFolder) -> dict[str, Entry]:
     stems: dict[str, Entry] = {}
     for entry in folder.entries:
-        stem = str(PurePosixPath(entry.file_name).with_suffix(""))
-        if stem in stems:
-            raise UserError(f"{folder.path}: {stems[stem].file_name} and {entry.file_name} have the same name but for the suffix; rename one of them")
-        stems[stem] = entry
+        other = stems.setdefault(stem(entry), entry)
+        if other is not entry:
+            raise UserError(f"{folder.path}: {other.name} and {entry.name} have the same name but for the suffix; rename one of them")
     return stems

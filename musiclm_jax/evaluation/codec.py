@@ -13,7 +13,7 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.clips import read_clips
+from musiclm_jax.evaluation.clips import ClipFile, read_clips
 from musiclm_jax.files import AnyPath
 from musiclm_jax.nn.quantize import perplexity
 from musiclm_jax.training.losses import mel_distance
@@ -79,7 +79,7 @@ def evaluate_codec(
     num_codes, counts, quality = codec.config.num_codes, None, {}
     for i, clip in enumerate(held_out[:num_clips]):
         progress(f"coding held-out clip {i + 1} of {num_clips}")
-        wave = audio.read(folder.path / clip.file_name)[:num_samples]
+        wave = ClipFile.of(folder, clip).read()[:num_samples]
         codes = np.asarray(codec.encode(jnp.asarray(wave[None])))
         num_levels = codes.shape[-1]
         if counts is None:

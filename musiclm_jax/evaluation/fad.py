@@ -17,7 +17,7 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation import frechet
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, choose_clips, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, choose_clips, left_out, map_waves, read_clips
 from musiclm_jax.evaluation.embeddings import Embedding
 from musiclm_jax.evaluation.frechet import Gaussian
 from musiclm_jax.evaluation.tables import Table, number, page
@@ -142,18 +142,18 @@ def _embed(
     embedding: Embedding, folder: ClipFolder, *, what: str, excerpt: Excerpt, num_clips: int | None, rng: np.random.Generator, progress: Progress
 ) -> _Embedded:
     """Embeds the clips of a folder."""
-    names = [entry.file_name for entry in choose_clips(folder, num_clips, rng=rng)]
+    names = {ClipFile.of(folder, entry): entry.name for entry in choose_clips(folder, num_clips, rng=rng)}
 
     def one(wave: np.ndarray) -> np.ndarray:
         return frechet.compress(np.asarray(embedding.embed(wave)))
 
-    done, skipped = map_waves(one, [folder.path / name for name in names], excerpt, what=what, progress=progress)
-    for path, rows, _ in done:
+    done, skipped = map_waves(one, list(names), excerpt, what=what, progress=progress)
+    for file, rows, _ in done:
         if not np.isfinite(rows).all():
-            raise UserError(f"{path}: its embedding by {embedding.name} has NaN or infinity; remove the clip, or choose another embedding")
+            raise UserError(f"{file}: its embedding by {embedding.name} has NaN or infinity; remove the clip, or choose another embedding")
     seconds = float(np.mean([length for _, _, length in done]))
     unusable = tuple(f"{folder.path / name}: {reason}" for name, reason in folder.unusable)
-    return _Embedded(tuple(str(path.relative_to(folder.path)) for path, _, _ in done), [rows for _, rows, _ in done], seconds, (*unusable, *skipped))
+    return _Embedded(tuple(names[file] for file, _, _ in done), [rows for _, rows, _ in done], seconds, (*unusable, *skipped))
 
 
 def _halves(clips: Sequence[Float[np.ndarray, "_ E"]], rng: np.random.Generator) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
+from musiclm_jax.evaluation.clips import ClipFile
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -39,13 +40,14 @@ def element(tag: str, text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def link(path: Path, page: Path) -> str:
-    """The address of a file, relative to the page that names it."""
-    return urllib.parse.quote(os.path.relpath(path, page.parent).replace(os.sep, "/"))
+def link(clip: ClipFile, page: Path) -> str:
+    """The address of a clip, relative to the page that names it. Browsers play the part of a file that is after "#t="."""
+    part = "" if clip.start_sec is None and clip.end_sec is None else f"#t={clip.start_sec or 0:g}{'' if clip.end_sec is None else f',{clip.end_sec:g}'}"
+    return urllib.parse.quote(os.path.relpath(Path(clip.path).resolve(), page.resolve().parent).replace(os.sep, "/")) + part
 
 
-def player(path: Path, page: Path) -> str:
-    return f'<audio controls preload="none" src="{html.escape(link(path, page))}"></audio>'
+def player(clip: ClipFile, page: Path) -> str:
+    return f'<audio controls preload="none" src="{html.escape(link(clip, page))}"></audio>'
 
 
 def as_script(value: Any) -> str:

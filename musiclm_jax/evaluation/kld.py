@@ -16,7 +16,7 @@ from scipy.special import expit, softmax
 
 from musiclm_jax.arrays import Float
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Classifier
 from musiclm_jax.evaluation.tables import Table, number, page
 
@@ -70,7 +70,7 @@ def evaluate_kld(
         logits = np.asarray(classifier.logits(wave), np.float64)
         return {name: normalize(logits).mean(axis=0) for name, normalize in NORMALIZATIONS.items()}
 
-    files = [tuple(folder.path / entry.file_name for folder, entry in zip(folders, pair)) for pair in pairs]
+    files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip(folders, pair)) for pair in pairs]
     groups, skipped = map_groups(classify, files, excerpt, columns=("reference", "generated"), progress=progress)
     results: dict[str, dict[str, Any]] = {}
     for name in NORMALIZATIONS:

@@ -17,7 +17,7 @@ import scipy.stats
 
 from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.clips import Progress, check_seed, pair_clips, read_clips, unpaired
+from musiclm_jax.evaluation.clips import ClipFile, Progress, check_seed, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.html import as_script, document, element, link
 from musiclm_jax.evaluation.tables import Table, page
 from musiclm_jax.files import local_path, read_json, write_text
@@ -65,9 +65,9 @@ def write_page(
 
 def _trial(folders: Sequence[ClipFolder], systems: Sequence[str], pair: Sequence[Any], swapped: bool, page: Path) -> dict[str, Any]:
     texts = [caption for entry in pair for caption in entry.captions]
-    sides = [(system, link((folder.path / entry.file_name).resolve(), page.resolve())) for folder, system, entry in zip(folders, systems, pair)]
+    sides = [(system, link(ClipFile.of(folder, entry), page)) for folder, system, entry in zip(folders, systems, pair)]
     (first, first_file), (second, second_file) = reversed(sides) if swapped else sides
-    return {"clip": pair[0].file_name, "text": texts[0] if texts else "", "first": first, "second": second, "files": [first_file, second_file]}
+    return {"clip": pair[0].name, "text": texts[0] if texts else "", "first": first, "second": second, "files": [first_file, second_file]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Results

@@ -15,7 +15,7 @@ import numpy as np
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Matcher
 from musiclm_jax.evaluation.tables import Table, number, page
 
@@ -57,7 +57,7 @@ def evaluate_mcc(
     if len(captions) < 2:
         raise UserError(f"{_lack(real, made)}; add captions to metadata.jsonl, or a text file beside each clip")
     columns = ("real",) if made is None else ("real", "generated")
-    files = [tuple(folder.path / entry.file_name for folder, entry in zip((real, made), pair)) for _, *pair in captions]
+    files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip((real, made), pair)) for _, *pair in captions]
     groups, skipped = map_groups(judge.embed_clip, files, excerpt, columns=columns, progress=progress)
     texts = judge.embed_texts([captions[i][0] for i, _ in groups])
     clips = [np.stack([embeddings[column] for _, embeddings in groups]) for column in range(len(columns))]

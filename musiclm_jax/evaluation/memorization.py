@@ -20,7 +20,7 @@ from musiclm_jax.arrays import Float, Int
 from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import Excerpt, Progress, check_seed, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_waves, read_clips
 from musiclm_jax.evaluation.distances import centroid_distances, matching_costs
 from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import Table, number, page, percent
@@ -152,7 +152,7 @@ def _read_splits(
 
 def _read(musiclm: MusicLM, folder: ClipFolder, entries: Sequence[Entry], split: str, num_tokens: int, progress: Progress) -> tuple[_Clips | None, list[str]]:
     """The tokens of the beginnings of clips, and the reasons why others cannot be used. None: a split other than that of training has none."""
-    spec, names = musiclm.config.audio, [entry.file_name for entry in entries]
+    spec, names = musiclm.config.audio, {ClipFile.of(folder, entry): entry.name for entry in entries}
     samples = num_tokens * spec.semantic_samples
     excerpt = Excerpt(spec.sample_rate_hz, samples, samples / spec.sample_rate_hz)
     least = 2 if split == "train" else 0
@@ -162,11 +162,11 @@ def _read(musiclm: MusicLM, folder: ClipFolder, entries: Sequence[Entry], split:
     def fn(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return tokenize(musiclm.semantic, wave, rate_hz=spec.semantic_rate_hz), musiclm.mulan.audio_tokens(wave[None])[0]
 
-    done, skipped = map_waves(fn, [folder.path / name for name in names], excerpt, what=_SPLITS[split], least=least, progress=progress)
+    done, skipped = map_waves(fn, list(names), excerpt, what=_SPLITS[split], least=least, progress=progress)
     if not done:
         return None, skipped
     tokens, mulan = (np.stack([result[i] for _, result, _ in done]) for i in range(2))
-    return _Clips(tuple(str(path.relative_to(folder.path)) for path, _, _ in done), tokens, mulan), skipped
+    return _Clips(tuple(names[file] for file, _, _ in done), tokens, mulan), skipped
 
 
 def _continue_after(

@@ -19,7 +19,7 @@ from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
 from musiclm_jax.corpus import captions
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.clips import Prompt, check_seed, choose_prompts, read_clips, read_waves
+from musiclm_jax.evaluation.clips import ClipFile, Prompt, check_seed, choose_prompts, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
 from musiclm_jax.evaluation.statements import facts, lacking, num_disagreements, stated
 from musiclm_jax.files import AnyPath
@@ -115,7 +115,7 @@ def evaluate_mulan(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         progress(f"embedding held-out clips {start + 1} to {start + len(batch)} of {len(prompts)}")
-        audio_embeddings.append(np.asarray(mulan.embed_audio(read_waves([folder.path / prompt.file_name for prompt in batch], num_samples))))
+        audio_embeddings.append(np.asarray(mulan.embed_audio(read_waves([ClipFile.of(folder, prompt) for prompt in batch], num_samples))))
     audio_embeddings = np.concatenate(audio_embeddings)
 
     similar, bound = text_embeddings @ audio_embeddings.T, bound_scores(texts, truths) if truths else None

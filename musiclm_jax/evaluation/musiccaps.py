@@ -7,14 +7,10 @@ each caption; and the two sets are compared by FAD, KLD and MCC.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from musiclm_jax import audio
-from musiclm_jax.arrays import Float
 from musiclm_jax.data.layouts import read_musiccaps
 from musiclm_jax.data.metadata import Line
 from musiclm_jax.data.tables import read_rows
@@ -159,21 +155,16 @@ def _write_reference(chosen: _Chosen, folder: AnyPath, out: AnyPath, seconds: fl
     skipped, missing = [], {name: line for name, line in chosen.lines.items() if not is_file(out / f"{name}.wav")}
     if missing:
         progress(f"cutting {len(missing)} real clips")
+    options = {"sample_rate_hz": rate_hz, "min_samples": round(_LEAST_SHARE * seconds * rate_hz)}
     for name, line in missing.items():
+        start = line.start_sec or 0.0
         try:
-            wave = _read_part(folder / line.file_name, line.start_sec or 0.0, seconds, rate_hz)
+            wave = audio.read(folder / line.file_name, **options, start_sec=start, end_sec=start + seconds)
         except UserError as error:
             skipped.append(str(error))
         else:
             audio.write_wav(out / f"{name}.wav", wave, rate_hz)
     return skipped
-
-
-def _read_part(path: AnyPath, start_sec: float, seconds: float, rate_hz: int) -> Float[np.ndarray, "N"]:
-    """A part of a file, which may end a little early, as clips of videos do. Raises UserError as `audio.decode`."""
-    sink, least = io.BytesIO(), round(_LEAST_SHARE * seconds * rate_hz)
-    audio.decode(path, sink, sample_rate_hz=rate_hz, min_samples=least, start_sec=start_sec, end_sec=start_sec + seconds)
-    return np.frombuffer(sink.getbuffer(), np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Pages

@@ -28,7 +28,7 @@ from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.corpus.write import CORPUS_VERSION, clip_notes
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.clips import check_seed, draw_clips, read_clips, read_waves
+from musiclm_jax.evaluation.clips import ClipFile, check_seed, draw_clips, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
 from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.nn.clustering import assign, kmeans
@@ -177,7 +177,7 @@ def evaluate_semantic(
     progress(f"fitting k-means on the log-mel frames of {fit_clips} training clips")
     mel = dataclasses.replace(config.mel, hop_samples=config.token_samples)
     frames = jax.jit(lambda wave: log_mel(wave, mel))
-    fitting = np.concatenate([np.asarray(frames(audio.read(folder.path / clip.file_name)[None]))[0] for clip in train])
+    fitting = np.concatenate([np.asarray(frames(ClipFile.of(folder, clip).read()[None]))[0] for clip in train])
     if len(fitting) < config.num_clusters:
         raise UserError(f"fit_clips={fit_clips}: their {len(fitting)} frames are fewer than the {config.num_clusters} clusters; choose more clips")
     centroids = kmeans(jax.random.key(seed), jnp.asarray(fitting), num_clusters=config.num_clusters)
@@ -186,7 +186,7 @@ def evaluate_semantic(
     for start in range(0, num_clips, _BATCH):
         batch = held_out[start : start + _BATCH]
         progress(f"tokenizing held-out clips {start + 1} to {start + len(batch)} of {num_clips}")
-        waves = read_waves([folder.path / clip.file_name for clip in batch], round(seconds * audio.SAMPLE_RATE_HZ))
+        waves = read_waves([ClipFile.of(folder, clip) for clip in batch], round(seconds * audio.SAMPLE_RATE_HZ))
         rows["tokens"].append(np.asarray(tokenizer.encode(waves)))
         rows["log-mel"].append(np.asarray(assign(frames(waves), centroids)))
     streams = {name: np.concatenate(batches) for name, batches in rows.items()}

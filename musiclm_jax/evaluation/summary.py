@@ -15,7 +15,7 @@ from musiclm_jax import audio
 from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.adherence import evaluate_adherence, format_report
-from musiclm_jax.evaluation.clips import Progress, check_seed, choose_prompts, read_clips
+from musiclm_jax.evaluation.clips import ClipFile, Progress, check_seed, choose_prompts, read_clips, stem
 from musiclm_jax.evaluation.codec import evaluate_codec, format_codec_report
 from musiclm_jax.evaluation.embeddings import load_mulan, load_musicnn
 from musiclm_jax.evaluation.fad import evaluate_fad, format_fad_report
@@ -121,7 +121,7 @@ def _wanted(folder: ClipFolder, num_captions: int, seed: int) -> list[Wanted]:
     if count < 2:
         return []
     prompts = choose_prompts(clips, num_captions=count, rng=np.random.default_rng([seed, 0]))
-    return [Wanted(str(Path(prompt.file_name).with_suffix(".wav")), prompt.caption) for prompt in prompts]
+    return [Wanted(f"{stem(prompt)}.wav", prompt.caption) for prompt in prompts]
 
 
 def _model_measures(musiclm: MusicLM, folder: ClipFolder, seconds: float, num_clips: int, options: dict[str, Any]) -> dict[str, _Measure]:
@@ -162,12 +162,12 @@ def _kept(path: Path, settings: dict[str, Any], evaluate: Callable[[], dict[str,
 
 def _gallery(folder: ClipFolder, out: Path, wanted: Sequence[Wanted]) -> list[str]:
     """Some generated clips beside the real ones, with spectrograms and players."""
-    real = {str(Path(entry.file_name).with_suffix(".wav")): entry.file_name for entry in folder.entries}
+    real = {f"{stem(entry)}.wav": ClipFile.of(folder, entry) for entry in folder.entries}
     parts = [element("h2", "Clips")] if wanted else []
     for each in wanted:
-        files = {"generated": out / GENERATED / each.file_name, "real": Path(folder.path) / real[each.file_name]}
-        seconds = len(audio.read(files["generated"])) / audio.SAMPLE_RATE_HZ
-        pictures = {what: spectrogram(audio.read(file)[: round(seconds * audio.SAMPLE_RATE_HZ)]) for what, file in files.items()}
-        clips = [f'<div class="clip">{what}<br>{pictures[what]}<br>{player(file.resolve(), (out / PAGE).resolve())}</div>' for what, file in files.items()]
+        waves = {ClipFile(out / GENERATED / each.file_name): "generated", real[each.file_name]: "real"}
+        length = len(audio.read(out / GENERATED / each.file_name))
+        pictures = {clip: spectrogram(clip.read()[:length]) for clip in waves}
+        clips = [f'<div class="clip">{what}<br>{pictures[clip]}<br>{player(clip, out / PAGE)}</div>' for clip, what in waves.items()]
         parts += [element("h3", each.caption), *clips]
     return parts

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.arrays import Float, Int
-from musiclm_jax.data.folder import Entry
+from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.data.token_store import pieces
 from musiclm_jax.errors import UserError, unreadable
-from musiclm_jax.evaluation.clips import Excerpt, Progress, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, left_out, map_waves, read_clips
 from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import Table, page
 from musiclm_jax.files import AnyPath, as_path, atomic_path, fingerprint, is_file, local_copy
@@ -150,14 +150,14 @@ def build_index(musiclm: MusicLM, data_dir: str | AnyPath, out: str | AnyPath, *
     index = TokenIndex(tokenizer_name(musiclm), rate_hz, (), (), np.zeros(0, np.int64), np.zeros(0, codes))
     if is_file(out):
         check_index(old := read_index(out), musiclm, out)
-        index = _kept(old, {entry.file_name: fingerprint(folder.path / entry.file_name) for entry in folder.entries})
-    missing = [entry for entry in folder.entries if entry.file_name not in set(index.names)]
+        index = _kept(old, {entry.name: fingerprint(folder.path / entry.file_name) for entry in folder.entries})
+    missing = [entry for entry in folder.entries if entry.name not in set(index.names)]
     skipped = [f"{folder.path / name}: {reason}" for name, reason in folder.unusable]
     excerpt = Excerpt(musiclm.config.audio.sample_rate_hz, musiclm.config.w2v_bert.token_samples)
     for start in range(0, len(missing), _SAVE_EVERY):
         group = missing[start : start + _SAVE_EVERY]
         progress(f"tokenizing clips {start + 1} to {start + len(group)} of {len(missing)}")
-        index, unusable = _added(index, musiclm.semantic, folder.path, group, excerpt)
+        index, unusable = _added(index, musiclm.semantic, folder, group, excerpt)
         skipped += unusable
         save_index(out, index)
     if not index.names:
@@ -176,12 +176,12 @@ def _kept(index: TokenIndex, stamps: dict[str, tuple[int, int]]) -> TokenIndex:
     return TokenIndex(index.tokenizer, index.rate_hz, names, stamps, index.lengths[rows], tokens)
 
 
-def _added(index: TokenIndex, tokenizer: SemanticTokenizer, folder: AnyPath, entries: Sequence[Entry], excerpt: Excerpt) -> tuple[TokenIndex, list[str]]:
+def _added(index: TokenIndex, tokenizer: SemanticTokenizer, folder: ClipFolder, entries: Sequence[Entry], excerpt: Excerpt) -> tuple[TokenIndex, list[str]]:
     """An index with further clips, and the reasons why others cannot be used."""
-    fn = functools.partial(tokenize, tokenizer, rate_hz=index.rate_hz)
-    done, skipped = map_waves(fn, [folder / entry.file_name for entry in entries], excerpt, what="new", least=0)
-    names = index.names + tuple(str(path.relative_to(folder)) for path, _, _ in done)
-    stamps = index.stamps + tuple(fingerprint(path) for path, _, _ in done)
+    fn, clips = functools.partial(tokenize, tokenizer, rate_hz=index.rate_hz), {ClipFile.of(folder, entry): entry.name for entry in entries}
+    done, skipped = map_waves(fn, list(clips), excerpt, what="new", least=0)
+    names = index.names + tuple(clips[file] for file, _, _ in done)
+    stamps = index.stamps + tuple(fingerprint(file.path) for file, _, _ in done)
     lengths = np.append(index.lengths, [len(tokens) for _, tokens, _ in done]).astype(np.int64)
     tokens = np.concatenate([index.tokens, *(tokens.astype(index.tokens.dtype) for _, tokens, _ in done)])
     return TokenIndex(index.tokenizer, index.rate_hz, names, stamps, lengths, tokens), skipped
@@ -293,15 +293,16 @@ def evaluate_copies(musiclm: MusicLM, clips_dir: str | AnyPath, index_file: str 
     folder = read_clips(clips_dir, progress=progress)
     excerpt = Excerpt(musiclm.config.audio.sample_rate_hz, musiclm.config.w2v_bert.token_samples)
     fn = functools.partial(tokenize, musiclm.semantic, rate_hz=index.rate_hz)
-    done, skipped = map_waves(fn, [folder.path / entry.file_name for entry in folder.entries], excerpt, what="generated", progress=progress)
+    names = {ClipFile.of(folder, entry): entry.name for entry in folder.entries}
+    done, skipped = map_waves(fn, list(names), excerpt, what="generated", progress=progress)
     clips = []
-    for i, (path, tokens, _) in enumerate(done):
+    for i, (file, tokens, _) in enumerate(done):
         if i % 10 == 0:
             progress(f"comparing clips {i + 1} to {min(i + 10, len(done))} of {len(done)} with the index")
         found = nearest_passage(index, tokens)
         where = {"share": found.share, "num_tokens": found.num_tokens, "at_sec": found.at_sec, "closest": found.file_name, "second": found.second}
         passage = tokens[round(found.at_sec * index.rate_hz) :][: found.num_tokens]
-        clips.append({"file_name": str(path.relative_to(folder.path)), **where, "entropy": entropy_bits(passage)})
+        clips.append({"file_name": names[file], **where, "entropy": entropy_bits(passage)})
     clips.sort(key=lambda clip: -clip["share"])
     size = {"num_clips": len(index.names), "hours": len(index.tokens) / index.rate_hz / 3600, "tokenizer": index.tokenizer}
     return {"clips": clips, "typical": list(index.typical), "index": size, "skipped": skipped}

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from musiclm_jax.data.clips import wave_source
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.errors import UserError
 from musiclm_jax.models.soundstream import SoundStreamConfig
@@ -49,7 +49,10 @@ class CodecPart(TrainedPart):
         return wave_shapes(self, fit)
 
     def source(self, run: Run, split: str, seed: int) -> Source:
-        return wave_source(run.clips, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
+        return open_source(run.clips, reader=run.config.reader, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
+
+    def settings(self, fit: FitConfig) -> dict[str, Any]:
+        return fit.order
 
     def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
         """The beginning of a held-out clip, its reconstruction, and how often it uses each code of each level."""

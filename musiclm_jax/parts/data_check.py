@@ -17,6 +17,7 @@ import numpy as np
 from musiclm_jax.data.clips import MAX_BAD_SHARE, Clip, ClipStore
 from musiclm_jax.data.folder import ClipFolder, read_folder
 from musiclm_jax.data.inspection import CLIPPED_SHARE, SILENT_SHARE, ClipFacts, equal_files, inspect_clips, scripts_of, similar_clips
+from musiclm_jax.data.records import RecordFolder
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.parts.part import CAPTIONS, MELODIES, FitConfig, Run
@@ -160,7 +161,10 @@ def _part_data(part: TrainedPart, config: FitConfig, clips: Sequence[ClipFacts])
 
 
 def check_headers(run: Run) -> None:
-    """Raises UserError where the clips of `run` cannot train a part of the bundle, by the headers of their files: before they are decoded."""
+    """Raises UserError where the clips of `run` cannot train a part of the bundle, by the headers of their files: before they are decoded. Records of TFDS
+    are decoded, and are checked once `prepare` has their index."""
+    if isinstance(run.clip_folder, RecordFolder):
+        return
     good = [clip for clip in inspect_clips(run.clip_folder, listen=False) if clip.reason is None]
     store = _store(good, run.config.model.audio.sample_rate_hz)
     errors, _ = _check_parts(_HeaderRun(run.config, run.data, run.workdir, folder=run.clip_folder, store=store))

@@ -11,17 +11,20 @@ import jax
 import safetensors
 
 import musiclm_jax
-from musiclm_jax import bundle
-from musiclm_jax.configs import RERANKERS
+from musiclm_jax import bundle, pretrained
+from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import fingerprint, is_bucket, local_copy, read_json
-from musiclm_jax.musiclm import MusicLM
+from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
 from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
 from musiclm_jax.records import to_dict
 from musiclm_jax.training import hosts
+
+# A step that `musiclm train` runs: a bundle without stages, for `musiclm tokenize`.
+TOKENIZERS = "tokenizers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +43,46 @@ class ExportPart(Part):
         return "export"
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        names = {part.name for part in fit.parts}
-        models = (*fit.model.models, *(name for name in RERANKERS if name in names))
-        outputs = ("bundle/config.json", "bundle/README.md", *(f"bundle/{name}.safetensors" for name in models))
-        settings = {"model": to_dict(fit.model), "dtype": self.dtype}
-        return (Step(self.name, "writing the bundle", self._export, outputs, settings, needs=(PREPARE, KMEANS, QUANTIZER, *models)),)
+        there = {part.name for part in fit.parts} | fit.given.keys()
+        rerankers = tuple(name for name in RERANKERS if name in there)
+        steps = (self._step(fit, self.name, "writing the bundle", (*fit.model.models, *rerankers)),)
+        return steps if fit.given else (*steps, self._step(fit, TOKENIZERS, "writing the tokenizers", TOKENIZER_MODELS))
 
-    def _export(self, run: Run, work: Work) -> dict[str, Any]:
-        return hosts.first(lambda: self._write(run, work))
+    def _step(self, fit: FitConfig, name: str, title: str, models: tuple[str, ...]) -> Step:
+        outputs = ("bundle/config.json", "bundle/README.md", *(f"bundle/{model}.safetensors" for model in models))
+        needs = tuple(each for model in models if model not in fit.given for each in _steps_of(model))
+        write = lambda run, work: hosts.first(lambda: self._write(run, work, name, models))  # noqa: E731
+        return Step(name, title, write, outputs, {"model": to_dict(fit.model), "dtype": self.dtype}, needs=(PREPARE, *needs))
 
-    def _write(self, run: Run, work: Work) -> dict[str, Any]:
-        # Models whose weights come from several steps.
-        made_by = {"w2v_bert": ("w2v_bert", KMEANS), "mulan": ("mulan", QUANTIZER)}
-        names = [name for name in (*run.config.model.models, *RERANKERS) if name in run.config.steps]
-        variables = {name: {key: value for step in made_by.get(name, (name,)) for key, value in run.saved(step).items()} for name in names}
-        musiclm = MusicLM(run.config.model, variables, vocabulary(run))
-        musiclm.save_pretrained(work.folder / "bundle", dtype=self.dtype, card=model_card(run))
+    def _write(self, run: Run, work: Work, step: str, models: tuple[str, ...]) -> dict[str, Any]:
+        made_by = {model: (model,) if model in run.config.given else _steps_of(model) for model in models}
+        variables = {model: {key: value for each in steps for key, value in run.saved(each).items()} for model, steps in made_by.items()}
+        bundle.save(
+            work.folder / "bundle",
+            config=run.config.model.to_dict(),
+            models=variables,
+            metadata={"mulan": {pretrained.VOCABULARY: _vocabulary(run).to_json()}},
+            card=model_card(run, step),
+            dtype=self.dtype,
+        )
         return {"bytes": sum(fingerprint(path)[0] for path in (work.folder / "bundle").iterdir())}
 
 
-def model_card(run: Run) -> str:
+def _steps_of(model: str) -> tuple[str, ...]:
+    """The steps that train a model."""
+    return {"w2v_bert": ("w2v_bert", KMEANS), "mulan": ("mulan", QUANTIZER)}.get(model, (model,))
+
+
+def _vocabulary(run: Run) -> TextTokenizer:
+    return vocabulary(run) if run.tokens is None else pretrained.load_vocabulary(pretrained.open_pretrained(run.tokens.tokenizers))
+
+
+def model_card(run: Run, step: str) -> str:
     """README.md of the bundle: its data, its training, and the metrics of each part.
 
     It contains no times, so that the same training gives the same bytes; `done.json` of each step has them.
     """
-    steps = [step for step in run.config.steps_to("export")[:-1]]
+    steps = run.config.steps_to(step)[:-1]
     results = {step.name: read_json(run.folder(step.name) / "done.json")["results"] for step in steps}
     data = results[PREPARE]
     data_name = (run.data if is_bucket(run.data) else run.data.resolve()).name

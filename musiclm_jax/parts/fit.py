@@ -17,11 +17,13 @@ from typing import Any
 import jax
 
 import musiclm_jax
+from musiclm_jax.data.token_set import is_token_set
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, check_writable, is_bucket, list_files, remove, write_text
 from musiclm_jax.parts import workdir as work_folder
 from musiclm_jax.parts.data_check import check_headers
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, Step, Work
+from musiclm_jax.parts.token_set import trained_on_tokens
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.workdir import DONE, EXTEND, NEW, STEP_FILE, Planned
 from musiclm_jax.training import hosts
@@ -35,16 +37,17 @@ def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, confi
 
     The same call continues an interrupted run. Where several processes train as one (`training/hosts.py`), all of them make it, with shared folders.
     Changed arguments redo the steps that they affect; earlier outputs of those are moved to `workdir`/superseded. `data/folder.py` describes the folder of
-    clips. Each step that runs records `config_text`, the config as a gin file, if given.
+    clips. Where `data` is a token set (`data/token_set.py`), the stages alone are trained. Each step that runs records `config_text`, the config as a gin
+    file, if given.
 
     Raises:
         UserError: the data cannot train a part, a batch does not split over the devices, another process runs in `workdir`, the processes have different
             configs, or a file cannot be read or written.
     """
-    run = Run(config, as_path(data), as_path(workdir), config_text)
-    steps = config.steps_to(EXPORT)
+    run = _open(config, data, workdir, config_text)
+    steps = run.config.steps_to(EXPORT)
     _check_hosts(run, steps)
-    _check_batches(config, steps)
+    _check_batches(run.config, steps)
     hosts.first(lambda: _check_workdir(run))
     hosts.first(lambda: _announce(run, steps))
     for number, step in enumerate(steps, start=1):
@@ -54,11 +57,16 @@ def fit(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, confi
     return run.folder(EXPORT) / "bundle"
 
 
+def _open(config: FitConfig, data: AnyPath | str, workdir: AnyPath | str, config_text: str = "") -> Run:
+    """A run on clips, or on their tokens, where the stages are all that is trained."""
+    return Run(trained_on_tokens(config, data) if is_token_set(data) else config, as_path(data), as_path(workdir), config_text)
+
+
 def _announce(run: Run, steps: tuple[Step, ...]) -> None:
     """Prints which earlier outputs will be moved, and which trainings extended. Raises UserError where the lengths of clips that are not yet decoded cannot
     train a part."""
     plan = work_folder.make_plan(run, steps)
-    if not plan[0].is_done:
+    if not plan[0].is_done and run.tokens is None:
         check_headers(run)
     if any(planned.sets_aside for planned in plan):
         work_folder.check_idle(run)
@@ -75,7 +83,8 @@ def plan(data: AnyPath | str, *, config: FitConfig, workdir: AnyPath | str, step
     Raises:
         UserError: as `fit`; that the clips cannot train a part is known once `prepare` is done.
     """
-    run, steps = Run(config, as_path(data), as_path(workdir)), config.steps_to(step)
+    run = _open(config, data, workdir)
+    steps = run.config.steps_to(step)
     planned = work_folder.make_plan(run, steps)
     if planned[0].step.name == PREPARE and planned[0].action == DONE:
         _check_clips(run, steps)
@@ -88,10 +97,10 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
     Raises:
         UserError: as `fit`, or another step that this one needs is not done.
     """
-    run = Run(config, as_path(data), as_path(workdir), config_text)
-    steps = config.steps_to(name)
+    run = _open(config, data, workdir, config_text)
+    steps = run.config.steps_to(name)
     _check_hosts(run, steps)
-    _check_batches(config, steps[-1:])
+    _check_batches(run.config, steps[-1:])
     hosts.first(lambda: _check_workdir(run))
     done = hosts.first(lambda: _done_before(run, steps))
     for step, is_done in zip(steps[:-1], done, strict=True):
@@ -129,7 +138,7 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
             run.release()
             if hosts.is_first():
                 work_folder.keep_seconds(work.folder, seconds())
-        hosts.first(lambda: work_folder.write_done(run, step, key=work.key, lengths=work.lengths, seconds=seconds(), results=results))
+        hosts.first(lambda: work_folder.write_done(run, step, work, seconds=seconds(), results=results))
         hosts.say(f"{title}: finished in {seconds():.1f} s  {_summary(results)}")
         return results
 
@@ -170,7 +179,7 @@ def _check_clips(run: Run, steps: tuple[Step, ...]) -> None:
     """Raises UserError where the clips cannot train a part of one of the steps."""
     names = {step.name for step in steps}
     parts = [part for part in run.config.parts if any(step.name in names for step in part.steps(run.config))]
-    _ = run.clips  # Opened by all processes, and checked by one.
+    _ = run.tokens or run.clips  # Opened by all processes, and checked by one.
     hosts.first(lambda: [part.check(run) for part in parts] and None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.checks import SECONDS, check_numbers
-from musiclm_jax.data.clips import load_array, wave_source
+from musiclm_jax.data.clips import load_array
 from musiclm_jax.data.folder import check_captions
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, write_text
@@ -62,7 +63,7 @@ class ContrastivePart(TrainedPart):
         return (SPLITS, CAPTIONS)
 
     def settings(self, fit: FitConfig) -> dict[str, Any]:
-        return {"text_mix": deciding(self.text_mix)}
+        return {"text_mix": deciding(self.text_mix), **fit.order}
 
     def has_held_out(self, run: Run) -> bool:
         return bool(run.clips.captioned().split("test"))
@@ -70,8 +71,8 @@ class ContrastivePart(TrainedPart):
     def captioned_source(self, run: Run, split: str, seed: int, text: TextTokenizer) -> Source:
         """Random crops of the captioned clips of a split, each with one caption."""
         encode_text = functools.partial(text.encode, max_tokens=run.config.model.mulan.text.max_tokens)
-        options = {"encode_text": encode_text, "text_mix": dict(self.text_mix)}
-        return wave_source(run.clips.captioned(), split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size, **options)
+        options = {"reader": run.config.reader, "encode_text": encode_text, "text_mix": dict(self.text_mix)}
+        return open_source(run.clips.captioned(), split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +161,7 @@ class MuLanTokens:
         self._windows, self._texts = (load_array(folder / name) for name in ("windows.npy", "texts.npy"))
         self._windows_at = offsets(mulan.num_windows(windows, clip.length) for clip in clips)
         self._texts_at = offsets(len(clip.captions) for clip in clips)
-        variables = {"quantizer": jax.tree.map(jnp.asarray, run.saved(QUANTIZER)["quantizer"])}
-        self._tokens = jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, variables))
+        self._tokens = quantize_audio(run)
 
     def crops(
         self, clips: Sequence[int], starts_sec: Sequence[float], crop_sec: float | int, *, rows: np.ndarray, rng: np.random.Generator, text_share: float
@@ -185,6 +185,12 @@ class MuLanTokens:
             start_sec, start_sec + crop_sec, num_windows=int(last - first), window_sec=self._config.window_sec, hop_sec=self._config.hop_sec
         )
         return self._windows[first:last][where].astype(np.float32).mean(axis=0)
+
+
+def quantize_audio(run: Run) -> Callable[[np.ndarray], jax.Array]:
+    """The function from embeddings of audio [b, D] to MuLan tokens [b, Q]."""
+    quantizer = run.saved("mulan" if "mulan" in run.config.given else QUANTIZER)["quantizer"]
+    return jax.jit(functools.partial(mulan.audio_tokens, run.config.model.mulan, {"quantizer": jax.tree.map(jnp.asarray, quantizer)}))
 
 
 def vocabulary(run: Run) -> TextTokenizer:

@@ -20,7 +20,10 @@ from musiclm_jax.checks import SECONDS, SEED, SIZE, check_choices, check_numbers
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.data.clips import ClipStore, refresh_index
 from musiclm_jax.data.folder import ClipFolder, read_folder
+from musiclm_jax.data.readers import READERS, STORE
+from musiclm_jax.data.records import is_record_folder, read_record_folder
 from musiclm_jax.data.splits import GROUPINGS
+from musiclm_jax.data.token_set import TokenSet, is_token_set
 from musiclm_jax.data.token_store import ClipTokens
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, atomic_path
@@ -43,6 +46,8 @@ class Work:
     key: str
     # Set by a training: the lengths that it has had (`training.loop.Trained.lengths`).
     lengths: list[list[int]] | None = None
+    # Set by a step that writes fewer files than its `Step.outputs`: those that it wrote.
+    outputs: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +78,8 @@ class TokenStream:
     stream: Stream
     # Steps that compute its tokens.
     needs: tuple[str, ...]
-    # Returns the tokens of the clips, once those steps are done.
-    tokens: Callable[[Run], ClipTokens]
+    # Returns the tokens of the clips, once those steps are done. None: they are in the token set that is the data (`Run.tokens`).
+    tokens: Callable[[Run], ClipTokens] | None
     # Returns the codebooks, [Q, C, K]. None: the stream has no codebooks.
     codebooks: Callable[[Run], np.ndarray] | None = None
 
@@ -94,6 +99,10 @@ class Part:
     def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
         """The token streams that the part provides."""
         return ()
+
+    def models(self) -> Mapping[str, Callable[[], dict[str, Any]]]:
+        """Models that the part has without training them: functions that return their weights, by name."""
+        return {}
 
     def check(self, run: Run) -> None:
         """Raises UserError where the decoded data cannot train this part. Called before any training starts."""
@@ -116,9 +125,12 @@ class FitConfig:
     # What makes a group of clips for which none is listed; a group is in one split. "listed": nothing. "folder": their folder. "name": their name without a
     # number at its end, as in "song_part2" and "song-2".
     group_by: str = "listed"
+    # What makes the batches of the trainings on waves. "store": crops drawn in proportion to the lengths of clips. "grain": every clip once an epoch.
+    # "tf_data": the batches of "grain", from a data set of TFDS in TFRecord files, by a pipeline of tf.data.
+    reader: str = STORE
 
     def __post_init__(self):
-        check_choices(self, group_by=GROUPINGS)
+        check_choices(self, group_by=GROUPINGS, reader=READERS)
         check_numbers(self, encode_sec=SECONDS, encode_context_sec=(0.0, SECONDS[1]), encode_batch_size=SIZE, seed=SEED)
         if not self.encode_context_sec < self.encode_sec:
             raise UserError(f"encode_context_sec={self.encode_context_sec}, encode_sec={self.encode_sec}: the context must be shorter")
@@ -137,6 +149,11 @@ class FitConfig:
                 return part
         raise UserError(f"part {name!r}: choose one of {', '.join(part.name for part in self.parts)}")
 
+    @property
+    def order(self) -> dict[str, str]:
+        """The setting of a training on waves that says in which order clips come, as JSON. None for "store", as trainings of before have it."""
+        return {} if self.reader == STORE else {"order": "epochs"}
+
     @functools.cached_property
     def steps(self) -> dict[str, Step]:
         """All steps by name, in order."""
@@ -146,6 +163,11 @@ class FitConfig:
     def streams(self) -> dict[str, TokenStream]:
         """All token streams by name."""
         return {each.stream.name: each for part in self.parts for each in part.streams(self)}
+
+    @functools.cached_property
+    def given(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """The models that need no training (`Part.models`)."""
+        return {name: load for part in self.parts for name, load in part.models().items()}
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
         """A step and all steps that it depends on, in order. Raises UserError where there is no such step."""
@@ -175,14 +197,31 @@ class Run:
 
     @functools.cached_property
     def clip_folder(self) -> ClipFolder:
-        """The clips of the data folder, with their metadata."""
+        """The clips of the data folder, or of the data set of TFDS in it, with their metadata."""
+        if is_record_folder(self.data):
+            return read_record_folder(self.data, cache=self.workdir / "records")
         return read_folder(self.data, hashes=self.workdir / "hashes.json", group_by=self.config.group_by)
+
+    def digest(self, aspect: str) -> str:
+        """A hash of one aspect of the data (`ClipFolder.digest`). A token set has one for all."""
+        return self.clip_folder.digest(aspect) if self.tokens is None else self.tokens.info.sha256
 
     @functools.cached_property
     def clips(self) -> ClipStore:
-        """All decoded clips, with the current captions and splits."""
+        """All clips, with the current captions and splits."""
         hosts.first(lambda: refresh_index(self.clip_folder, self.folder(PREPARE)) and None)
         return ClipStore.open(self.folder(PREPARE))
+
+    @functools.cached_property
+    def tokens(self) -> TokenSet | None:
+        """The token set that is the data. None: the data are clips."""
+        return TokenSet.open(self.data) if is_token_set(self.data) else None
+
+    def music_tokens(self, split: str) -> np.ndarray:
+        """The number of semantic tokens of each clip of a split, or of each record of a token set."""
+        if self.tokens is not None:
+            return self.tokens.lengths(split)
+        return np.array([-(-clip.length // self.config.model.audio.semantic_samples) for clip in self.clips.split(split)], np.int64)
 
     def weights(self, step: str) -> dict[str, Any]:
         """The weights that a step saved, all of them on each device of this process. They are put there once and stay until `release`."""
@@ -191,8 +230,8 @@ class Run:
         return self._placed[step]
 
     def saved(self, step: str) -> dict[str, Any]:
-        """The weights that a step saved, as NumPy arrays."""
-        return bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
+        """The weights that a step saved, or those of a model that needs no training, as NumPy arrays."""
+        return self.config.given[step]() if step in self.config.given else bundle.read_arrays(self.folder(step) / WEIGHTS)[0]
 
     def release(self) -> None:
         """Forgets the weights on the devices."""

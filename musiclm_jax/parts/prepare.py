@@ -1,4 +1,4 @@
-"""Decoding the clips, once for all parts."""
+"""Decoding the clips, once for all parts. Those of a data set of TFDS are decoded, and stay in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
+from musiclm_jax.data.readers import check_reader
+from musiclm_jax.data.records import RecordFolder
 from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
 from musiclm_jax.training import hosts
 
@@ -29,6 +31,10 @@ def _prepare_once(run: Run, work: Work) -> dict[str, Any]:
 
 
 def _prepare(run: Run, work: Work) -> dict[str, Any]:
+    file_format = run.clip_folder.file_format if isinstance(run.clip_folder, RecordFolder) else None
+    check_reader(run.config.reader, file_format)  # Before hours of decoding.
+    if file_format:
+        work.outputs = ()
     store = prepare(run.clip_folder, work.folder, sample_rate_hz=run.config.model.audio.sample_rate_hz)
     for warning in run.clip_folder.warnings:
         print(f"{PREPARE}: {warning}", flush=True)

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from musiclm_jax.arrays import Bool
 from musiclm_jax.checks import SHARE, SIZE, check_numbers
 from musiclm_jax.data.prefetch import Source
-from musiclm_jax.data.token_store import ClipTokens, TokenArray, crop_source, long_enough
+from musiclm_jax.data.token_crops import SetCrops, StoreCrops, TokenCrops
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.ngrams import ngram_nats
 from musiclm_jax.generation.devices import Weights
@@ -21,6 +22,7 @@ from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.models.stage import StageDecoder, start_from_codebooks
 from musiclm_jax.parts import codec
+from musiclm_jax.parts.mulan import quantize_audio
 from musiclm_jax.parts.part import PREPARE, FitConfig, Run, TokenStream
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.tasks.stage import StageRecipe, StageTask
@@ -104,27 +106,34 @@ class StagePart(TrainedPart):
         return layout.num_target_tokens(seconds), layout.num_tokens(seconds)
 
     def source(self, run: Run, split: str, seed: int) -> Source:
-        options = {"crop_sec": self.spec_of(run.config).window_sec, "batch_size": self.batch_size, "spec": run.config.model.audio}
-        return crop_source(run.clips, self._tokens(run), split=split, seed=seed, text_share=self.text_share, **options)
+        crop_sec = self.spec_of(run.config).window_sec
+        return self._crops(run).source(split=split, crop_sec=crop_sec, batch_size=self.batch_size, seed=seed, text_share=self.text_share)
 
-    def _tokens(self, run: Run) -> dict[str, ClipTokens]:
-        return {name: each.tokens(run) for name, each in self.token_streams(run.config).items()}
+    def _crops(self, run: Run) -> TokenCrops:
+        streams = self.token_streams(run.config)
+        if run.tokens is None:
+            return StoreCrops(run.clips, {name: each.tokens(run) for name, each in streams.items()}, run.config.model.audio)
+        return SetCrops(run.tokens, tuple(streams), quantize_audio(run))
+
+    def _long(self, run: Run, split: str) -> Bool[np.ndarray, "n"]:
+        """Whether each clip of a split, or each record of a token set, is as long as the window."""
+        spec = run.config.model.audio
+        return run.music_tokens(split) >= spec.semantic_tokens(self.spec_of(run.config).window_sec)
 
     def check(self, run: Run) -> None:
-        crop_sec = self.spec_of(run.config).window_sec
-        long = long_enough(run.clips, crop_sec, run.config.model.audio)
-        if not any(is_long and clip.split == "train" for clip, is_long in zip(run.clips.clips, long, strict=True)):
-            longest = max((clip.length for clip in run.clips.split("train")), default=0) / run.clips.sample_rate_hz
+        crop_sec, long = self.spec_of(run.config).window_sec, self._long(run, "train")
+        if not long.any():
+            longest = max(run.music_tokens("train"), default=0) / run.config.model.audio.semantic_rate_hz
             raise UserError(
                 f"no training clip is as long as the {self.stage} stage's window of {crop_sec:g} s (the longest: {longest:g} s): give longer clips, or "
                 f"lower window_sec and hop_sec of the stage"
             )
-        if not long.all():
-            hosts.say(f"{self.stage}: {np.sum(~long)} of {len(long)} clips are shorter than its window of {crop_sec:g} s, and are not used")
+        both = np.concatenate([long, self._long(run, "test")])
+        if not both.all():
+            hosts.say(f"{self.stage}: {np.sum(~both)} of {len(both)} clips are shorter than its window of {crop_sec:g} s, and are not used")
 
     def has_held_out(self, run: Run) -> bool:
-        long = long_enough(run.clips, self.spec_of(run.config).window_sec, run.config.model.audio)
-        return any(is_long and clip.split == "test" for clip, is_long in zip(run.clips.clips, long, strict=True))
+        return bool(self._long(run, "test").any())
 
     def samples(self, run: Run, variables: dict[str, Any]) -> dict[str, Sample]:
         """The codes that the stage draws under the conditions of a held-out clip; of an acoustic stage also the decoded wave."""
@@ -151,11 +160,10 @@ class StagePart(TrainedPart):
         return lambda state: state.replace(params=start_from_codebooks(state.params, layout, codebooks, rng=rng))
 
     def finish(self, run: Run, variables: dict[str, Any], results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        tokens, target = self._tokens(run)[self.layout(run.config).target.stream], self.layout(run.config).target
-        if "eval_loss" not in results or not isinstance(tokens, TokenArray):
+        target = self.layout(run.config).target
+        chunks = functools.partial(self._crops(run).chunks, target.stream, levels=slice(target.first_level, target.first_level + target.levels))
+        if "eval_loss" not in results or chunks("train") is None:
             return variables, results
-        levels = slice(target.first_level, target.first_level + target.levels)
-        chunks = functools.partial(tokens.chunks, run.clips, levels=levels)
         unigram, bigram = ngram_nats(chunks("train"), chunks("test"), num_codes=target.codes)
         if results["eval_loss"] > bigram.mean():
             beaten = f"{results['eval_loss']:.3f} nats per token, where a bigram model has {bigram.mean():.3f}"

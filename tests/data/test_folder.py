@@ -57,7 +57,7 @@ def test_with_metadata_the_listed_files_are_clips_and_the_others_are_named_once(
     folder = read_folder(make(tmp_path, ["a.wav", "b.wav", "c.wav", "sub/e.wav", "d.w64", ".h.wav", "a.txt"], lines))
     assert names(folder) == [".h.wav", "a.wav", "b.wav", "d.w64"]
     assert folder.entries[2].kinds == ("short",) and folder.entries[2].attributes == {"n": 1} and folder.entries[1].melody == "m"
-    assert folder.unusable == (("no.wav", "no such file"), ("sub", "is a folder; name one audio file"))
+    assert folder.unusable == (("no.wav", "no such file; put it there, or correct its name"), ("sub", "is a folder; name one audio file"))
     assert len(folder.warnings) == 1 and "2 audio files are not listed" in folder.warnings[0] and folder.warnings[0].endswith("such as c.wav")
 
 
@@ -87,7 +87,7 @@ def test_linked_folders_are_followed_once_and_loops_are_harmless(tmp_path):
     (folder / "gone").symlink_to("nowhere")
     read = read_folder(folder)
     assert names(read) == ["b.wav", "c.wav", "sub/deep/y.wav", "sub/x.wav", "z/a.wav"]
-    assert read.unusable == (("gone.wav", "is a link to a file that is not there"),)
+    assert read.unusable == (("gone.wav", "is a link to a file that is not there; put the file itself there, or remove the link"),)
     (tmp_path / "link").symlink_to("in")
     assert read_folder(tmp_path / "link").entries == read.entries
     # A listed name may go through a link, but not climb out of the folder.
@@ -119,7 +119,7 @@ def test_names_are_the_same_however_accents_are_written(tmp_path):
     folder = make(tmp_path / "c", [f"{nfd}.wav", f"{nfc}.wav"], {f"{nfc}.wav": {}})
     assert names(read_folder(folder)) == [f"{nfc}.wav"]
     # Letters of another case are another name.
-    assert read_folder(make(tmp_path / "d", ["A.wav", "b.wav"], {"a.wav": {}, "b.wav": {}})).unusable == (("a.wav", "no such file"),)
+    assert [name for name, _ in read_folder(make(tmp_path / "d", ["A.wav", "b.wav"], {"a.wav": {}, "b.wav": {}})).unusable] == ["a.wav"]
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path):
@@ -135,7 +135,7 @@ def test_folders_without_clips(tmp_path):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="contains no audio"):
         read_folder(make(tmp_path, ["a.pdf"]))
-    with pytest.raises(UserError, match="captions but no audio"):
+    with pytest.raises(UserError, match="contains 1 clips that cannot be used and no other, such as a.wav: no such file"):
         read_folder(make(tmp_path / "captions", ["a.pdf"], {"a.wav": {"caption": "x"}}))
     with pytest.raises(UserError, match=r"lists no file that exists, such as sub/a\.wav: write the names as they are"):
         read_folder(make(tmp_path / "elsewhere", ["sub/a.wav"], {"a.wav": {}}))
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(folder), "open", refuse)
     read = read_folder(folder)
-    assert names(read) == ["b.wav"] and read.unusable == (("a.wav", "cannot be read (Permission denied)"),)
+    assert names(read) == ["b.wav"] and read.unusable == (("a.wav", "cannot be read (Permission denied); change its permissions, or remove it"),)
     (folder / "b.wav").unlink()
     with pytest.raises(UserError, match=r"has no audio file that can be read, such as a\.wav: cannot be read"):
         read_folder(folder)

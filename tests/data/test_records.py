@@ -1,109 +1,140 @@
-"""Batches from records with random access: each clip once an epoch, a pure function of seed and step, on any number of hosts."""
+"""Data sets of TFDS as folders of clips: read once for their index, then at random, without TensorFlow."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import soundfile
+from told_clips import KINDS, RATE, TRAIN, samples_of
 
-from musiclm_jax.data.records import open_records, record_source
+from musiclm_jax.data.clips import ClipStore, prepare
+from musiclm_jax.data.folder import read_folder
+from musiclm_jax.data.records import Records, TfRecordFile, is_record_folder, open_records, read_record_folder
 from musiclm_jax.errors import UserError
 
-pytest.importorskip("grain", reason="the extra `data` is not installed")
-RATE = 8000
+FORMS = ["array_record", "tfrecord"]
 
 
-class Counting(list):
-    """Records that remember which were read."""
-
-    def __init__(self, records):
-        super().__init__(records)
-        self.read = []
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return super().__getitem__(index)
+def write_tfrecord(path, records):
+    frames = [len(record).to_bytes(8, "little") + b"crc." + record + b"crc." for record in records]
+    path.write_bytes(b"".join(frames))
 
 
-def make_records(count, *, seconds=1.0):
-    """Clip i has the constant 100 i, so that its crops can be told; two captions, one of each kind."""
-    samples = round(seconds * RATE)
-    return Counting(
-        {"id": f"{i}", "audio": np.full(samples, 100 * i, np.int16), "captions": [f"short {i}".encode(), f"long {i}".encode()], "kinds": ["short", "long"]}
-        for i in range(count)
-    )
+def test_records_of_a_tfrecord_file_are_read_at_random(tmp_path):
+    records = [b"first", b"", b"the third" * 1000]
+    write_tfrecord(tmp_path / "a", records)
+    file = TfRecordFile(tmp_path / "a")
+    assert [file[i] for i in (2, 0, 1)] == [records[i] for i in (2, 0, 1)] and len(file) == 3
+    data = (tmp_path / "a").read_bytes()
+    for i, record in enumerate(records):
+        path, before, size, after = file.place(i)
+        assert data[before : before + size] == record and before + size + after == len(data) and path == tmp_path / "a"
+    for size in (len(data) - 1, len(data) + 3):
+        (tmp_path / "b").write_bytes((data + b"abc")[:size])
+        with pytest.raises(UserError, match="b has a damaged record: copy it again, or build the data set again"):
+            TfRecordFile(tmp_path / "b")
 
 
-def clips_of(batch):
-    return [round(float(wave[0]) * 32768 / 100) for wave in batch["wave"]]
+@pytest.mark.parametrize("form", FORMS)
+def test_a_store_of_records_has_the_clips_and_samples_of_the_folder(form, data_of, store_of):
+    store, folder = store_of(form), store_of("folder")
+    assert is_record_folder(data_of(form)) and not is_record_folder(data_of("folder"))
+    for clip, other in zip(store.clips, folder.clips, strict=True):
+        assert (clip.file_name, clip.length, clip.split) == (other.file_name, other.length, other.split)
+        assert sorted(zip(clip.kinds, clip.captions)) == sorted(zip(other.kinds, other.captions))
+        np.testing.assert_array_equal(store.wave(clip), folder.wave(other))
+    clip = store.clips[3]
+    np.testing.assert_array_equal(store.wave(clip, 24_000, 30_000), np.pad(samples_of(3)[24_000:54_000], (0, 15_597)).astype(np.float32) / 32768)
+    assert len(store.split("train")) == TRAIN and set(KINDS) == set(clip.kinds)
 
 
-def source(records, **options):
-    return record_source(records, **{"crop_sec": 0.48, "batch_size": 4, "seed": 3, "sample_rate_hz": RATE} | options)
+@pytest.mark.parametrize("form", FORMS)
+def test_records_are_read_once_and_known_by_their_files(form, data_of, tmp_path, monkeypatch):
+    shutil.copytree(data_of(form), tmp_path / "data")
+    first = read_record_folder(tmp_path / "data", cache=tmp_path / "cache")
+    read, example = [], Records.example
+    monkeypatch.setattr(Records, "example", lambda self, number: (read.append(number), example(self, number))[1])
+    again = read_record_folder(tmp_path / "data", cache=tmp_path / "cache")
+    assert again == first and not read
+    (file,) = (tmp_path / "data").glob("*test*")
+    os.utime(file, ns=(1, 1))  # A copy: the same clips, but they are read again.
+    assert read_record_folder(tmp_path / "data", cache=tmp_path / "cache") == first and len(read) == 2
+    (tmp_path / "cache" / f"{file.name}.json").write_text('{"state": ')
+    assert read_record_folder(tmp_path / "data", cache=tmp_path / "cache") == first and len(read) == 4
+    folder = read_folder(data_of("folder"))
+    assert [entry.group for entry in first.entries] == [entry.group for entry in folder.entries]
+    assert first.digest("splits") == folder.digest("splits") and first.digest("waves") != folder.digest("waves")
+    info = tmp_path / "data" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"1.0.0"', '"1.0.1"'))
+    assert read_record_folder(tmp_path / "data", cache=tmp_path / "cache").digest("waves") != first.digest("waves")
 
 
-def test_each_epoch_has_every_clip_once_in_another_order():
-    batches = source(make_records(12))
-    epochs = [[clip for step in range(first, first + 3) for clip in clips_of(batches(step))] for first in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != [clip for step in range(3) for clip in clips_of(source(make_records(12), seed=4)(step))]
+def test_an_index_is_that_of_its_records(data_of, store_of, tmp_path):
+    folder = read_record_folder(data_of("tfrecord"), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match="has clips at 24000 Hz where AudioSpec has 16000 Hz: give the folder of audio files instead"):
+        prepare(folder, tmp_path / "work", sample_rate_hz=16_000)
+    prepare(folder, tmp_path / "work", sample_rate_hz=RATE)
+    index = json.loads((tmp_path / "work" / "index.json").read_text())
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["index.json"]
+    del index["clips"][4]
+    (tmp_path / "work" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="has 14 records where its index has 13: run the training again"):
+        ClipStore.open(tmp_path / "work")
 
 
-def test_a_batch_is_a_function_of_the_step_and_hosts_read_their_rows_alone():
-    texts = lambda captions: (np.array([[len(each)] for each in captions]), np.ones((len(captions), 1), bool))  # noqa: E731
-    whole = source(make_records(13, seconds=3), encode_text=texts)
-    for step in (5, 0, 7):
-        records = make_records(13, seconds=3)
-        part = source(records, encode_text=texts)(step, lambda size: np.array([1, 3]))
-        assert len(records.read) == 2
-        for name, array in whole(step).items():
-            np.testing.assert_array_equal(array[[1, 3]], part[name])
+def test_a_data_set_that_cannot_be_read_is_a_user_error(data_of, tmp_path, monkeypatch):
+    shutil.copytree(data_of("array_record"), tmp_path / "data")
+    features = json.loads((tmp_path / "data" / "features.json").read_text())
+    del features["featuresDict"]["features"]["captions"]
+    (tmp_path / "data" / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UserError, match="its records have no captions: build it with a builder of musiclm_jax.data.tfds_builders"):
+        open_records(tmp_path / "data")
+    for name in ("dataset_info.json", "features.json"):
+        shutil.copytree(data_of("array_record"), tmp_path / name)
+        (tmp_path / name / name).write_text("{")
+        with pytest.raises(UserError, match="that TFDS does not read .*: build the data set again"):
+            open_records(tmp_path / name)
+    shutil.copytree(data_of("array_record"), tmp_path / "lost")
+    next((tmp_path / "lost").glob("*train*")).unlink()
+    with pytest.raises(UserError, match="array_record-00000-of-00001 cannot be read, No such file or directory"):
+        read_record_folder(tmp_path / "lost", cache=tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"needs the package tensorflow_datasets; install it with: pip install 'musiclm-jax\[data\]'"):
+        open_records(tmp_path / "data")
 
 
-def test_crops_are_drawn_and_short_clips_padded():
-    ramp = [{"id": "0", "audio": np.arange(4 * RATE, dtype=np.int16), "captions": [], "kinds": []}]
-    starts = {round(float(source(ramp, batch_size=1)(step)["wave"][0, 0]) * 32768) for step in range(20)}
-    assert len(starts) > 10 and all(start % 960 == 0 for start in starts)
-    (wave,) = source(make_records(2, seconds=0.1), batch_size=1)(0)["wave"]
-    assert wave.shape == (3840,) and not wave[800:].any()
-    with pytest.raises(UserError, match="no clips of this split"):
-        source([])
+WITHOUT_TENSORFLOW = """
+import sys
+from pathlib import Path
+
+from musiclm_jax.data.clips import prepare
+from musiclm_jax.data.readers import open_source
+from musiclm_jax.data.records import read_record_folder
+
+data, work = map(Path, sys.argv[1:])
+store = prepare(read_record_folder(data, cache=work / "records"), work / "prepare", sample_rate_hz=24_000)
+print(open_source(store, reader="grain", split="train", crop_sec=1.0, batch_size=5, seed=0)(0)["wave"].shape, "tensorflow" in sys.modules)
+"""
 
 
-def test_kinds_of_captions_are_drawn_by_weight():
-    seen = []
-    encode = lambda captions: (seen.extend(captions), np.zeros((len(captions), 1)))  # noqa: E731
-    batches = source(make_records(4), encode_text=encode, text_mix={"short": 1.0})
-    for step in range(5):
-        batches(step)
-    assert len(seen) == 20 and all(caption.startswith("short") for caption in seen)
+@pytest.mark.parametrize("form", FORMS)
+def test_records_are_read_without_tensorflow(form, data_of, tmp_path):
+    data, env = data_of(form), {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, data, tmp_path], capture_output=True, text=True, timeout=300, env=env)
+    assert done.stdout.split("\n")[-2] == "(5, 24000) False", done.stderr[-2000:]
 
 
-def test_a_folder_of_clips_is_built_by_tfds_and_read_at_random(tmp_path):
-    pytest.importorskip("tensorflow", reason="TFDS builds data sets with TensorFlow")
-    tfds = pytest.importorskip("tensorflow_datasets")
-    from musiclm_jax.data import tfds_builders  # noqa: F401
+def test_clips_that_cannot_be_used_and_tables_that_are_missing_are_named(data_of, tmp_path):
+    data_of("tfrecord")  # Skipped without TensorFlow.
+    import tensorflow_datasets as tfds
 
-    folder = tmp_path / "in"
-    folder.mkdir()
-    rows = []
-    for i in range(6):
-        soundfile.write(folder / f"{i}.wav", 0.1 * np.random.default_rng(i).normal(size=2 * RATE), RATE)
-        rows.append({"file_name": f"{i}.wav", "caption": f"tune {i}", "group": f"album {i}", "split": "test" if i == 5 else "train", "end_sec": 1.5})
-    (folder / "silent.wav").write_bytes(b"no audio")
-    rows.append({"file_name": "silent.wav", "caption": "nothing", "split": "train"})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    builder = tfds.builder("captioned_folder", folder=str(folder), data_dir=tmp_path / "out", file_format="array_record")
+    shutil.copytree(data_of("folder"), tmp_path / "in")
+    (tmp_path / "in" / "00.wav").write_bytes(b"no audio")
+    builder = tfds.builder("captioned_folder", folder=str(tmp_path / "in"), data_dir=tmp_path / "out", file_format="array_record")
     builder.download_and_prepare()
-    assert [name for name, _ in builder.left_out] == ["silent.wav"]
-    records = open_records("captioned_folder", split="train", data_dir=str(tmp_path / "out"))
-    found = {record["id"].decode(): record for record in (records[i] for i in range(len(records)))}
-    assert sorted(found) == [f"{i}.wav[0-1.5]" for i in range(5)]
-    assert found["3.wav[0-1.5]"]["audio"].shape == (36_000,) and found["3.wav[0-1.5]"]["captions"][0] == b"tune 3"
-    assert found["3.wav[0-1.5]"]["group"] == b"album 3"
-    assert record_source(records, crop_sec=1.0, batch_size=2, seed=0, sample_rate_hz=24_000)(0)["wave"].shape == (2, 24_000)
+    assert [name for name, _ in builder.left_out] == ["00.wav"] and builder.info.splits["train"].num_examples == TRAIN - 1
     with pytest.raises(UserError, match=r"has no musiccaps-public\.csv: put the table of musiccaps there"):
-        tfds.builder("musiccaps", folder=str(folder), data_dir=tmp_path / "other").download_and_prepare()
-    with pytest.raises(UserError, match="'captioned_folder', split 'train': .*: build it with `tfds build` first"):
-        open_records("captioned_folder", split="train", data_dir=str(tmp_path / "nowhere"))
+        tfds.builder("musiccaps", folder=str(tmp_path / "in"), data_dir=tmp_path / "other").download_and_prepare()

@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import extras
-from musiclm_jax.evaluation.clips import choose_prompts, draw_clips, read_clips, with_ground_truth
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, choose_prompts, draw_clips, map_waves, pair_clips, read_clips, read_waves, with_ground_truth
 
 
 def make(folder, lines):
@@ -110,3 +111,22 @@ def test_caches_are_temporary_where_there_is_no_place_for_them(tmp_path, monkeyp
         assert removed == [os.environ["NUMBA_CACHE_DIR"]] == [os.environ["XDG_CACHE_HOME"]] and os.listdir(removed[0]) == []
         os.rmdir(removed[0])
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_a_file_is_read_as_a_clip_and_pairs_by_its_name(tmp_path):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 24_000 * 4).astype(np.float32)
+    for name in ("real/a.wav", "made/a[1-3].wav", "made/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, wave, 24_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "real/b.wav", -wave, 24_000, subtype="FLOAT")
+    lines = [{"file_name": "a.wav", "start_sec": 1, "end_sec": 3, "text": "x"}, {"file_name": "a.wav", "start_sec": 3, "text": "y"}, {"file_name": "b.wav"}]
+    (tmp_path / "real/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    real, made = read_clips(tmp_path / "real"), read_clips(tmp_path / "made")
+    assert [(clip.name, other.name) for clip, other in pair_clips(real, made)] == [("a.wav[1-3]", "a[1-3].wav"), ("b.wav", "b.wav")]
+    files = [ClipFile.of(real, clip) for clip in real.entries]
+    done, skipped = map_waves(lambda read: read, files, Excerpt(24_000, 960), what="real")
+    assert not skipped and [str(file) for file, _, _ in done] == [f"{tmp_path}/real/{name}" for name in ("a.wav[1-3]", "a.wav[3-]", "b.wav")]
+    for (_, read, seconds), expected in zip(done, (wave[24_000:72_000], wave[72_000:], -wave), strict=True):
+        np.testing.assert_array_equal(read, expected)
+        assert seconds == len(expected) / 24_000
+    assert np.array_equal(read_waves(files[:2], 10), [wave[24_000:24_010], wave[72_000:72_010]])

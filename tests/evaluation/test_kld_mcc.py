@@ -10,7 +10,7 @@ from folders import RATE_HZ, tone, write_clips
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import judges
-from musiclm_jax.evaluation.clips import Excerpt
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt
 from musiclm_jax.evaluation.kld import DIRECTIONS, EPSILON, divergences, evaluate_kld, format_kld_report
 from musiclm_jax.evaluation.mcc import evaluate_mcc, format_mcc_report
 
@@ -88,7 +88,7 @@ def test_direction_and_normalization(real, tmp_path):
 
     def logits(folder):
         excerpt = Excerpt(RATE_HZ, 4000, 0.5)
-        return np.concatenate([PITCH.logits(excerpt.read(folder / name)) for name in sorted(WAVES)])
+        return np.concatenate([PITCH.logits(excerpt.read(ClipFile(folder / name))) for name in sorted(WAVES)])
 
     p, q = (scipy.special.softmax(logits(folder).astype(float), axis=1) for folder in (real, made))
     expected = {

@@ -16,8 +16,8 @@ from musiclm_jax import audio
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import summary
 from musiclm_jax.evaluation.adherence import _TRUTH, Generator
-from musiclm_jax.evaluation.clips import choose_prompts, read_clips, with_ground_truth
-from musiclm_jax.evaluation.html import as_script, document, element, png, spectrogram
+from musiclm_jax.evaluation.clips import ClipFile, choose_prompts, read_clips, with_ground_truth
+from musiclm_jax.evaluation.html import as_script, document, element, link, png, spectrogram
 from musiclm_jax.evaluation.summary import Recorded, evaluate_all
 
 
@@ -93,3 +93,10 @@ def test_the_captions_are_those_of_adherence(tmp_path):
     folder = read_clips(data)
     prompts = choose_prompts(with_ground_truth(folder, _TRUTH), num_captions=4, rng=np.random.default_rng([7, 0]))
     assert [each.caption for each in summary._wanted(folder, 4, 7)] == [prompt.caption for prompt in prompts]
+
+
+def test_a_part_of_a_file_is_played_as_such(tmp_path):
+    clip = tmp_path / "a b.wav"
+    assert link(ClipFile(clip), tmp_path / "out" / "index.html") == "../a%20b.wav"
+    assert link(ClipFile(clip, 2.5, 4.0), tmp_path / "index.html") == "a%20b.wav#t=2.5,4"
+    assert link(ClipFile(clip, None, 4.0), tmp_path / "index.html") == "a%20b.wav#t=0,4"

@@ -17,8 +17,9 @@ import musiclm_jax
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.files import sha256_file
 from musiclm_jax.musiclm import MusicLM
-from musiclm_jax.parts.fit import fit, plan
+from musiclm_jax.parts.fit import fit, plan, run_step
 from musiclm_jax.parts.part import Run
+from musiclm_jax.pretrained import describe
 
 PROGRAM = """
     import sys
@@ -75,6 +76,9 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     load = lambda step, kind: np.load(tmp_path / "work" / step / f"{kind}.npy")  # noqa: E731
     semantic, acoustic, texts = load("semantic_tokens", "semantic"), load("acoustic_tokens", "acoustic"), load("rvq", "texts")
     assert acoustic.shape == (2 * len(semantic), 3)
+    # The tokenizers alone, for `musiclm tokenize`.
+    run_step("tokenizers", tmp_path / "data", config=config, workdir=tmp_path / "work")
+    assert describe(tmp_path / "work" / "tokenizers" / "bundle").startswith(f"{tmp_path / 'work' / 'tokenizers' / 'bundle'}: tokenizers of a MusicLM")
     # Tokens of the store are what the bundle itself gives for the clip.
     wave = soundfile.read(tmp_path / "data" / "0.wav", dtype="float32")[0][None]
     np.testing.assert_array_equal(acoustic[:100], model.acoustic.encode(wave)[0])
