@@ -1,11 +1,12 @@
-"""The speed of the judges: `python benchmarks/evaluation.py [CLIPS] [MODEL]`.
+"""The speed of the judges and of the search for copies: `python benchmarks/evaluation.py [CLIPS] [MODEL]`.
 
 Each embedding that needs no download reads CLIPS clips of 10 s, one thread per core, as `musiclm evaluate fad` does; VGGish has random weights of its full
 size. The first clip, which compiles, does not count. Then `fad` with musicnn runs whole, on FLAC files at 24 kHz against saved statistics: decoding,
 resampling, embedding, the distance, its limit, its interval and the score of each clip.
 
 Times are wall time, and CPU time of the process over the number of cores: on a busy machine the second is what an idle one would need if both cores could
-always work. The last line extrapolates the CPU time of `fad` from CLIPS to 1,000 clips: what grows with their number, and what does not.
+always work. The line after it extrapolates the CPU time of `fad` from CLIPS to 1,000 clips: what grows with their number, and what does not. The last line is
+the search for the closest passage of a clip of 10 s among 100 hours of random tokens.
 """
 
 import os
@@ -24,6 +25,7 @@ from musiclm_jax.evaluation.embeddings import Embedding
 from musiclm_jax.evaluation.fad import evaluate_fad
 from musiclm_jax.evaluation.judges import load_embedding
 from musiclm_jax.evaluation.outside import VggishJudge
+from musiclm_jax.evaluation.token_index import TokenIndex, nearest_passage
 from musiclm_jax.models import vggish
 
 SECONDS, RATE_HZ, MANY = 10, 24_000, 1000
@@ -76,6 +78,15 @@ def main(num_clips: int = 40, model: str = "demo") -> None:
     per_clip = (all_clips - few) / (num_clips - half)
     print(f"\nfad with musicnn: {num_clips} clips in {wall:.1f} s wall, {all_clips:.1f} s of CPU time over cores")
     print(f"{MANY} clips at {per_clip * 1000:.0f} ms a clip: {all_clips + per_clip * (MANY - num_clips):.0f} s of CPU time over cores")
+    time_search()
+
+
+def time_search(hours: int = 100, clip_tokens: int = 750) -> None:
+    rng, count = np.random.default_rng(0), hours * 90_000 // clip_tokens
+    tokens = rng.integers(1024, size=count * clip_tokens).astype(np.int16)
+    index = TokenIndex("random", 25, tuple(map(str, range(count))), ((0, 0),) * count, np.full(count, clip_tokens), tokens)
+    wall, over_cores = spent(lambda: nearest_passage(index, rng.integers(1024, size=250)))
+    print(f"\nclosest passage of 10 s in {hours} hours: {wall:.1f} s wall, {over_cores:.1f} s of CPU time over cores")
 
 
 if __name__ == "__main__":

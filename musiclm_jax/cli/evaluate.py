@@ -1,38 +1,18 @@
 """`musiclm evaluate`.
 
-Two kinds of evaluation: of a model or of one of its parts on held-out clips (adherence, codec, semantic, mulan, melody), and of folders of audio, by judges
-from outside or from a bundle (fad, kld, mcc).
+Two kinds of evaluation: of a model or of one of its parts on clips of its training, here; and, in cli/evaluate_folders.py, of folders of audio, by judges
+from outside or from a bundle.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import click
 
+from musiclm_jax.cli import evaluate_folders
+from musiclm_jax.cli.evaluate_options import clips_argument, json_option, say, tell
 from musiclm_jax.cli.options import OutFile, Place, Seconds, model_option, seed_option, use_compilation_cache
 
-clips_argument = click.argument("directory", metavar="DIR", type=Place())
 clip_seconds_option = click.option("--seconds", type=Seconds(1, 300), default=10.0, show_default=True, help="Length measured, from each clip's start.")
-reference_argument = click.argument("reference", metavar="REFERENCE", type=Place())
-generated_argument = click.argument("generated", metavar="GENERATED", type=Place())
-excerpt_option = click.option("--seconds", type=Seconds(0.5, 3600), show_default="whole clips", help="Length of the beginning of each clip that is used.")
-weights_option = click.option("--weights", metavar="PATH", type=str, help="Weights of a judge that is not packaged: a folder, a file, or a name on the hub.")
-json_option = click.option("--out", type=OutFile(), help="JSON file for the whole report, with the figures of each clip.")
-_say = functools.partial(click.echo, err=True)
-
-
-def _tell(report: dict[str, Any], show: Callable[[dict[str, Any]], str], out: Path | None) -> None:
-    """Prints a report, and writes it to a file as JSON."""
-    from musiclm_jax.files import write_json
-
-    if out is not None:
-        write_json(out, report)
-    click.echo(show(report))
 
 
 @click.group(short_help="Evaluates a model.")
@@ -59,7 +39,7 @@ def adherence(directory, captions, seconds, seed, batch_size, out, model) -> Non
     from musiclm_jax.musiclm import MusicLM
 
     use_all_cores()
-    options = {"num_captions": captions, "seconds": seconds, "seed": seed, "batch_size": batch_size, "out_dir": out, "progress": _say}
+    options = {"num_captions": captions, "seconds": seconds, "seed": seed, "batch_size": batch_size, "out_dir": out, "progress": say}
     click.echo(format_report(evaluate_adherence(MusicLM.from_pretrained(model), directory, **options)))
 
 
@@ -78,7 +58,7 @@ def codec(directory, clips, seconds, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     musiclm = MusicLM.from_pretrained(model)
-    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=_say)))
+    click.echo(format_codec_report(evaluate_codec(musiclm.acoustic, directory, num_clips=clips, seconds=seconds, progress=say)))
 
 
 @evaluate.command()
@@ -97,7 +77,7 @@ def semantic(directory, clips, seconds, fit_clips, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     tokenizer = MusicLM.from_pretrained(model).semantic
-    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=_say)
+    report = evaluate_semantic(tokenizer, directory, num_clips=clips, seconds=seconds, fit_clips=fit_clips, progress=say)
     click.echo(format_semantic_report(report))
 
 
@@ -118,7 +98,7 @@ def mulan(directory, clips, seconds, seed, model) -> None:
     from musiclm_jax.musiclm import MusicLM
 
     embedder = MusicLM.from_pretrained(model).mulan
-    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=_say)))
+    click.echo(format_mulan_report(evaluate_mulan(embedder, directory, num_clips=clips, seconds=seconds, seed=seed, progress=say)))
 
 
 @evaluate.command()
@@ -131,74 +111,71 @@ def melody(workdir) -> None:
     use_compilation_cache()
     from musiclm_jax.evaluation.melody import evaluate_melody, format_melody_report
 
-    click.echo(format_melody_report(evaluate_melody(workdir, progress=_say)))
+    click.echo(format_melody_report(evaluate_melody(workdir, progress=say)))
 
 
 @evaluate.command()
-@reference_argument
-@generated_argument
-@click.option("--embedding", default="musicnn", show_default=True, metavar="NAME", help="musicnn, mulan, w2v-bert, codec, vggish, clap, encodec or mert.")
+@clips_argument
+@click.option("--clips", type=click.IntRange(min=2), default=100, show_default=True, help="The most training clips, and the most held-out ones.")
+@click.option("--prompt", "prompts", type=click.IntRange(0, 5000), multiple=True, metavar="T", help="Semantic tokens given; 0, 50, ..., 250 unless given.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=20, show_default=True, help="Clips continued in one batch.")
+@seed_option
+@click.option("--picture", type=OutFile(), metavar="FILE.png", help="Figure of the matches by length of the prompt; needs matplotlib.")
+@json_option
 @model_option
-@weights_option
-@click.option("--clips", type=click.IntRange(min=1), show_default="all", help="The most clips of each folder, drawn at random.")
-@excerpt_option
-@seed_option
-@click.option("--save-reference", type=OutFile(), metavar="FILE.npz", help="File for the statistics of REFERENCE.")
-@json_option
-def fad(reference, generated, embedding, model, weights, clips, seconds, seed, save_reference, out) -> None:
-    """Measures the Fréchet audio distance of the clips in GENERATED to those in REFERENCE.
+def memorization(directory, clips, prompts, batch_size, seed, picture, out, model) -> None:
+    """Measures how often the model continues its training clips with their own tokens.
 
-    Both are folders of audio of any rate. REFERENCE may also be a file of statistics that --save-reference wrote.
+    DIR is the folder of clips of the training, as for `musiclm fit`. Held-out clips are the control.
     """
     use_compilation_cache()
-    # Before NumPy is imported. Its decompositions are small: on a busy machine, threads that wait for each other make them 70 times slower.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from musiclm_jax.evaluation.fad import evaluate_fad, format_fad_report
-    from musiclm_jax.evaluation.judges import load_embedding
+    from musiclm_jax.evaluation.memorization import PROMPT_TOKENS, evaluate_memorization, format_memorization_report
+    from musiclm_jax.evaluation.pictures import draw_memorization, require_matplotlib
+    from musiclm_jax.generation.devices import use_all_cores
+    from musiclm_jax.musiclm import MusicLM
 
-    judge = load_embedding(embedding, model=model, weights=weights)
-    options = {"num_clips": clips, "seconds": seconds, "seed": seed, "save_to": save_reference, "progress": _say}
-    _tell(evaluate_fad(judge, reference, generated, **options), format_fad_report, out)
+    if picture is not None:
+        require_matplotlib()
+    use_all_cores()
+    options = {"num_clips": clips, "prompt_tokens": prompts or PROMPT_TOKENS, "batch_size": batch_size, "seed": seed, "progress": say}
+    report = evaluate_memorization(MusicLM.from_pretrained(model), directory, **options)
+    if picture is not None:
+        draw_memorization(report, picture)
+    tell(report, format_memorization_report, out)
 
 
 @evaluate.command()
-@reference_argument
-@generated_argument
-@click.option("--classifier", default="musicnn", show_default=True, metavar="NAME", help="musicnn (50 tags) or ast (527 classes of AudioSet).")
-@weights_option
-@excerpt_option
-@seed_option
-@json_option
-def kld(reference, generated, classifier, weights, seconds, seed, out) -> None:
-    """Measures how far the classes of the clips in GENERATED are from those of the clips in REFERENCE with the same names.
-
-    It is the Kullback-Leibler divergence, in both directions, beside that of shuffled pairs.
-    """
-    use_compilation_cache()
-    from musiclm_jax.evaluation.judges import load_classifier
-    from musiclm_jax.evaluation.kld import evaluate_kld, format_kld_report
-
-    judge = load_classifier(classifier, weights=weights)
-    _tell(evaluate_kld(judge, reference, generated, seconds=seconds, seed=seed, progress=_say), format_kld_report, out)
-
-
-@evaluate.command()
-@reference_argument
-@click.argument("generated", metavar="[GENERATED]", type=Place(), required=False)
-@click.option("--judge", default="mulan", show_default=True, metavar="NAME", help="mulan, that of the bundle, or clap.")
+@clips_argument
+@click.option("--out", type=OutFile(), required=True, metavar="FILE.npz", help="File of the index. One of this model is continued: only new clips are read.")
 @model_option
-@weights_option
-@excerpt_option
-@seed_option
-@json_option
-def mcc(reference, generated, judge, model, weights, seconds, seed, out) -> None:
-    """Measures how similar captions and clips are: MuLan cycle consistency, the mean cosine of both.
+def index(directory, out, model) -> None:
+    """Writes an index of the semantic tokens of all clips, for `musiclm generate --check-copies`.
 
-    REFERENCE has captioned clips, GENERATED the clips that were generated from these captions, under the same names.
+    DIR is the folder of clips of the training, as for `musiclm fit`.
     """
     use_compilation_cache()
-    from musiclm_jax.evaluation.judges import load_matcher
-    from musiclm_jax.evaluation.mcc import evaluate_mcc, format_mcc_report
+    from musiclm_jax.evaluation.token_index import build_index, format_index_report
+    from musiclm_jax.musiclm import MusicLM
 
-    matcher = load_matcher(judge, model=model, weights=weights)
-    _tell(evaluate_mcc(matcher, reference, generated, seconds=seconds, seed=seed, progress=_say), format_mcc_report, out)
+    click.echo(format_index_report(*build_index(MusicLM.from_pretrained(model), directory, out, progress=say)))
+
+
+@evaluate.command()
+@clips_argument
+@click.argument("index_file", metavar="INDEX", type=Place())
+@json_option
+@model_option
+def copies(directory, index_file, out, model) -> None:
+    """Finds the closest training passage of each clip in DIR, of any model, by an index of `musiclm evaluate index`.
+
+    Clips are compared by the semantic tokens of their waves, 5 s at a time, in all alignments.
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.token_index import evaluate_copies, format_copies_report
+    from musiclm_jax.musiclm import MusicLM
+
+    tell(evaluate_copies(MusicLM.from_pretrained(model), directory, index_file, progress=say), format_copies_report, out)
+
+
+for name in ("fad", "kld", "mcc", "musiccaps", "listening", "everything"):
+    evaluate.add_command(getattr(evaluate_folders, name))

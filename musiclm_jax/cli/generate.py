@@ -19,8 +19,11 @@ from musiclm_jax.cli.options import PerStage, Place, Seconds, model_option, over
 @click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the closest to the prompt are kept.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. For all stages, or for one: coarse=0.9.")
 @click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Sample from the k likeliest tokens; 0: from all. For one stage: fine=64.")
+@click.option(
+    "--check-copies", "index", type=Place(), metavar="INDEX", help="Finds the closest training passage of each clip in `musiclm evaluate index`'s file."
+)
 @model_option
-def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, model) -> None:
+def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, index, model) -> None:
     """Generates music for each PROMPT and writes it to a 24 kHz WAV file.
 
     The same seed, prompt, model and length give the same clip. With --candidates 1 --drafts 1 a short clip is also the beginning of a longer one, up to
@@ -50,6 +53,7 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
     resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
     musiclm = MusicLM.from_pretrained(model)
     warn(musiclm, prompts)
+    known = None if index is None else open_index(index, musiclm)
     line = ProgressLine()
     try:
         music = musiclm.generate(list(prompts), **request, sampling=sampling, on_progress=line)
@@ -59,6 +63,8 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
     for path, wave, prompt in zip(paths, music.wave, music.prompts, strict=True):
         audio.write_wav(path, wave, music.sample_rate_hz)
         click.echo(f"{path}  {len(wave) / music.sample_rate_hz:.2f} s  seed {seed}  {short(prompt)}")
+    if known is not None:
+        tell_copies(musiclm, known, paths, music.wave)
     total = music.wave.size / music.sample_rate_hz
     click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
 
@@ -72,6 +78,23 @@ def warn(musiclm, prompts) -> None:
         if unknown or not known:
             some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "does not know a word of"
             click.echo(f"musiclm: the model {some} the prompt {short(prompt)}: it was trained on other words, so the music need not follow it", err=True)
+
+
+def open_index(path, musiclm):
+    """The index of training tokens in a file. Raises UserError if it is not one of this model."""
+    from musiclm_jax.evaluation.token_index import check_index, read_index
+
+    index = read_index(path)
+    check_index(index, musiclm, path)
+    return index
+
+
+def tell_copies(musiclm, index, paths, waves) -> None:
+    """Prints the closest training passage of each clip."""
+    from musiclm_jax.evaluation.token_index import check_copies, format_passage
+
+    for path, passage in zip(paths, check_copies(musiclm, index, waves), strict=True):
+        click.echo(f"{path}  closest to {format_passage(passage, index)}")
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -64,16 +64,19 @@ def layout_of(folder: AnyPath, names: Sequence[str]) -> Layout | None:
     return None
 
 
-def read_musiccaps(folder: AnyPath, audio: Sequence[str]) -> Found:
+def read_musiccaps(folder: AnyPath, audio: Sequence[str], *, table: AnyPath | None = None) -> Found:
     """The clips of MusicCaps: captions, AudioSet's evaluation split as the held-out one, videos as groups, and the balanced subset as an attribute.
 
     Audio files are named by the id of the video, or by id and start, with or without brackets: `ID.wav`, `ID-30.wav`, `[ID]-[30-40].wav`. An `ID.wav` that
     reaches to the clip's end is taken for the whole video, and another for the clip.
 
+    Args:
+        table: the file of the table. None: `MUSICCAPS` in the folder.
+
     Raises:
         UserError: the table has no such columns.
     """
-    path = folder / MUSICCAPS
+    path = folder / MUSICCAPS if table is None else table
     stems = {re.sub(r"[\[\]]", "", os.path.splitext(os.path.basename(name))[0]): name for name in audio}
     lines, absent = [], []
     for number, row in read_rows(path)[0]:

@@ -172,7 +172,13 @@ class Excerpt:
 
 
 def map_waves(
-    fn: Callable[[np.ndarray], Result], files: Sequence[ClipFile], excerpt: Excerpt, *, what: str, progress: Progress = lambda line: None
+    fn: Callable[[np.ndarray], Result],
+    files: Sequence[ClipFile],
+    excerpt: Excerpt,
+    *,
+    what: str,
+    least: int = 1,
+    progress: Progress = lambda line: None,
 ) -> tuple[list[tuple[ClipFile, Result, float]], list[str]]:
     """Applies `fn` to the wave of each clip, in as many threads as there are processors.
 
@@ -181,13 +187,14 @@ def map_waves(
         files: the clips.
         excerpt: how they are read.
         what: name of the clips, such as "reference", for progress and errors.
+        least: the smallest number of clips that the caller can use.
         progress: called with one line per 100 clips.
 
     Returns:
         ([(clip, result, seconds of the wave)] of the clips that can be used, the reasons why others cannot, "path: reason").
 
     Raises:
-        UserError: no clip can be used.
+        UserError: fewer than `least` clips can be used.
     """
 
     def one(file: ClipFile) -> tuple[Result, float] | str:
@@ -205,8 +212,9 @@ def map_waves(
             skipped.append(result)
         else:
             done.append((file, *result))
-    if not done:
-        raise UserError(f"none of the {len(files)} {what} clips can be used, such as {skipped[0]}")
+    if len(done) < least:
+        few = "none" if not done else len(done)
+        raise UserError(f"{few} of the {len(files)} {what} clips can be used, such as {skipped[0]}" + (f": expected {least}" if least > 1 else ""))
     return done, skipped
 
 

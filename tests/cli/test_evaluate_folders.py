@@ -1,4 +1,4 @@
-"""`musiclm evaluate fad`, `kld` and `mcc`, from the command line to the report."""
+"""`musiclm evaluate fad`, `kld`, `mcc` and what compares models with folders, from the command line to the report."""
 
 import json
 
@@ -31,6 +31,61 @@ def test_kld_and_mcc(tiny_bundle, folders, tmp_path, capsys):
     status, out, _ = run("evaluate", "mcc", *folders, "--model", tiny_bundle, capsys=capsys)
     assert status == 0 and "generated clips" in out and "real clips" in out
     assert "generated clips" not in run("evaluate", "mcc", folders[0], "--model", tiny_bundle, capsys=capsys)[1]
+
+
+def test_memorization(tiny_bundle, folders, tmp_path, capsys):
+    options = ("--model", tiny_bundle, "--prompt", "0", "--clips", "2", "--out", tmp_path / "m.json")
+    status, out, err = run("evaluate", "memorization", write_clips(tmp_path / "long", number=3, seconds=5.1), *options, capsys=capsys)
+    assert status == 0 and "training clips  0 (0 s)" in out and "continuing 2 training clips after 0 tokens" in err
+    assert json.loads((tmp_path / "m.json").read_text())["prompt_tokens"] == [0]
+    status, _, err = run("evaluate", "memorization", folders[0], *options, capsys=capsys)
+    assert status == 2 and "none of the 2 training clips can be used" in err
+
+
+def test_copies(tiny_bundle, folders, tmp_path, capsys):
+    index = tmp_path / "index.npz"
+    status, out, _ = run("evaluate", "index", folders[0], "--model", tiny_bundle, "--out", index, capsys=capsys)
+    assert status == 0 and "3 clips, 0.0 hours" in out
+    status, out, _ = run("evaluate", "copies", folders[1], index, "--model", tiny_bundle, "--out", tmp_path / "copies.json", capsys=capsys)
+    assert status == 0 and "Closest passages of 3 clips among 3 clips" in out
+    assert [clip["share"] for clip in json.loads((tmp_path / "copies.json").read_text())["clips"]] == [1, 1, 1]
+    music = ("generate", "a low tone", "a tone", "--seconds", "0.4", "--model", tiny_bundle, "--out", tmp_path / "music.wav", "--check-copies")
+    status, out, _ = run(*music, index, capsys=capsys)
+    lines = [line for line in out.splitlines() if "  closest to " in line]
+    assert status == 0 and len(lines) == 2 and "% of 10 tokens from 0.0 s on are equal (clips of the index" in lines[1]
+    status, _, err = run(*music, tmp_path / "none.npz", capsys=capsys)
+    assert status == 2 and err.splitlines()[-1].endswith("none.npz cannot be read, No such file or directory: check the path and its permissions")
+    status, _, err = run("generate", "piano", "--out", tmp_path / "music.wav", "--check-copies", index, capsys=capsys)
+    assert status == 2 and "make an index with that model" in err.splitlines()[-1]
+
+
+def test_musiccaps(tiny_bundle, folders, tmp_path, capsys):
+    table, out = tmp_path / "musiccaps-public.csv", tmp_path / "out"
+    rows = "".join(f'{i},0,10,"a low, slow tone",True,True\n' for i in range(3))
+    table.write_text(f"ytid,start_s,end_s,caption,is_balanced_subset,is_audioset_eval\n{rows}")
+    options = ("--out", out, "--model", tiny_bundle, "--clips", "2", "--seconds", "3.2", "--batch-size", "1")
+    status, text, err = run("evaluate", "musiccaps", table, folders[1], *options, capsys=capsys)
+    assert status == 0 and "generating clips 2 to 2 of 2" in err
+    assert len({(out / "generated" / f"{i}-0.wav").read_bytes() for i in range(2)}) == 2  # Of one caption.
+    assert text.startswith("MusicCaps, 2 of 2 captions of the subset 'balanced', 3.2 s each") and "mulan@" in text and (out / "musiccaps.md").is_file()
+    for more, message in [
+        (["--judge", "musicnn"], "judge 'musicnn': choose one of mulan, clap"),
+        (["--embedding", "vggish="], "vggish"),
+        (["--seconds", "2"], "seconds=2: choose at least 2.98 s"),
+    ]:
+        status, _, err = run("evaluate", "musiccaps", table, folders[1], "--out", tmp_path / "other", "--model", tiny_bundle, *more, capsys=capsys)
+        assert status == 2 and message in err.splitlines()[-1], more
+
+
+def test_listening(folders, tmp_path, capsys):
+    status, out, _ = run("evaluate", "listening", *folders, "--out", tmp_path / "page.html", capsys=capsys)
+    assert status == 0 and out.endswith("page.html: 3 pairs; open it in a browser\n")
+    answers = tmp_path / "answers.json"
+    answers.write_text('{"format": 1, "answers": [{"first": "real", "second": "made", "rating": -1}]}')
+    status, out, _ = run("evaluate", "listening", "--score", answers, answers, capsys=capsys)
+    assert status == 0 and "made and real  2        0 : 2" in out
+    status, _, err = run("evaluate", "listening", folders[0], capsys=capsys)
+    assert status == 2 and "name two folders and --out FILE.html" in err
 
 
 def test_mistakes(folders, tmp_path, capsys):

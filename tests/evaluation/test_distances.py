@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from musiclm_jax.evaluation.distances import matching_cost, sinkhorn_distance
+from musiclm_jax.evaluation.distances import centroid_distances, matching_costs, sinkhorn_distance
 
 
 def exact_transport(cost, a, b):
@@ -40,23 +40,39 @@ def test_sinkhorn_refuses_nonsense():
         sinkhorn_distance(cost, epsilon=0.0)
 
 
-def test_matching_cost_compares_histograms():
+def test_pairs_are_compared_as_each_alone():
+    rng = np.random.default_rng(0)
+    cost, a, b = rng.uniform(size=(3, 5, 7)), rng.dirichlet(np.ones(5), 3), rng.dirichlet(np.ones(7), 3)
+    a[1, 2:], b[2, 4] = 0, 0
+    together = sinkhorn_distance(cost, a, b, epsilon=0.1)
+    assert together.shape == (3,)
+    np.testing.assert_allclose(together, [sinkhorn_distance(*each, epsilon=0.1) for each in zip(cost, a, b)], rtol=1e-6)
+    np.testing.assert_allclose(
+        together, [sinkhorn_distance(c[np.ix_(p > 0, q > 0)], p[p > 0], q[q > 0], epsilon=0.1) for c, p, q in zip(cost, a, b)], rtol=1e-6
+    )
+
+
+def test_matching_costs_compare_histograms():
     rng = np.random.default_rng(0)
     centroids = rng.standard_normal((31, 5))
-    ids, other = rng.integers(31, size=125), rng.integers(31, size=125)
+    distances = centroid_distances(centroids)
+    np.testing.assert_allclose(distances, np.linalg.norm(centroids[:, None] - centroids, axis=-1), atol=1e-7)
+    ids, other = rng.integers(31, size=(2, 1, 125))
     settings = {"epsilon": 0.05, "iterations": 1000}
-    cost = matching_cost(ids, other, centroids, **settings)
-    assert matching_cost(ids, rng.permutation(ids), centroids, **settings) < 1e-3 < cost  # Order does not matter.
-    np.testing.assert_allclose(matching_cost(other, ids, centroids, **settings), cost, rtol=1e-3)
+    (cost,) = matching_costs(ids, other, distances, **settings)
+    assert matching_costs(ids, rng.permutation(ids, axis=1), distances, **settings)[0] < 1e-3 < cost  # Order does not matter.
+    np.testing.assert_allclose(matching_costs(other, ids, distances, **settings), cost, rtol=1e-3)
     # The names of the tokens do not matter, only where their centroids are.
     names = rng.permutation(31)
-    np.testing.assert_allclose(matching_cost(names[ids], names[other], centroids[np.argsort(names)], **settings), cost, rtol=1e-9)
+    np.testing.assert_allclose(matching_costs(names[ids], names[other], centroid_distances(centroids[np.argsort(names)]), **settings), cost, rtol=1e-6)
     # One mass for each token is the same as one for each bin.
-    table = np.linalg.norm(centroids[ids][:, None] - centroids[other], axis=-1)
-    np.testing.assert_allclose(sinkhorn_distance(table, **settings), cost, rtol=1e-6)
+    np.testing.assert_allclose(sinkhorn_distance(distances[ids[0][:, None], other[0]], **settings), cost, rtol=1e-4)
+    # Pairs of many blocks, of different numbers of bins.
+    pairs = [np.minimum(rng.integers(31, size=(301, 9)), np.arange(301)[:, None] % 31) for _ in range(2)]
+    found = matching_costs(*pairs, distances, **settings)
+    np.testing.assert_allclose(found[200], matching_costs(pairs[0][200:201], pairs[1][200:201], distances, **settings)[0], rtol=1e-4)
     # One token of four is another one: what the linear program says, and no more than moving that one.
-    centres, others = centroids[[1, 2, 3, 4]], centroids[[1, 2, 3, 9]]
-    exact = exact_transport(np.linalg.norm(centres[:, None] - others, axis=-1), np.full(4, 0.25), np.full(4, 0.25))
-    assert exact <= np.linalg.norm(centroids[4] - centroids[9]) / 4
-    found = matching_cost(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 9]), centroids, **settings)
+    exact = exact_transport(distances[np.ix_([1, 2, 3, 4], [1, 2, 3, 9])], np.full(4, 0.25), np.full(4, 0.25))
+    assert exact <= distances[4, 9] / 4
+    (found,) = matching_costs(np.array([[1, 2, 3, 4]]), np.array([[1, 2, 3, 9]]), distances, **settings)
     assert -1e-6 < found - exact < 0.05 * np.log(4)
