@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from musiclm_jax import audio
+from musiclm_jax.audio.loudness import level
 from musiclm_jax.evaluation.token_index import check_copies, check_index, read_index
 from musiclm_jax.musiclm import MusicLM
 
@@ -23,7 +24,8 @@ def main(clips: str, index_file: str, number: int = 20, model: str = "demo") -> 
     rate_hz, right, shares = musiclm.config.audio.sample_rate_hz, 0, []
     for row in np.random.default_rng(1).permutation(len(index.names))[:number].tolist():
         wave = audio.read(Path(clips) / index.names[row], sample_rate_hz=rate_hz)[FROM_SEC * rate_hz :][: SECONDS * rate_hz]
-        (found,) = check_copies(musiclm, index, musiclm.play(musiclm.acoustic.encode(wave[None])[..., : levels[-1]], seconds=SECONDS))
+        copy = musiclm.acoustic.decode(musiclm.acoustic.encode(wave[None])[..., : levels[-1]])[0]
+        (found,) = check_copies(musiclm, index, level(copy, sample_rate_hz=rate_hz)[None])
         right += found.file_name == index.names[row] and abs(found.second - found.at_sec - FROM_SEC) < 0.1
         shares.append(found.share)
     print(f"{right} of {number} are found where they are; equal tokens: {', '.join(f'{100 * share:.0f} %' for share in np.quantile(shares, (0, 0.5, 1)))}")

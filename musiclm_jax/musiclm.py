@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from musiclm_jax import bundle, pretrained
-from musiclm_jax.arrays import Int
+from musiclm_jax.arrays import Float, Int
 from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
@@ -19,11 +19,15 @@ from musiclm_jax.generation.request import Music, check_request, resolve_samplin
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
-from musiclm_jax.generation.stream import Ensemble, MusicStream, StageAtWork, Story, make_script
+from musiclm_jax.generation.stream import Beginning, Ensemble, MusicStream, StageAtWork, Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
+
+# Semantic tokens at the end of a recording that are not used, since the tokenizer has not heard what follows them: from this distance to the edge on as many
+# are the same with the future as without (docs/data.md).
+_UNHEARD_SEC = 0.2
 
 
 class MusicLM:
@@ -189,17 +193,47 @@ class MusicLM:
         num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
+        sample: int = 0,
+        like: Float[np.ndarray, "N"] | None = None,
+        beginning: Float[np.ndarray, "N"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
         """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
 
-        The pieces are those of `generate` with the same arguments. seconds: None: without end. Other arguments and errors: as `generate`.
+        The pieces are those of `generate` with the same arguments.
+
+        Args:
+            seconds: None: without end.
+            sample: which of the samples that `generate` makes of the prompt, from 0 on.
+            like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
+            beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
+                Without a prompt it conditions the music, too.
+
+        Raises:
+            UserError: as `generate`; a recording is too short; `seconds` are not longer than the beginning.
         """
+        source = like if like is not None else beginning
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
+        tokens, texts = None, [prompt] if story is None else [text for _, text in story]
+        if source is not None and not prompt and story is None:
+            tries = tries.replace(num_candidates=1, num_drafts=1)  # They are chosen by a prompt.
+            tokens, texts, prompt = self.mulan.audio_tokens(source[None]), ["a recording"], "a recording"
         few = {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}
-        check_request([prompt] if story is None else [text for _, text in story], seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
+        check_request(texts, seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
+        begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
         script = make_script([prompt] if prompt else [], story, seconds=seconds)
-        return MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+        options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
+        return MusicStream(self._ensemble(tries, sampling), script, mulan_tokens=tokens, beginning=begun, **options)
+
+    def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
+        spec = self.config.audio
+        frames, unheard = len(wave) // spec.frame_samples, spec.semantic_tokens(_UNHEARD_SEC)
+        if frames // spec.frames_per_semantic <= unheard:
+            raise UserError(f"a beginning of {len(wave) / spec.sample_rate_hz:.2f} s is too short to be continued: give one of at least 1 s")
+        if seconds is not None and seconds * spec.sample_rate_hz <= len(wave):
+            raise UserError(f"the beginning has {len(wave) / spec.sample_rate_hz:.2f} s, and seconds={seconds:g} are wanted in all: choose more")
+        wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
+        return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
 
     def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,12 @@ def read_config(opened: bundle.Bundle, *, models: Sequence[str] | None = None) -
     if missing:
         raise UserError(f"{opened.path}: the file {missing[0]}.safetensors, a model of its config, is missing; export the bundle again")
     return config
+
+
+def digest(opened: bundle.Bundle) -> str:
+    """A hash of all weights of a bundle and of its config."""
+    content = {"config": opened.config, "files": {name: file.sha256 for name, file in opened.files.items()}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(opened: bundle.Bundle, config: MusicLMConfig, name: str) -> dict[str, Any]:

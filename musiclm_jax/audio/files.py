@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -199,11 +199,12 @@ def _read_blocks(path: AnyPath, start_sec: float, end_sec: float | None) -> Iter
         raise UserError(f"{path}: cannot be read as audio ({reason}); convert it to WAV, FLAC, OGG or MP3") from error
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Raises UserError if `write_wav(path, ...)` would fail. To be called before the wave is computed."""
+def check_writable(path: str | os.PathLike, *, suffixes: Sequence[str] = (".wav",)) -> None:
+    """Raises UserError if `write_wav(path, ...)`, or the writing of another of `suffixes`, would fail. To be called before the wave is computed."""
     path = as_path(path)
-    if path.suffix.lower() != ".wav":
-        raise UserError(f"{path}: the output is a WAV file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
+    if path.suffix.lower() not in suffixes:
+        kinds = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
+        raise UserError(f"{path}: the output is a {kinds} file; name it {path.with_suffix('.wav') if path.name else 'music.wav'}")
     if files.is_dir(path):
         raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'music.wav'}")
     if not is_bucket(path) and not os.path.isdir(path.parent):

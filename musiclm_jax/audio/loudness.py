@@ -40,8 +40,9 @@ class Leveller:
     for its last 6 ms.
     """
 
-    def __init__(self, *, sample_rate_hz: int, target_lufs: float = TARGET_LUFS):
-        self._rate, self._target = sample_rate_hz, target_lufs
+    def __init__(self, *, sample_rate_hz: int, target_lufs: float = TARGET_LUFS, follows: bool = True):
+        """follows: whether the gain follows the loudness. False: it is 1, and only peaks are limited."""
+        self._rate, self._target, self._follows = sample_rate_hz, target_lufs, follows
         self._step = max(1, round(_STEP_SEC * sample_rate_hz))
         self._limiter = _Limiter(self._step)
         self._wave = np.zeros(0, np.float64)  # The last seconds that came, at most a window and what has no gain yet.
@@ -52,6 +53,8 @@ class Leveller:
 
     def push(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "M"]:
         """Takes a piece of the wave. Returns the next samples that are finished, float32."""
+        if not self._follows:
+            return self._limiter.push(np.asarray(wave, np.float64))
         self._wave = np.concatenate([self._wave, np.asarray(wave, np.float64)])
         return self._limiter.push(np.concatenate([np.zeros(0), *self._segments(whole=False)]))
 

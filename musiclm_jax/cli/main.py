@@ -20,6 +20,7 @@ from musiclm_jax.cli.corpus import corpus
 from musiclm_jax.cli.data import data
 from musiclm_jax.cli.evaluate import evaluate
 from musiclm_jax.cli.generate import generate
+from musiclm_jax.cli.live import live
 from musiclm_jax.cli.tokenize import tokenize
 from musiclm_jax.cli.training import fit, train
 from musiclm_jax.errors import UserError
@@ -35,7 +36,7 @@ def cli() -> None:
     """MusicLM in JAX: music from text, and everything needed to train it."""
 
 
-for command in (generate, fit, train, tokenize, export, info, corpus, data, evaluate):
+for command in (generate, live, fit, train, tokenize, export, info, corpus, data, evaluate):
     cli.add_command(command)
 
 

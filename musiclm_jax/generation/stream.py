@@ -60,6 +60,26 @@ class Ensemble:
     draft_judge: MuLanTokenizer | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """A recording that music continues."""
+
+    # [1, N], whole acoustic frames.
+    wave: Float[np.ndarray, "1 N"]
+    # Without the last ones, whose future the tokenizer has not heard.
+    semantic: Int[np.ndarray, "1 T"]
+    acoustic: Int[np.ndarray, "1 F Q"]
+    # Samples before the end of the wave in which its decoded codes fade in.
+    fade: int
+
+    def join(self, piece: Float[np.ndarray, "1 n"], *, at: int) -> Float[np.ndarray, "1 n"]:
+        """A piece of decoded music from sample `at` on, with the recording itself where it lasts."""
+        count = min(piece.shape[1], max(0, self.wave.shape[1] - at))
+        share = np.clip((np.arange(at, at + count) - (self.wave.shape[1] - self.fade)) / self.fade, 0, 1).astype(np.float32)
+        own = self.wave[:, at : at + count]
+        return np.concatenate([own + share * (piece[:, :count] - own), piece[:, count:]], axis=1)
+
+
 class MusicStream:
     """Iterates over pieces of the waves of all clips, float32 [R, n], until `seconds` are complete.
 
@@ -73,19 +93,29 @@ class MusicStream:
         *,
         seed: int,
         seconds: float | int | None = None,
+        sample: int = 0,
         tries: SelectionConfig = SelectionConfig(),
+        mulan_tokens: Int[np.ndarray, "R Q"] | None = None,
+        beginning: Beginning | None = None,
         on_progress: OnProgress | None = None,
     ):
-        """script: the prompts, and when they change. seconds: None: without end."""
+        """script: the prompts, and when they change. seconds: None: without end. sample: number of the first clip of each prompt among all of it.
+
+        mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues.
+        """
         self._models, self._tries, self._on_progress = models, tries, on_progress
         self._times, self._prompts, self._mulan = [], [], []
         for time, prompts in script:
             self._add(time, prompts)
+        if mulan_tokens is not None:
+            self._mulan[0] = mulan_tokens
         self._clips = len(self._prompts[0])
         rate = models.audio.sample_rate_hz
         self._samples = None if seconds is None else max(1, round(seconds * rate))
         ways, drafts = tries.num_candidates * tries.num_drafts, tries.num_drafts
-        keys = clip_keys(repeat(map(models.normalize, self._prompts[0]), ways), seed=seed)
+        first = [models.normalize(prompt) for prompt in self._prompts[0]]
+        before = sample * ways * len(dict.fromkeys(first))
+        keys = clip_keys([*repeat(dict.fromkeys(first), sample * ways), *repeat(first, ways)], seed=seed)[before:]
         self._tracks = []
         for stage in models.stages:
             is_semantic = stage.spec.target.stream == "semantic"
@@ -98,10 +128,21 @@ class MusicStream:
         # Which entry of the script each track has drawn with.
         self._drawn_with = [0] * len(self._tracks)
         self._to_choose = tries.num_candidates > 1
+        self._beginning = beginning
+        if beginning is not None:
+            self._begin(beginning)
         self._decoder: AcousticDecoder | None = None
         self._decoded = 0  # Steps of the last stage whose codes the decoder has.
-        self._levellers = [Leveller(sample_rate_hz=rate) for _ in range(self._clips)]
+        # What continues a recording has its level.
+        self._levellers = [Leveller(sample_rate_hz=rate, follows=beginning is None) for _ in range(self._clips)]
         self._returned = 0
+
+    def _begin(self, beginning: Beginning) -> None:
+        """Gives each stage what the beginning has of its codes."""
+        for track in self._tracks:
+            target, rows = track.layout.target, len(track.codes(0, 0))
+            codes = beginning.semantic[:, :, None] if target.stream == "semantic" else beginning.acoustic
+            track.begin_with(np.repeat(codes[:, :, target.first_level : target.first_level + target.levels], rows, axis=0))
 
     @property
     def seconds(self) -> float:
@@ -131,6 +172,8 @@ class MusicStream:
                 piece = np.concatenate([piece, self._level(self._decoder.finish()), np.stack([leveller.finish() for leveller in self._levellers])], axis=1)
             if self._samples is not None:
                 piece = piece[:, : self._samples - self._returned]
+            if self._beginning is not None:
+                piece = self._beginning.join(piece, at=self._returned)
             if piece.shape[1]:
                 self._returned += piece.shape[1]
                 yield piece

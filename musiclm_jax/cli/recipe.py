@@ -1,0 +1,73 @@
+"""How a clip was made, as a text that stays with its file, and the way back: `musiclm generate --again`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from musiclm_jax.errors import UserError
+from musiclm_jax.records import from_dict, to_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRecipe:
+    """All that decides a clip, apart from the machine."""
+
+    # (second, prompt) pairs.
+    story: tuple[tuple[float, str], ...]
+    seed: int
+    seconds: float
+    # Number of the clip among those of its prompt, from 0 on.
+    sample: int
+    num_candidates: int
+    num_drafts: int
+    # {stage: {field of SamplingConfig: value}}, of all stages.
+    sampling: dict[str, dict[str, float]]
+    # {"like", "beginning": file} that were given.
+    recordings: dict[str, str]
+    # As given, and the hash of its weights (`pretrained.digest`).
+    model: str
+    model_sha256: str
+    musiclm_jax: str
+    jax: str
+
+    def __str__(self) -> str:
+        return json.dumps(to_dict(self), ensure_ascii=False)
+
+
+def read_recipe(path: Path) -> ClipRecipe:
+    """The recipe of a file. Raises UserError if it has none."""
+    from musiclm_jax.audio.writer import read_comment
+
+    try:
+        found: Any = json.loads(read_comment(path))
+        return from_dict(ClipRecipe, found, where="")
+    except (ValueError, UserError) as error:
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        raise UserError(f"{path}: does not say how it was made; name a WAV or FLAC file that `musiclm generate` wrote") from error
+
+
+def read_story(path: Path) -> list[tuple[float, str]]:
+    """The lines of a story, "M:SS prompt", as (second, prompt). Raises UserError where a line is no such line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): write lines such as 0:15 time to wake up") from error
+    story = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        when, _, prompt = line.strip().partition(" ")
+        try:
+            parts = [float(part) for part in when.split(":")]
+            if not 1 < len(parts) <= 3 or min(parts) < 0 or max(parts[1:]) >= 60 or not prompt.strip():
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} line {number} is {line.strip()!r}: write a time and a prompt, such as 0:15 time to wake up") from None
+        story.append((sum(part * 60**power for power, part in enumerate(reversed(parts))), prompt.strip()))
+    if not story:
+        raise UserError(f"{path} has no lines: write some such as 0:15 time to wake up")
+    return story
