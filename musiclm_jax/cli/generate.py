@@ -131,7 +131,7 @@ def make_clips(prompts, request, paths, recipe, *, is_one: bool, index) -> None:
 
     began, line = time.perf_counter(), ProgressLine()
     musiclm = MusicLM.from_pretrained(recipe.model)
-    warn(musiclm, dict.fromkeys([*prompts, *(prompt for _, prompt in request["story"] or ())]))
+    warn(musiclm, list(dict.fromkeys([*prompts, *(prompt for _, prompt in request["story"] or ())])))
     known = None if index is None else open_index(index, musiclm)
     rate = musiclm.config.audio.sample_rate_hz
     made: dict[Path, float] = {}

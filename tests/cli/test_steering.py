@@ -1,0 +1,120 @@
+"""Stories, beginnings, likeness, live music, and files that say how they were made."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from run_command import run
+
+from musiclm_jax.audio.writer import read_comment
+from musiclm_jax.cli.recipe import read_story
+from musiclm_jax.errors import UserError
+
+
+@pytest.fixture
+def make(tiny_bundle, tmp_path, capsys, monkeypatch):
+    """Runs `musiclm generate` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run("generate", *arguments, "--model", tiny_bundle, capsys=capsys)
+
+
+def read(path):
+    return soundfile.read(path, dtype="int16")[0]
+
+
+def test_a_story_has_times_and_prompts(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeff0:00 time to meditate\r\n\r\n0:15  time to wake up \r\n1:02:03.5 time to run\r\n".encode())
+    assert read_story(tmp_path / "a.txt") == [(0.0, "time to meditate"), (15.0, "time to wake up"), (3723.5, "time to run")]
+    for text, says in (("", "has no lines"), ("0:00", "line 1"), ("0:00 a\nlater b", "line 2 is 'later b'"), ("0:61 a", "0:61"), ("12 a", "'12 a'")):
+        (tmp_path / "b.txt").write_text(text)
+        with pytest.raises(UserError, match=says):
+            read_story(tmp_path / "b.txt")
+    with pytest.raises(UserError, match="no.txt"):
+        read_story(tmp_path / "no.txt")
+
+
+def test_one_line_is_the_prompt_and_a_file_says_how_it_was_made(make, tmp_path):
+    (tmp_path / "story.txt").write_text("0:00 a calm piano melody\n")
+    assert make("a calm piano melody", "--seconds", "0.3", "--seed", "5", "--out", "a.wav")[0] == 0
+    assert make("--story", "story.txt", "--seconds", "0.3", "--seed", "5", "--out", "b.flac")[0] == 0
+    np.testing.assert_array_equal(read("a.wav"), read("b.flac"))
+    made = json.loads(read_comment(tmp_path / "b.flac"))
+    assert (made["story"], made["seed"], made["seconds"]) == ([[0.0, "a calm piano melody"]], 5, 0.3)
+    assert make("--again", "b.flac", "--out", "c.wav")[0] == 0
+    np.testing.assert_array_equal(read("a.wav"), read("c.wav"))
+
+
+def test_one_of_several_is_made_again(make):
+    options = ("--seconds", "0.3", "--seed", "7", "--samples", "2", "--temperature", "semantic=0.9")
+    assert make("a calm piano melody", "fast drums and bass", *options, "--out", "a.wav")[0] == 0
+    for number in (1, 2, 3, 4):
+        status, _, err = make("--again", f"a-{number}.wav", "--out", "b.wav")
+        assert status == 0, err
+        np.testing.assert_allclose(read(f"a-{number}.wav").astype(int), read("b.wav").astype(int), atol=1)  # Other batches round differently.
+
+
+def test_another_model_is_said(make, tmp_path, capsys):
+    make("a calm piano melody", "--seconds", "0.2", "--out", "a.wav")
+    from tiny_musiclm import tiny_config, tiny_musiclm
+
+    tiny_musiclm(tiny_config(skipped_stages=("fine",))).save_pretrained(tmp_path / "other")
+    status, _, err = run("generate", "--again", "a.wav", "--out", "b.wav", "--model", tmp_path / "other", capsys=capsys)
+    assert status == 0 and "made by another model" in err
+
+
+def test_music_continues_a_recording(make):
+    wave = 0.3 * np.sin(np.arange(2 * 24_000 + 100) * 0.05)
+    soundfile.write("in.flac", wave, 24_000)
+    status, out, err = make("a calm piano melody", "--continue", "in.flac", "--seconds", "2.6", "--out", "a.wav")
+    assert status == 0 and "2.60 s" in out, err
+    begin, found = read("in.flac"), read("a.wav")
+    join = 48_000  # Whole frames; the last of them fades over.
+    np.testing.assert_array_equal(found[: join - 480], begin[: join - 480])
+    assert len(found) == round(2.6 * 24_000) and np.abs(found[join:]).max() > 0
+    assert make("--continue", "in.flac", "--seconds", "2.2", "--out", "b.wav")[0] == 0
+    assert make("--again", "a.wav", "--out", "c.wav")[0] == 0
+    np.testing.assert_array_equal(read("c.wav"), found)
+
+
+def test_music_is_like_a_recording(make):
+    soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.05), 24_000)
+    assert make("--like", "in.wav", "--seconds", "0.3", "--out", "a.wav")[0] == 0
+    assert len(read("a.wav")) == 7200
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["x", "--again", "in.wav"], "not PROMPT and --again"),
+        (["--like", "in.wav", "--story", "story.txt"], "not --story and --like"),
+        (["--again", "in.wav"], "does not say how it was made"),
+        (["--again", "story.txt"], "name a WAV or FLAC file"),
+        (["--continue", "in.wav", "--seconds", "0.5"], "the beginning has 1.00 s"),
+        (["--continue", "short.wav"], "short.wav"),
+        (["--continue", "in.wav", "--samples", "2"], "one clip is made"),
+        (["--like", "silent.wav"], "silent"),
+        (["--story", "story.txt", "--seconds", "1"], "a line at 2 s"),
+        (["--story", "late.txt"], "begins at 1 s"),
+        (["--continue", "no.wav"], "no.wav"),
+    ],
+)
+def test_bad_input_is_one_line(make, tmp_path, arguments, says):
+    soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.05), 24_000)
+    soundfile.write("short.wav", 0.3 * np.sin(np.arange(300) * 0.05), 24_000)
+    soundfile.write("silent.wav", np.zeros(24_000), 24_000)
+    (tmp_path / "story.txt").write_text("0:00 a\n0:02 b\n")
+    (tmp_path / "late.txt").write_text("0:01 a\n")
+    status, out, err = make(*arguments, "--out", "out.wav")
+    assert status == 2 and out == "" and says in err and err.startswith("musiclm: ") and err.count("\n") == 1, err
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_live_music_goes_to_the_standard_output(tiny_bundle, capsysbinary, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sounddevice", None)
+    from musiclm_jax.cli.main import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(["live", "a calm piano melody", "--seconds", "0.5", "--model", str(tiny_bundle)])
+    out, err = capsysbinary.readouterr()
+    assert not exit_info.value.code and len(out) == 2 * 12_000 and b"first audio after" in err
