@@ -70,6 +70,10 @@ class StageSpec:
                 "choose guidance=1, or train it with prefix_dropout=0.1"
             )
 
+    def reads(self, stream: str) -> bool:
+        """Whether levels of a stream are among the conditions."""
+        return any(each.stream == stream for each in self.prefix)
+
     def layout(self, streams: Mapping[str, Stream]) -> StageLayout:
         """The layout of prefix and target over these streams. UserError: a stream or level is missing, or a window is not a whole number of its steps."""
         layout = make_layout(self.name, self.prefix, self.target, streams)
