@@ -151,6 +151,14 @@ class MusicLMConfig:
                 return {"params": mulan.variable_shapes(self.mulan)["params"], "spectra": spectra}
         return stage_model.variable_shapes(self.stage(name).model, self.layout(name))
 
+    def check_melody(self) -> None:
+        """Raises UserError unless a stage reads melodies."""
+        if self.melody is None or not any(stage.reads("melody") for stage in self.stages if stage.name not in self.skipped_stages):
+            raise UserError(
+                "the model follows no melody: choose a bundle for which `musiclm info` lists melody, or make one with "
+                "`musiclm fit CLIPS --gin_file runs/with_melody.gin`"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types. Without a melody embedder it has no "melody", as in bundles of before."""
         return {name: value for name, value in to_dict(self).items() if name != "melody" or value is not None}

@@ -16,13 +16,15 @@ from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation import selection
 from musiclm_jax.generation.devices import Weights
+from musiclm_jax.generation.melody import Melody, melody_codes, melody_seconds, no_melody, read_melody
 from musiclm_jax.generation.request import Music, check_request, clip_keys, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage, required_steps
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
-from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
+from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
+from musiclm_jax.tokens import StageLayout
 
 
 class MusicLM:
@@ -122,6 +124,12 @@ class MusicLM:
         return MuLanTokenizer(self.config.mulan, self.variables("mulan"), self.text)
 
     @functools.cached_property
+    def melody(self) -> MelodyTokenizer:
+        """The melody embedder. UserError in a bundle without one."""
+        self.config.check_melody()
+        return MelodyTokenizer(self.config.melody, self.variables("melody"))
+
+    @functools.cached_property
     def reranker(self) -> MuLanTokenizer:
         """A MuLan trained on decoded clips (`fit` trains it), which scores candidates together with `mulan`. In a bundle without one, `mulan` itself."""
         return MuLanTokenizer(self.config.mulan, self.variables("reranker"), self.text) if self.has("reranker") else self.mulan
@@ -144,6 +152,7 @@ class MusicLM:
         num_samples: int = 1,
         num_candidates: int | None = None,
         num_drafts: int | None = None,
+        melody: Melody | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
@@ -162,11 +171,13 @@ class MusicLM:
                 similarities to the prompt, in the embeddings of `reranker` and of `mulan`. None: the model's default.
             num_drafts: semantic token sequences drawn per candidate. Every `draft_sec`, `semantic_reranker` scores their last MuLan windows against
                 the prompt, and the best `num_candidates` are continued. None: the model's default.
+            melody: what all clips follow: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz). It is aligned with the music from its start on; where it
+                ends, the music goes on without. None: no melody.
             sampling: {stage: a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
-            UserError: an empty prompt, or a number out of range.
+            UserError: an empty prompt, or a number out of range; a melody where the model follows none, or one that cannot be read, is silent or too short.
         """
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         check_request(prompts, **request, num_candidates=num_candidates, num_drafts=num_drafts)
@@ -176,7 +187,9 @@ class MusicLM:
         sampling = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
         for stage in stages:
             stage.check_sampling(sampling[stage.name])
-        steps = required_steps([(stage, stage.layout(self.config.streams)) for stage in stages], seconds=seconds)
+        layouts = [(stage, stage.layout(self.config.streams)) for stage in stages]
+        steps = required_steps(layouts, seconds=seconds)
+        tune = None if melody is None else self._read_melody(melody, layouts, steps)
 
         clips = selection.repeat(prompts, num_samples)  # The prompt of each clip.
         ways = tries.num_candidates * tries.num_drafts
@@ -184,6 +197,8 @@ class MusicLM:
         streams = {"mulan": np.repeat(self.mulan.text_tokens(prompts), num_samples * ways, axis=0)}
         drafts, candidates = tries.num_drafts > 1, tries.num_candidates > 1
         for stage in stages:
+            if stage.reads("melody"):
+                streams = streams | {"melody": np.repeat(self._melody_codes(tune, stage, steps[stage.name]), len(keys), axis=0)}
             draw = functools.partial(self.draw_stage, stage, sampling=sampling[stage.name])
             if drafts and stage.target.stream == "semantic":
                 asked = min(steps[stage.name], self.config.audio.semantic_tokens(seconds))
@@ -198,6 +213,16 @@ class MusicLM:
                 rows = selection.choose_candidates(judges, self.play(streams["acoustic"], seconds=seconds), clips)
                 streams, keys, candidates = _take(streams, rows), keys[rows], False
         return Music(self.play(streams["acoustic"], seconds=seconds), self.config.audio.sample_rate_hz, tuple(clips))
+
+    def _read_melody(self, melody: Melody, stages: Sequence[tuple[StageSpec, StageLayout]], steps: dict[str, int]) -> Float[np.ndarray, "N"]:
+        self.config.check_melody()
+        return read_melody(melody, self.config.melody, seconds=melody_seconds(self.config.melody, stages, steps))
+
+    def _melody_codes(self, wave: Float[np.ndarray, "N"] | None, stage: StageSpec, steps: int) -> Int[np.ndarray, "1 ..."]:
+        """The melody tokens of a stage, a row [S, W, Q] for its windows. wave: None: no melody, a row [W, Q]."""
+        if wave is None:
+            return no_melody(self.config.melody)
+        return melody_codes(self.melody, wave, stage, stage.layout(self.config.streams), steps=steps)[None]
 
     def draw_stage(
         self,

@@ -48,7 +48,7 @@ def test_streams_come_from_the_models():
         ({"mulan": MuLanConfig(mel=LogMelConfig(sample_rate_hz=16_000, max_hz=8000.0))}, "mulan.mel.sample_rate_hz=16000"),
         ({"stages": musiclm_stages(coarse_levels=12)}, "stage 'fine': levels 12 to 12 of 'acoustic', which has 12"),
         ({"stages": (*musiclm_stages(), musiclm_stages()[0])}, "choose a different name for each"),
-        ({"stages": (StageSpec("mulan", Levels("semantic"), (Levels("mulan"),)),)}, "not codec, w2v_bert or mulan"),
+        ({"stages": (StageSpec("mulan", Levels("semantic"), (Levels("mulan"),)),)}, "not codec, w2v_bert, mulan or melody"),
         ({"stages": (StageSpec("toy", Levels("semantic"), (Levels("tempo"),)),)}, "no part writes the stream 'tempo'"),
         ({"skipped_stages": ("fin",)}, "skipped_stages has 'fin': choose from semantic, coarse, fine"),
     ],

@@ -17,10 +17,11 @@ from musiclm_jax.cli.options import PerStage, Place, Seconds, model_option, over
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--candidates", type=int, show_default="the model's", help="Clips generated for each sample; the one closest to the prompt is kept.")
 @click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the closest to the prompt are kept.")
+@click.option("--melody", type=Place(), help="Audio file whose tune the music follows, such as a hum. The model must have been trained for it.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. For all stages, or for one: coarse=0.9.")
 @click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Sample from the k likeliest tokens; 0: from all. For one stage: fine=64.")
 @model_option
-def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatures, top_ks, model) -> None:
+def generate(prompts, seconds, out, seed, samples, candidates, drafts, melody, temperatures, top_ks, model) -> None:
     """Generates music for each PROMPT and writes it to a 24 kHz WAV file.
 
     The same seed, prompt, model and length give the same clip. With --candidates 1 --drafts 1 a short clip is also the beginning of a longer one, up to
@@ -28,6 +29,7 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
 
     \b
     musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
+    musiclm generate "a calm guitar" --melody hum.wav --model run/export/bundle
     """
     use_compilation_cache()
     import time
@@ -45,14 +47,17 @@ def generate(prompts, seconds, out, seed, samples, candidates, drafts, temperatu
         audio.check_writable(path)
     use_all_cores()
     began = time.perf_counter()
-    defaults = {stage.name: stage.sampling for stage in pretrained.read_config(pretrained.open_pretrained(model)).stages}
+    config = pretrained.read_config(pretrained.open_pretrained(model))
+    if melody is not None:
+        config.check_melody()
+    defaults = {stage.name: stage.sampling for stage in config.stages}
     sampling = overrides(list(defaults), temperature=temperatures, top_k=top_ks)
     resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
     musiclm = MusicLM.from_pretrained(model)
     warn(musiclm, prompts)
     line = ProgressLine()
     try:
-        music = musiclm.generate(list(prompts), **request, sampling=sampling, on_progress=line)
+        music = musiclm.generate(list(prompts), **request, melody=melody, sampling=sampling, on_progress=line)
     finally:
         line.clear()
     elapsed = time.perf_counter() - began

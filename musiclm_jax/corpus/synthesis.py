@@ -69,9 +69,7 @@ def _pitches_before(notes: list[Note]) -> list[int]:
     return [before[i] for i in range(len(notes))]
 
 
-def render_note(
-    voice_name: str, *, pitch: int, length_sec: float, slope: float = 0.0, glide_from: int | None = None
-) -> Float[np.ndarray, " N"]:
+def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float = 0.0, glide_from: int | None = None) -> Float[np.ndarray, " N"]:
     """Renders one note, float32, with an RMS of 1 over its first quarter second.
 
     Args:
