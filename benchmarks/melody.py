@@ -124,7 +124,11 @@ def vocabulary() -> TextTokenizer:
 
 def make_config(steps: dict[str, int]) -> FitConfig:
     """The packaged model, with a melody embedder and a semantic stage that reads its tokens."""
-    bindings = [f"{name}={number}" for name, number in steps.items()] + ["stage/OptimizerConfig.learning_rate=1e-3", "TrainConfig.eval_every=200"]
+    bindings = [f"{name}={number}" for name, number in steps.items()] + [
+        "stage/OptimizerConfig.learning_rate=1e-3",
+        "TrainConfig.eval_every=200",
+        "MelodyPart.condition_hop_sec=0.4",
+    ]
     sizes = load_config("demo", ["runs/with_melody.gin", "runs/fit.gin"], bindings)
     old = pretrained.read_config(opened())
     semantic, *others = old.stages
@@ -230,10 +234,10 @@ _embed = jax.jit(melody.embed, static_argnums=0)
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tunes", type=int, default=160, help="a tenth of them is held out")
-    parser.add_argument("--variants", type=int, default=3)
+    parser.add_argument("--tunes", type=int, default=180, help="a tenth of them is held out")
+    parser.add_argument("--variants", type=int, default=2)
     parser.add_argument("--melody_steps", type=int, default=600)
-    parser.add_argument("--semantic_steps", type=int, default=2000)
+    parser.add_argument("--semantic_steps", type=int, default=500)
     arguments = parser.parse_args()
     steps = {"MELODY_STEPS": arguments.melody_steps, "SEMANTIC_STEPS": arguments.semantic_steps}
     evaluate(train(arguments.folder, tunes=arguments.tunes, variants=arguments.variants, steps=steps), arguments.tunes)

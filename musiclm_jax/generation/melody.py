@@ -51,8 +51,9 @@ def read_melody(given: Melody, config: MelodyConfig, *, seconds: float) -> Float
 
 def melody_seconds(config: MelodyConfig, stages: Sequence[tuple[StageSpec, StageLayout]], steps: dict[str, int]) -> float:
     """How much of a melody the stages read for `steps` steps of each."""
-    ends = [_starts_sec(spec, layout, steps[spec.name])[-1] for spec, layout in stages if spec.reads("melody")]
-    return max(ends) + (config.condition_windows - 1) * config.hop_sec + config.window_sec
+    readers = [(spec, layout) for spec, layout in stages if spec.reads("melody")]
+    last = [_starts_sec(spec, layout, steps[spec.name])[-1] + (config.fitting(spec.window_sec) - 1) * config.hop_sec for spec, layout in readers]
+    return max(last) + config.window_sec
 
 
 def melody_codes(tokenizer: MelodyTokenizer, wave: Float[np.ndarray, "N"], spec: StageSpec, layout: StageLayout, *, steps: int) -> Int[np.ndarray, "S W Q"]:

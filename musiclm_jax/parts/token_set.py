@@ -25,14 +25,13 @@ def trained_on_tokens(config: FitConfig, data: AnyPath | str) -> FitConfig:
     Raises:
         UserError: the token set or its tokenizers are damaged, or have too few levels for a stage, or a stage reads a melody.
     """
+    if readers := [stage.name for stage in config.model.stages if stage.reads("melody")]:
+        raise UserError(f"the {readers[0]} stage reads a melody, and {data} has no melody tokens: train on the folder of clips, or leave the melody out")
     tokens = TokenSet.open(data)
     opened = pretrained.open_pretrained(tokens.tokenizers)
     made_by = pretrained.read_config(opened, models=TOKENIZER_MODELS)
-    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")}
+    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")} | {"melody": None}
     part = TokenSetPart(tokens, opened)
-    if readers := [stage.name for stage in config.model.stages if stage.reads("melody")]:
-        raise UserError(f"the {readers[0]} stage reads a melody, and {data} has no melody tokens: train on the folder of clips, or leave the melody out")
-    frozen["melody"] = None
     drafts = {} if "semantic_reranker" in part.models() else {"selection": dataclasses.replace(config.model.selection, num_drafts=1)}
     parts = (part, *(each for each in config.parts if isinstance(each, (StagePart, ExportPart))))
     return dataclasses.replace(config, parts=parts, model=dataclasses.replace(config.model, **frozen, **drafts))

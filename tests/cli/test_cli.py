@@ -116,6 +116,11 @@ def test_generate_says_which_words_the_model_does_not_know(tiny_bundle, tmp_path
     assert "know" not in err
 
 
+def test_generate_says_which_model_follows_melodies(tiny_bundle, tmp_path, capsys):
+    status, _, err = run("generate", "piano", "--melody", tmp_path / "hum.wav", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert status == 2 and "follows no melody: choose a bundle for which" in err and len(err.splitlines()) == 1
+
+
 def test_generate_checks_the_place_before_the_work(tiny_bundle, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", lambda *args, **kwargs: pytest.fail("generated before it checked"))
     (tmp_path / "song-2.wav").mkdir()
