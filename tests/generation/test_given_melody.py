@@ -13,7 +13,8 @@ from tiny_musiclm import tiny_config, tiny_musiclm, tiny_stages
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.generation.melody import melody_seconds, read_melody
+from musiclm_jax.generation.melody import melody_seconds, no_melody, read_melody
+from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.models import melody, tokenizers
 from musiclm_jax.models.melody import MelodyConfig
@@ -48,9 +49,7 @@ def with_codes(config: MusicLMConfig) -> MusicLM:
     weights = {name: model.variables(name) for name in model.models}
     embeddings = melody.embed(MELODY, weights["melody"]["params"], jnp.stack([tone(pitch)[:WINDOW] for pitch in np.linspace(0.02, 1, 51)]))
     weights["melody"]["quantizer"] = melody.fit_quantizer(embeddings, rng=jax.random.key(0), config=MELODY, num_iters=5)
-    embedding = np.array(weights["semantic"]["params"]["embed"]["embedding"])
-    embedding[: 2 * 17] *= 30
-    weights["semantic"]["params"]["embed"] = {"embedding": embedding}
+    weights["semantic"]["params"]["head"] = 30 * weights["semantic"]["params"]["head"]
     return MusicLM(config, weights, model.text)
 
 
@@ -142,9 +141,11 @@ def test_the_real_embedder_hears_the_wave(model):
 
 
 def test_music_follows_what_it_is_given(model):
-    waves = [model.generate(["a calm piano melody"], seconds=0.3, melody=tune).wave for tune in (tone(0.02), tone(0.6), tone(0.02), None)]
-    assert not np.array_equal(waves[0], waves[1]) and not np.array_equal(waves[0], waves[3])
-    np.testing.assert_array_equal(waves[0], waves[2])
+    keys, mulan, semantic = clip_keys(["a"], seed=0), np.zeros((1, 2), np.int32), model.config.stage("semantic")
+    tunes = [model.melody.encode(tone(pitch), [0.0], window_sec=0.4) for pitch in (0.02, 0.6, 0.02)]
+    drawn = [model.draw_stage(semantic, {"mulan": mulan, "melody": codes}, steps=10, keys=keys) for codes in (*tunes, no_melody(MELODY))]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[3])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Reading
