@@ -145,14 +145,19 @@ def num_windows(config: MelodyConfig, num_samples: int) -> int:
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
+def check_quantizer(config: MelodyConfig, *, num_windows: int) -> None:
+    """Raises UserError where there are fewer windows than codes."""
+    if num_windows < config.num_codes:
+        raise UserError(f"{num_windows} windows are too few for num_codes={config.num_codes} codes: lower num_codes of the melody config, or add audio")
+
+
 def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyConfig, num_iters: int = 50) -> dict[str, Array]:
     """Fits the quantizer to embeddings, one row per window, by residual k-means; the paper does not state its method. Returns {"codebooks": [Q, C, D]}.
 
     Raises:
         UserError: there are fewer windows than codes.
     """
-    if len(embeddings) < config.num_codes:
-        raise UserError(f"{len(embeddings)} windows are too few for num_codes={config.num_codes} codes: lower num_codes of the melody config, or add audio")
+    check_quantizer(config, num_windows=len(embeddings))
     return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Int
 from musiclm_jax.checks import SECONDS, check_numbers
-from musiclm_jax.data.clips import crop_samples, load_array
+from musiclm_jax.data.clips import Clip, crop_samples, load_array
 from musiclm_jax.data.pairs import other_renderings, pair_source, renderings
 from musiclm_jax.data.prefetch import Source
 from musiclm_jax.data.token_store import offsets
@@ -75,6 +75,11 @@ class MelodyPart(TrainedPart):
             )
         return MelodyTask(model, self.recipe)
 
+    def check(self, run: Run) -> None:
+        super().check(run)
+        config = self.config(run.config)
+        melody.check_quantizer(config, num_windows=sum(melody.num_windows(config, clip.length) for clip in _training_clips(run)))
+
     def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = wave_shapes(self, fit)
         return shapes | {"other_wave": shapes["wave"], "melody": jax.ShapeDtypeStruct((self.batch_size,), np.int32)}
@@ -121,8 +126,7 @@ class MelodyPart(TrainedPart):
         folder, config = run.folder(self.name), self.config(run.config)
         # Makes the weights usable without the FitConfig.
         hosts.first(lambda: write_json(folder / "config.json", to_dict(config)))
-        clips = list(itertools.chain(*renderings(run.clips, "train")))
-        windows, _ = embed_clips(run, folder, clips, melody.embed, config, variables["params"])
+        windows, _ = embed_clips(run, folder, _training_clips(run), melody.embed, config, variables["params"])
         quantizer = melody.fit_quantizer(jnp.asarray(windows), rng=jax.random.key(run.config.seed), config=config)
         clear(folder / "shards")
         return variables | {"quantizer": quantizer}, results | {"windows": len(windows)}
@@ -137,6 +141,10 @@ class MelodyPart(TrainedPart):
         clear(work.folder / "shards")
         used = perplexities(tokens, config.num_codes)
         return {"windows": len(tokens)} | {f"perplexity_{level + 1}": value for level, value in enumerate(used)}
+
+
+def _training_clips(run: Run) -> list[Clip]:
+    return list(itertools.chain(*renderings(run.clips, "train")))
 
 
 @dataclasses.dataclass(frozen=True)

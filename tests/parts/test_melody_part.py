@@ -133,6 +133,14 @@ def test_embedder_tokens_and_stage_are_trained(tmp_path):
     bundle.check_shapes(embedder, config().model.variable_shapes("melody"), where="melody")
 
 
+def test_too_few_windows_are_found_before_the_training(tmp_path):
+    data = write_clips(tmp_path / "data", number=2, melody="tune", split="train")
+    many = dataclasses.replace(config(), model=dataclasses.replace(config().model, melody=dataclasses.replace(config().model.melody, num_codes=100)))
+    with pytest.raises(UserError, match="13 windows are too few for num_codes=100 codes"):
+        run_step("melody", data, config=many, workdir=tmp_path / "work")
+    assert not (tmp_path / "work" / "melody" / "checkpoints").exists()
+
+
 def test_what_the_steps_need_and_the_bundle_has():
     whole = load_config("test", ["runs/with_melody.gin"])
     assert whole.steps["melody_tokens"].needs == (PREPARE, "melody") and {"melody", "melody_tokens"} <= set(whole.steps["semantic"].needs)
