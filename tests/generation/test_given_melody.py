@@ -8,39 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from tiny_musiclm import tiny_config, tiny_musiclm, tiny_stages
+from tiny_musiclm import MELODY, tiny_config, tiny_musiclm, with_melody
 
-from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.melody import melody_seconds, no_melody, read_melody
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.models import melody, tokenizers
-from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.musiclm import MusicLM
-from musiclm_jax.tokens import ABSENT, Levels
+from musiclm_jax.tokens import ABSENT
 
-# Windows of 0.16 s, 0.12 s apart: all three fit into 0.4 s, the window of the semantic stage, and one into 0.2 s.
-MELODY = MelodyConfig(
-    mel=LogMelConfig(window_samples=240, hop_samples=240, num_fft=256, num_mels=8),
-    dim=8,
-    num_layers=1,
-    num_heads=2,
-    head_dim=4,
-    mlp_dim=8,
-    embedding_dim=5,
-    num_levels=2,
-    num_codes=17,
-    window_sec=0.16,
-    hop_sec=0.12,
-)
 WINDOW, HOP = MELODY.window_samples, MELODY.hop_samples
-
-
-def with_melody(*readers: str) -> MusicLMConfig:
-    reads = lambda spec: dataclasses.replace(spec, prefix=(Levels("melody"), *spec.prefix)) if spec.name in readers else spec  # noqa: E731
-    return tiny_config(melody=MELODY, stages=tuple(map(reads, tiny_stages())))
 
 
 def with_codes(config: MusicLMConfig) -> MusicLM:
