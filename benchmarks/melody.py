@@ -122,9 +122,9 @@ def vocabulary() -> TextTokenizer:
     return pretrained.load_vocabulary(opened())
 
 
-def make_config(steps: dict[str, int]) -> FitConfig:
+def make_config(values: dict[str, float]) -> FitConfig:
     """The packaged model, with a melody embedder and a semantic stage that reads its tokens."""
-    bindings = [f"{name}={number}" for name, number in steps.items()] + [
+    bindings = [f"{name}={value}" for name, value in values.items()] + [
         "stage/OptimizerConfig.learning_rate=1e-3",
         "TrainConfig.eval_every=200",
         "MelodyPart.condition_hop_sec=0.4",
@@ -139,8 +139,8 @@ def make_config(steps: dict[str, int]) -> FitConfig:
     return FitConfig((PreparePart(), PackagedPart(), sizes.part("melody"), stage), model, encode_context_sec=0.0, encode_batch_size=16)
 
 
-def train(folder: Path, *, tunes: int, variants: int, steps: dict[str, int]) -> MusicLM:
-    data, work, config = folder / "corpus", folder / "run", make_config(steps)
+def train(folder: Path, *, tunes: int, variants: int, values: dict[str, float]) -> MusicLM:
+    data, work, config = folder / "corpus", folder / "run", make_config(values)
     make_corpus(data, num_clips=tunes, seed=SEED, num_variants=variants)
     for step in config.steps:
         run_step(step, data, config=config, workdir=work)
@@ -189,10 +189,9 @@ def match(wave: Float[np.ndarray, "N"], tune: Float[np.ndarray, "N"]) -> float:
     return float(max(found))
 
 
-def evaluate(model: MusicLM, tunes: int) -> None:
+def evaluate(model: MusicLM, held_out: list[int]) -> None:
     rows: dict[str, list[float]] = {}
     add = lambda name, wave, tune: rows.setdefault(name, []).append(match(wave, tune))  # noqa: E731
-    held_out = [index for index in range(tunes) if clip_split(index) == "test"]
     scores = {index: clip_notes(seed=SEED, index=index) for index in held_out}
     piano = {index: alone(notes, attributes, "piano", index) for index, (attributes, notes) in scores.items()}
     hums = {index: alone(notes, attributes, "hum", index + 1) for index, (attributes, notes) in scores.items()}
@@ -238,6 +237,9 @@ if __name__ == "__main__":
     parser.add_argument("--variants", type=int, default=2)
     parser.add_argument("--melody_steps", type=int, default=600)
     parser.add_argument("--semantic_steps", type=int, default=500)
+    parser.add_argument("--past_dropout", type=float, default=0.3, help="as in StageRecipe; the packaged model's by default")
+    parser.add_argument("--held_out", type=int, default=24, help="the most tunes for which music is generated")
     arguments = parser.parse_args()
-    steps = {"MELODY_STEPS": arguments.melody_steps, "SEMANTIC_STEPS": arguments.semantic_steps}
-    evaluate(train(arguments.folder, tunes=arguments.tunes, variants=arguments.variants, steps=steps), arguments.tunes)
+    values = {"MELODY_STEPS": arguments.melody_steps, "SEMANTIC_STEPS": arguments.semantic_steps, "semantic/StageRecipe.past_dropout": arguments.past_dropout}
+    model = train(arguments.folder, tunes=arguments.tunes, variants=arguments.variants, values=values)
+    evaluate(model, [index for index in range(arguments.tunes) if clip_split(index) == "test"][: arguments.held_out])

@@ -151,3 +151,22 @@ def test_a_stage_without_melody_draws_as_before(semantic_state):
     """Its random numbers do not depend on the share of melodies that are dropped."""
     losses = [task(past_dropout=0.5, melody_dropout=share).loss(semantic_state.params, batch(), jax.random.key(1))[0] for share in (0.0, 0.5)]
     assert losses[0] == losses[1]
+
+
+def test_a_stage_learns_to_follow_the_melody_and_to_do_without():
+    """Two tunes, which the melody tells apart and nothing else does."""
+    fast = melody_task(optimizer=FAST, melody_dropout=0.5)
+    given = batch(size=8)
+    tune = np.arange(8) % 2
+    given |= {
+        "mulan": given["mulan"] * 0,
+        "semantic": given["semantic"][:2][tune],
+        "melody": np.stack([np.zeros((2, 2)), np.ones((2, 2))])[tune].astype(np.int32),
+    }
+    state, step = jax.jit(fast.init_state)(jax.random.key(0)), jax.jit(fast.train_step)
+    for i in range(120):
+        state, _ = step(state, given, jax.random.fold_in(jax.random.key(1), i))
+    loss = lambda melody: float(fast.eval_step(state, {**given, "melody": melody}, jax.random.key(2))["loss"])  # noqa: E731
+    right, other, absent = (loss(melody) for melody in (given["melody"], 1 - given["melody"], np.full_like(given["melody"], ABSENT)))
+    # Without a melody, the first token is a guess between two.
+    assert right < 0.05 and 0.8 * np.log(2) / 5 < absent < 1.5 * np.log(2) / 5 and other > 3 * absent
