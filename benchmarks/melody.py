@@ -44,7 +44,7 @@ from musiclm_jax.parts.part import FitConfig, Part, Run, Step, TokenStream, Work
 from musiclm_jax.parts.prepare import PreparePart
 from musiclm_jax.parts.shards import clear
 from musiclm_jax.parts.stage import StagePart
-from musiclm_jax.tokens import Levels
+from musiclm_jax.tokens import ABSENT, Levels
 from musiclm_jax.training.task import TrainState
 
 SEED, SECONDS, HOP_SEC = 20, 10.0, 5.0
@@ -144,9 +144,23 @@ def train(folder: Path, *, tunes: int, variants: int, values: dict[str, float]) 
     make_corpus(data, num_clips=tunes, seed=SEED, num_variants=variants)
     for step in config.steps:
         run_step(step, data, config=config, workdir=work)
+    print_losses(Run(config, data, work))
     trained = {name: bundle.read_arrays(work / name / "variables.safetensors")[0] for name in ("melody", "semantic")}
     rest = {name: packaged(name) for name in config.model.models if name not in trained}
     return MusicLM(config.model, rest | trained, vocabulary())
+
+
+def print_losses(run: Run) -> None:
+    """The loss of the semantic stage on held-out crops, with their melody, another's and none."""
+    part = run.config.part("semantic")
+    task, source = part.task(run.config), part.source(run, "test", SEED)
+    state = TrainState(np.int32(0), run.saved("semantic")["params"], {}, {})
+    evaluate = jax.jit(lambda batch: task.eval_step(state, batch, jax.random.key(0))["loss"])
+    changes = {"right": lambda codes: codes, "another's": lambda codes: np.roll(codes, 1, axis=0), "none": lambda codes: np.full_like(codes, ABSENT)}
+    for name, change in changes.items():
+        batches = (source(step) for step in range(8))
+        found = [float(evaluate({**batch, "melody": change(batch["melody"])})) for batch in batches]
+        print(f"held-out nats per semantic token, melody {name:10} {np.mean(found):.4f}", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tunes
