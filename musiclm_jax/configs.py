@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, musiclm_stages
-from musiclm_jax.models import codec, mulan, w2v_bert
+from musiclm_jax.models import codec, melody, mulan, w2v_bert
 from musiclm_jax.models import stage as stage_model
 from musiclm_jax.models.codec import CodecConfig
+from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
@@ -39,6 +40,8 @@ class MusicLMConfig:
     codec: CodecConfig = SoundStreamConfig()
     w2v_bert: W2vBertConfig = W2vBertConfig()
     mulan: MuLanConfig = MuLanConfig()
+    # The melody embedder, whose codes may be conditions of stages. None: the model follows no melodies.
+    melody: MelodyConfig | None = None
     # In the order in which they run.
     stages: tuple[StageSpec, ...] = musiclm_stages()
     # Names of stages that generation skips. Without the fine stage the wave is decoded from the coarse levels only. It is duller, but better than with a
@@ -61,19 +64,19 @@ class MusicLMConfig:
                 f"mulan.mel.hop_samples={self.mulan.mel.hop_samples} does not divide the {spec.semantic_samples} samples of a semantic token, "
                 "whose spectrum the semantic reranker reads: choose one that divides them"
             )
-        for name, mel in (("w2v_bert", self.w2v_bert.mel), ("mulan", self.mulan.mel)):
+        for name, mel in [(name, getattr(self, name).mel) for name in ("w2v_bert", "mulan", "melody") if getattr(self, name) is not None]:
             if mel.sample_rate_hz != spec.sample_rate_hz:
                 raise UserError(f"{name}.mel.sample_rate_hz={mel.sample_rate_hz}, audio.sample_rate_hz={spec.sample_rate_hz}: make them equal")
         names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names) or set(names) & {"codec", "w2v_bert", "mulan"}:
-            raise UserError(f"stages {', '.join(names)}: choose a different name for each, and not codec, w2v_bert or mulan")
+        if len(set(names)) < len(names) or set(names) & {*TOKENIZER_MODELS, "melody"}:
+            raise UserError(f"stages {', '.join(names)}: choose a different name for each, and not codec, w2v_bert, mulan or melody")
         if unknown := set(self.skipped_stages) - set(names):
             raise UserError(f"skipped_stages has {min(unknown)!r}: choose from {', '.join(names)}")
         self._check_order()
 
     def _check_order(self) -> None:
         """Raises UserError unless each stage's prefix is written before it, its target continues the written levels, and acoustic codes are written."""
-        written = {"mulan": self.mulan.num_levels}
+        written = {name: stream.levels for name, stream in self.streams.items() if name in ("mulan", "melody")}
         for stage in self.stages:
             layout = stage.layout(self.streams)
             if stage.name in self.skipped_stages:
@@ -83,6 +86,11 @@ class MusicLMConfig:
                     raise UserError(
                         f"stage {stage.name!r} reads levels of {segment.stream!r} that no stage before it writes: put a stage that writes them before it"
                     )
+            if stage.reads("melody") and not self.melody.fitting(stage.window_sec):
+                raise UserError(
+                    f"stage {stage.name!r} reads a melody in windows of {stage.window_sec:g} s, and the embedder's have {self.melody.window_sec:g} s: "
+                    "choose a window_sec of the stage that is as long, or leave the melody out of its prefix"
+                )
             target = layout.target
             if target.first_level != written.get(target.stream, 0):
                 before = f"{written.get(target.stream, 0)} levels are written before it"
@@ -94,11 +102,15 @@ class MusicLMConfig:
     @property
     def streams(self) -> dict[str, Stream]:
         """The token streams by name. Their sizes are taken from the configs of the models that write them."""
-        return {
+        streams = {
             "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes),
             "semantic": Stream("semantic", 1, self.w2v_bert.num_clusters, self.audio.semantic_rate_hz),
             "acoustic": Stream("acoustic", self.codec.num_levels, self.codec.num_codes, self.audio.frame_rate_hz),
         }
+        if self.melody is not None:
+            sizes = self.melody.num_levels, self.melody.num_codes
+            streams["melody"] = Stream("melody", *sizes, steps=self.melody.condition_windows, optional=True)
+        return streams
 
     def stage(self, name: str) -> StageSpec:
         """The stage `name`. Raises UserError if there is no such stage."""
@@ -119,7 +131,7 @@ class MusicLMConfig:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that a bundle must contain. It may also contain `RERANKERS`."""
-        return (*TOKENIZER_MODELS, *(stage.name for stage in self.stages))
+        return (*TOKENIZER_MODELS, *(("melody",) if self.melody is not None else ()), *(stage.name for stage in self.stages))
 
     def variable_shapes(self, name: str) -> dict[str, Any]:
         """The shapes of the variables of the model `name`, as a nested dict of ShapeDtypeStructs."""
@@ -130,6 +142,8 @@ class MusicLMConfig:
                 return w2v_bert.variable_shapes(self.w2v_bert)
             case "mulan":
                 return mulan.variable_shapes(self.mulan)
+            case "melody" if self.melody is not None:
+                return melody.variable_shapes(self.melody)
             case "reranker":
                 return {"params": mulan.variable_shapes(self.mulan)["params"]}
             case "semantic_reranker":
@@ -137,9 +151,17 @@ class MusicLMConfig:
                 return {"params": mulan.variable_shapes(self.mulan)["params"], "spectra": spectra}
         return stage_model.variable_shapes(self.stage(name).model, self.layout(name))
 
+    def check_melody(self) -> None:
+        """Raises UserError unless a stage reads melodies."""
+        if self.melody is None or not any(stage.reads("melody") for stage in self.stages if stage.name not in self.skipped_stages):
+            raise UserError(
+                "the model follows no melody: choose a bundle for which `musiclm info` lists melody, or make one with "
+                "`musiclm fit CLIPS --gin_file runs/with_melody.gin`"
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON types."""
-        return to_dict(self)
+        """The config as JSON types. Without a melody embedder it has no "melody", as in bundles of before."""
+        return {name: value for name, value in to_dict(self).items() if name != "melody" or value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MusicLMConfig:

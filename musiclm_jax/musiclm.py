@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from musiclm_jax.arrays import Float, Int
 from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
+from musiclm_jax.generation.melody import Melody, no_melody, read_melody
 from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import SelectionConfig
@@ -22,7 +23,7 @@ from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.generation.stream import Beginning, Ensemble, MusicStream, StageAtWork, Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
-from musiclm_jax.models.tokenizers import AcousticTokenizer, MuLanTokenizer, SemanticTokenizer
+from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
 
 # Semantic tokens at the end of a recording that are not used, since the tokenizer has not heard what follows them: from this distance to the edge on as many
@@ -127,6 +128,12 @@ class MusicLM:
         return MuLanTokenizer(self.config.mulan, self.variables("mulan"), self.text)
 
     @functools.cached_property
+    def melody(self) -> MelodyTokenizer:
+        """The melody embedder. UserError in a bundle without one."""
+        self.config.check_melody()
+        return MelodyTokenizer(self.config.melody, self.variables("melody"))
+
+    @functools.cached_property
     def reranker(self) -> MuLanTokenizer:
         """A MuLan trained on decoded clips (`fit` trains it), which scores candidates together with `mulan`. In a bundle without one, `mulan` itself."""
         return MuLanTokenizer(self.config.mulan, self.variables("reranker"), self.text) if self.has("reranker") else self.mulan
@@ -151,6 +158,7 @@ class MusicLM:
         num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
+        melody: Melody | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.
@@ -170,17 +178,22 @@ class MusicLM:
                 the prompt, and the best `num_candidates` are continued. None: the model's default.
             sampling: {stage: a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             story: prompts with the second from which on each holds, instead of `prompts`: [(0, "time to meditate"), (15, "time to wake up")] (section 4.3).
+            melody: what all clips follow: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz). It is aligned with the music from its start on; where it
+                ends, the music goes on without. None: no melody.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
-            UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0.
+            UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0; a melody where the model follows none, or one that
+                cannot be read, is silent or too short.
         """
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
         script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
-        stream = MusicStream(self._ensemble(tries, sampling), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+        stream = MusicStream(
+            self._ensemble(tries, sampling, self._melody_codes(melody, seconds)), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress
+        )
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
     def stream(
@@ -194,6 +207,7 @@ class MusicLM:
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
         sample: int = 0,
+        melody: Melody | None = None,
         like: Float[np.ndarray, "N"] | None = None,
         beginning: Float[np.ndarray, "N"] | None = None,
         on_progress: OnProgress | None = None,
@@ -205,6 +219,7 @@ class MusicLM:
         Args:
             seconds: None: without end.
             sample: which of the samples that `generate` makes of the prompt, from 0 on.
+            melody: as in `generate`; of an endless stream, its first hour.
             like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
@@ -223,7 +238,8 @@ class MusicLM:
         begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
         script = make_script([prompt] if prompt else [], story, seconds=seconds)
         options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
-        return MusicStream(self._ensemble(tries, sampling), script, mulan_tokens=tokens, beginning=begun, **options)
+        codes = self._melody_codes(melody, seconds)
+        return MusicStream(self._ensemble(tries, sampling, codes), script, mulan_tokens=tokens, beginning=begun, **options)
 
     def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
         spec = self.config.audio
@@ -235,7 +251,16 @@ class MusicLM:
         wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
         return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
 
-    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None) -> Ensemble:
+    def _melody_codes(self, melody: Melody | None, seconds: float | int | None) -> Callable[[StageSpec, float], Int[np.ndarray, "1 W Q"]] | None:
+        """The melody tokens of the window of a stage that begins at a second. None: the model follows no melody."""
+        if melody is None:
+            return None if self.config.melody is None else lambda stage, start_sec: no_melody(self.config.melody)
+        longest = max(stage.window_sec for stage in self.config.stages)
+        embedder = self.melody
+        wave = read_melody(melody, self.config.melody, seconds=(3600 if seconds is None else seconds) + longest)
+        return lambda stage, start_sec: embedder.encode(wave, [start_sec], window_sec=stage.window_sec)
+
+    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, melody: Callable[..., np.ndarray] | None) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
         at_work = []
         for stage in self.config.stages:
@@ -249,6 +274,7 @@ class MusicLM:
             text_tokens=self.mulan.text_tokens,
             normalize=self.text.normalize,
             acoustic=self.acoustic,
+            melody=melody,
             judges=judges,
             draft_judge=self.semantic_reranker if tries.num_drafts > 1 else None,
         )

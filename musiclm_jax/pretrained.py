@@ -85,7 +85,8 @@ def describe(path: str | os.PathLike) -> str:
     load_vocabulary(opened)
     lines += ["", f"{config.audio.sample_rate_hz} Hz"]
     for stream in config.streams.values():
-        lines.append(f"{stream.name:<18} {f'{stream.rate_hz} Hz' if stream.rate_hz else 'once a clip'}, {stream.levels} levels of {stream.codes} codes")
+        often = f"{stream.rate_hz} Hz" if stream.rate_hz else f"{stream.steps} a window" if stream.steps > 1 else "once a clip"
+        lines.append(f"{stream.name:<18} {often}, {stream.levels} levels of {stream.codes} codes")
     for stage in config.stages if is_whole else ():
         reads = ", ".join(each.stream for each in stage.prefix)
         drawn = f"temperature {stage.sampling.temperature:g}, top-k {stage.sampling.top_k or 'all'}, guidance {stage.sampling.guidance:g}"

@@ -56,7 +56,8 @@ class AudioSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A stream of tokens. The codec writes "acoustic", w2v-BERT "semantic", and MuLan "mulan"."""
+    """A stream of tokens. The codec writes "acoustic", w2v-BERT "semantic", and MuLan "mulan", the melody
+    embedder "melody"."""
 
     name: str
     levels: int
@@ -66,6 +67,8 @@ class Stream:
     rate_hz: int = 0
     # Steps of a stream without a time axis: 1 for a MuLan embedding, 3 for the embeddings of a melody.
     steps: int = 1
+    # Whether steps may be absent, as those of a melody that is not given: `tokens.ABSENT` in the place of their codes.
+    optional: bool = False
 
     def __post_init__(self):
         if min(self.levels, self.codes, self.steps) < 1 or self.rate_hz < 0:

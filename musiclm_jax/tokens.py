@@ -3,7 +3,7 @@
 The sequence of a stage is the prefix (its conditions), then the target. Each level of each segment has a block of `codes` ids: id = offset of the segment +
 level * codes + code, so that no two levels share an id (AudioLM, arXiv 2209.03143, section III-B, has offsets by level). Streams of several levels are
 flattened row-major: all levels of one time step, then the next time step. There are no BOS and EOS tokens: the last prefix token predicts the first target
-token, and lengths are given in seconds. One more id, `mask_id`, replaces conditions that are dropped, and is the whole prefix of a stage without
+token, and lengths are given in seconds. One more id, `mask_id`, replaces conditions that are dropped or absent, and is the whole prefix of a stage without
 conditions (AudioLM's semantic stage).
 
 Codes may be NumPy or JAX arrays, and ids are then the same: generation prepares its sequences on the host, training inside a jitted function.
@@ -25,6 +25,8 @@ from musiclm_jax.specs import Stream
 
 # A batch of streams: "mulan" [B, Q] or [B, steps, Q], "semantic" [B, T], "acoustic" [B, T, Q].
 Streams = Mapping[str, Array | np.ndarray]
+# In the place of each code of a step that an optional stream lacks. Its id is `mask_id`.
+ABSENT = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Levels:
         end = stream.levels if self.end is None else self.end
         if not 0 <= self.first < end <= stream.levels:
             raise UserError(f"levels {self.first} to {end} of {stream.name!r}, which has {stream.levels}: choose 0 <= first < end <= {stream.levels}")
-        return Segment(stream.name, end - self.first, stream.codes, stream.rate_hz, self.first, stream.steps)
+        return Segment(stream.name, end - self.first, stream.codes, stream.rate_hz, self.first, stream.steps, stream.optional)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Segment:
     first_level: int = 0
     # Only if rate_hz is 0.
     num_steps: int = 1
+    # Whether codes may be ABSENT.
+    optional: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -147,11 +151,18 @@ class StageLayout:
         return tuple(np.concatenate(each).astype(np.int32) for each in (numbers, times, levels))
 
     def to_ids(self, index: int, codes: Int[Array, "B T Q"] | Int[np.ndarray, "B T Q"]) -> Int[Array, "B TQ"] | Int[np.ndarray, "B TQ"]:
-        """Flattens codes of segment `index` to ids, time-major: [B, T, Q] -> [B, T * Q]. Raises ValueError if the number of levels differs."""
+        """Flattens codes of segment `index` to ids, time-major: [B, T, Q] -> [B, T * Q]; ABSENT becomes `mask_id`.
+
+        Raises:
+            ValueError: the number of levels differs.
+        """
         segment = self.segments[index]
         if codes.shape[2] != segment.levels:
             raise ValueError(f"codes have {codes.shape[2]} levels, expected {segment.levels}, those of segment {index} ({segment.stream})")
-        return (codes + self._level_offsets(index)).reshape(codes.shape[0], -1)
+        ids = codes + self._level_offsets(index)
+        if segment.optional:
+            ids = (np if isinstance(codes, np.ndarray) else jnp).where(codes == ABSENT, self.mask_id, ids)
+        return ids.reshape(codes.shape[0], -1)
 
     def to_codes(self, index: int, ids: Int[Array, "B TQ"] | Int[np.ndarray, "B TQ"]) -> Int[Array, "B T Q"] | Int[np.ndarray, "B T Q"]:
         """The inverse of `to_ids`."""
@@ -178,6 +189,8 @@ class StageLayout:
         seconds = {}
         for segment in self.segments:
             codes = np.asarray(jax.device_get(segment.take(streams)))
+            if segment.optional:
+                codes = np.where(codes == ABSENT, 0, codes)
             if codes.size and (codes.min() < 0 or codes.max() >= segment.codes):
                 raise UserError(
                     f"{segment.stream} has codes from {codes.min()} to {codes.max()}, the {self.name} stage expects 0 to {segment.codes - 1}: "

@@ -5,7 +5,7 @@ from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.specs import AudioSpec, Stream
-from musiclm_jax.tokens import Levels, Segment, StageLayout, make_layout
+from musiclm_jax.tokens import ABSENT, Levels, Segment, StageLayout, make_layout
 
 PAPER = make_streams(mulan=(12, 1024), semantic=1024, acoustic=(12, 1024))
 
@@ -141,3 +141,21 @@ def test_what_sounds_together_has_the_same_time():
     assert segments.tolist() == [0] * 4 + [1] * 6
     assert times.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
     assert levels.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_codes_that_are_absent_have_the_mask_id():
+    codes = np.array([[[2, 1], [ABSENT, ABSENT]], [[ABSENT, ABSENT], [0, 2]]], np.int32)
+    semantic = np.zeros((2, 5), np.int32)
+    melodies = [Stream("melody", 2, 3, steps=2, optional=optional) for optional in (True, False)]
+    layouts = [make_layout("toy", (Levels("mulan"), Levels("melody")), Levels("semantic"), {**make_streams(), "melody": melody}) for melody in melodies]
+    streams = {"mulan": np.zeros((2, 3), np.int32), "melody": codes, "semantic": semantic}
+    mask, melody = layouts[0].mask_id, 3 * 5
+    assert mask == 3 * 5 + 2 * 3 + 7
+    expected = [[melody + 2, melody + 3 + 1, mask, mask], [mask, mask, melody, melody + 3 + 2]]
+    for ids in (layouts[0].prefix_ids(streams), jax.jit(layouts[0].prefix_ids)(streams)):
+        np.testing.assert_array_equal(ids[:, 3:], expected)
+    layouts[0].check(streams)
+    with pytest.raises(UserError, match="melody has codes from -1"):
+        layouts[1].check(streams)
+    with pytest.raises(UserError, match="melody has codes from -2"):
+        layouts[0].check({**streams, "melody": codes * 2})

@@ -8,6 +8,7 @@ import numpy as np
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.generation.stages import StageSpec, musiclm_stages
+from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.resnet import ResNetConfig
 from musiclm_jax.models.soundstream import SoundStreamConfig
@@ -16,7 +17,22 @@ from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.text_tower import TextTowerConfig
 from musiclm_jax.models.w2v_bert import W2vBertConfig
 from musiclm_jax.musiclm import MusicLM
+from musiclm_jax.tokens import Levels
 
+# Windows of 0.16 s, 0.12 s apart: all three fit into 0.4 s, the window of the semantic stage, and one into 0.2 s.
+MELODY = MelodyConfig(
+    mel=LogMelConfig(window_samples=240, hop_samples=240, num_fft=256, num_mels=8),
+    dim=8,
+    num_layers=1,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=8,
+    embedding_dim=5,
+    num_levels=2,
+    num_codes=17,
+    window_sec=0.16,
+    hop_sec=0.12,
+)
 CAPTIONS = ["a calm piano melody", "fast drums and bass", "a slow guitar tune in a minor key"]
 
 
@@ -59,6 +75,12 @@ def tiny_config(**changes) -> MusicLMConfig:
         stages=tiny_stages(),
     )
     return MusicLMConfig(**(sizes | changes))
+
+
+def with_melody(*readers: str) -> MusicLMConfig:
+    """With a melody embedder, whose tokens stand before the conditions of some stages."""
+    reads = lambda spec: dataclasses.replace(spec, prefix=(Levels("melody"), *spec.prefix)) if spec.name in readers else spec  # noqa: E731
+    return tiny_config(melody=MELODY, stages=tuple(map(reads, tiny_stages())))
 
 
 def tiny_musiclm(config: MusicLMConfig | None = None, *, rerankers: bool = False) -> MusicLM:

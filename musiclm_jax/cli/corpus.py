@@ -12,7 +12,7 @@ from musiclm_jax.cli.options import LocalPlace, seed_option
 @click.command(short_help="Renders a corpus of captioned clips.")
 @click.argument("directory", metavar="DIR", type=LocalPlace())
 @click.option("--clips", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="Number of clips, 30 s each; more can be added later.")
-@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="Variants of each clip: its melody with other instruments.")
+@click.option("--variants", type=click.IntRange(0, 100), default=0, show_default=True, help="Variants of each clip: its melody by others, hummed or whistled.")
 @seed_option
 @click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
 def corpus(directory, clips, variants, seed, workers) -> None:

@@ -24,6 +24,7 @@ _LAST_SEC = 15.0
 @click.option("--story", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: a text with lines such as: 0:15 time to wake up.")
 @click.option("--like", type=Place(), metavar="FILE", help="Instead of PROMPT: a recording that the music resembles.")
 @click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
+@click.option("--melody", type=Place(), metavar="FILE", help="A recording whose tune the music follows, such as a hum. The model must know melodies.")
 @click.option("--again", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: makes the clip anew that an earlier call wrote to FILE.")
 @seed_option
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
@@ -35,7 +36,7 @@ _LAST_SEC = 15.0
     "--check-copies", "index", type=Place(), metavar="INDEX", help="Finds the closest training passage of each clip in `musiclm evaluate index`'s file."
 )
 @model_option
-def generate(prompts, seconds, out, story, like, beginning, again, seed, samples, candidates, drafts, temperatures, top_ks, index, model) -> None:
+def generate(prompts, seconds, out, story, like, beginning, melody, again, seed, samples, candidates, drafts, temperatures, top_ks, index, model) -> None:
     """Generates music for each PROMPT and writes it to a 24 kHz file.
 
     The same seed, prompt and model give the same clip, and a short clip of 10 s or more is the beginning of a longer one, but for the choice among drafts
@@ -64,7 +65,7 @@ def generate(prompts, seconds, out, story, like, beginning, again, seed, samples
     if again is not None:
         made = read_recipe(again)
         lines, seed, seconds, first_sample, candidates, drafts = made.story, made.seed, made.seconds, made.sample, made.num_candidates, made.num_drafts
-        like, beginning = (None if name not in made.recordings else Path(made.recordings[name]) for name in ("like", "beginning"))
+        like, beginning, melody = (None if name not in made.recordings else Path(made.recordings[name]) for name in ("like", "beginning", "melody"))
         model = model if given("model") else made.model
     is_one = samples == 1 and (len(lines) == 1 or not prompts)
     recordings = {name: path for name, path in (("like", like), ("beginning", beginning)) if path is not None}
@@ -75,14 +76,18 @@ def generate(prompts, seconds, out, story, like, beginning, again, seed, samples
         audio.check_writable(path, suffixes=SUFFIXES)
     use_all_cores()
     opened = pretrained.open_pretrained(model)
-    defaults = {stage.name: stage.sampling for stage in pretrained.read_config(opened).stages}
+    config = pretrained.read_config(opened)
+    if melody is not None:
+        config.check_melody()
+    defaults = {stage.name: stage.sampling for stage in config.stages}
     sampling = overrides(list(defaults), temperature=temperatures, top_k=top_ks) if again is None else made.sampling
     resolved = resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
     if again is not None and pretrained.digest(opened) != made.model_sha256:
         click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
     request |= {"seconds": seconds, "sampling": sampling, "story": None if prompts or recordings else list(lines)}
-    rate = pretrained.read_config(opened).audio.sample_rate_hz
-    request |= {name: audio.read(path, sample_rate_hz=rate) for name, path in recordings.items()}
+    request |= {name: audio.read(path, sample_rate_hz=config.audio.sample_rate_hz) for name, path in recordings.items()}
+    if melody is not None:
+        request["melody"] = recordings["melody"] = melody
     recipe = make_recipe(lines, request, resolved, sample=first_sample, recordings=recordings, model=model, opened=opened)
     make_clips(list(prompts), request, paths, recipe, is_one=is_one, index=index)
 

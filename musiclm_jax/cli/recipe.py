@@ -25,7 +25,7 @@ class ClipRecipe:
     num_drafts: int
     # {stage: {field of SamplingConfig: value}}, of all stages.
     sampling: dict[str, dict[str, float]]
-    # {"like", "beginning": file} that were given.
+    # {"like", "beginning", "melody": file} that were given.
     recordings: dict[str, str]
     # As given, and the hash of its weights (`pretrained.digest`).
     model: str

@@ -81,7 +81,7 @@ def fit(data, size, workdir, gin_files, bindings, only_plan, **processes) -> Non
 def train(step, data, size, workdir, gin_files, bindings, dry_run, shapes, profile, only_plan, **processes) -> None:
     """Runs one STEP of `fit`; the steps before it must be done. `musiclm fit --plan` lists the steps.
 
-    A further step is melody, which trains the melody embedder on clips with a "melody". Bundles do not contain it yet.
+    A further step is melody, which trains the melody embedder on clips with a "melody"; with runs/with_melody.gin it is a step of `fit`.
 
     \b
     musiclm train semantic --gin_file runs/semantic_base.gin --dry_run --gin.MeshConfig.data=2 --gin.MeshConfig.fsdp=4

@@ -39,17 +39,17 @@ _ROOM_LEVEL = 0.18
 
 def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
     """Renders a clip, float32 [CLIP_SAMPLES] in [-1, 1]. `rng` draws the white noise alone."""
-    sounds: dict[tuple[str, int, int], np.ndarray] = {}
+    sounds: dict[tuple[str, int, int, int], np.ndarray] = {}
     dry = np.zeros(CLIP_SAMPLES, np.float32)
     slope = _DYNAMICS_SLOPE[attributes.dynamics]
-    for note in notes:
-        key = (note.voice, note.pitch, note.length)
+    for note, before in zip(notes, _pitches_before(notes), strict=True):
+        key = (note.voice, note.pitch, note.length, before)
         if key not in sounds:
             if note.voice in DRUMS:
                 sounds[key] = render_drum(note.voice)
             else:
                 length_sec = note.length * 30 / attributes.tempo_bpm
-                sounds[key] = render_note(note.voice, pitch=note.pitch, length_sec=length_sec, slope=slope)
+                sounds[key] = render_note(note.voice, pitch=note.pitch, length_sec=length_sec, slope=slope, glide_from=before)
         start = round(onset_sec(note, tempo_bpm=attributes.tempo_bpm) * SAMPLE_RATE_HZ)
         sound = sounds[key][: CLIP_SAMPLES - start]
         dry[start : start + len(sound)] += np.float32(note.gain) * sound
@@ -57,7 +57,19 @@ def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generato
     return np.clip(wave + HISS * rng.standard_normal(len(wave), np.float32), -1.0, 1.0)
 
 
-def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float = 0.0) -> Float[np.ndarray, " N"]:
+def _pitches_before(notes: list[Note]) -> list[int]:
+    """The pitch from which each note begins: that of the note before, for voices that glide; its own for all others."""
+    last: dict[str, int] = {}
+    before = {}
+    for i in sorted(range(len(notes)), key=lambda i: notes[i].step):
+        note = notes[i]
+        glides = note.voice in VOICES and VOICES[note.voice].glide_sec > 0
+        before[i] = last.get(note.voice, note.pitch) if glides else note.pitch
+        last[note.voice] = note.pitch
+    return [before[i] for i in range(len(notes))]
+
+
+def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float = 0.0, glide_from: int | None = None) -> Float[np.ndarray, " N"]:
     """Renders one note, float32, with an RMS of 1 over its first quarter second.
 
     Args:
@@ -65,6 +77,7 @@ def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float 
         pitch: MIDI pitch.
         length_sec: notated length. The note sounds for `gate` times this length, followed by its release.
         slope: harmonic n is scaled by n**slope.
+        glide_from: MIDI pitch from which voices that glide begin. None: the pitch itself.
     """
     voice = VOICES[voice_name]
     pitch_hz = 440.0 * 2.0 ** ((pitch - 69) / 12)
@@ -78,9 +91,14 @@ def render_note(voice_name: str, *, pitch: int, length_sec: float, slope: float 
         swell = np.clip((time - 0.15) / 0.2, 0.0, 1.0)
         phase += swell * (pitch_hz * depth / (2 * np.pi * rate)) * np.sin(2 * np.pi * rate * time)
 
+    if voice.glide_sec and glide_from is not None:
+        # The pitch is glide_from at first and nears its own exponentially; this is the integral of the difference, in cycles.
+        off_hz = 440.0 * 2.0 ** ((glide_from - 69) / 12) - pitch_hz
+        phase += off_hz * voice.glide_sec * (1 - np.exp(-time / voice.glide_sec))
+
     wave = np.zeros(num, np.float32)
     for layer in voice.layers:
-        table = _wavetable(layer, pitch_hz, slope)
+        table = _wavetable(layer, pitch_hz, slope, voice.formants)
         tone = table[(phase * (layer.ratio * _TABLE_SIZE)).astype(np.int64) & (_TABLE_SIZE - 1)]
         if np.isfinite(layer.decay_sec):
             tone *= _decay(num, layer.decay_sec * (440.0 / pitch_hz) ** 0.5)
@@ -115,14 +133,21 @@ def render_drum(name: str) -> Float[np.ndarray, " N"]:
     return wave * 3.0
 
 
-def _wavetable(layer: Layer, pitch_hz: float, slope: float) -> Float[np.ndarray, " N"]:
+def _wavetable(layer: Layer, pitch_hz: float, slope: float, formants: tuple[tuple[float, float, float], ...]) -> Float[np.ndarray, " N"]:
     """One cycle of the layer, [_TABLE_SIZE], without harmonics above _BAND_HZ."""
     order = np.arange(1, len(layer.harmonics) + 1)
     fade = np.clip(2.0 - order * layer.ratio * pitch_hz / (_BAND_HZ / 2), 0.0, 1.0)
     spectrum = np.zeros(_TABLE_SIZE // 2 + 1, np.complex128)
     # These phases keep the crest factor low.
     spectrum[order] = np.asarray(layer.harmonics) * fade * order**slope * np.exp(1j * order**2)
+    if formants:
+        spectrum[order] *= _resonance(order * layer.ratio * pitch_hz, formants)
     return (np.fft.irfft(spectrum) * (_TABLE_SIZE / 2)).astype(np.float32)
+
+
+def _resonance(freq_hz: Float[np.ndarray, " H"], formants: tuple[tuple[float, float, float], ...]) -> Float[np.ndarray, " H"]:
+    """The gain of the vocal tract at some frequencies: a sum of resonances."""
+    return sum(gain / (1 + ((freq_hz - center_hz) / (width_hz / 2)) ** 2) for center_hz, width_hz, gain in formants)
 
 
 def _decay(num: int, decay_sec: float) -> Float[np.ndarray, " N"]:

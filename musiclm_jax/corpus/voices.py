@@ -32,6 +32,10 @@ class Voice:
     breath: float = 0.0
     # Level of the noise of hammer or finger at the onset.
     knock: float = 0.0
+    # Resonances of the vocal tract, each (frequency in Hz, bandwidth in Hz, gain), which multiply the harmonics. Empty: none.
+    formants: tuple[tuple[float, float, float], ...] = ()
+    # Time constant with which the pitch glides from that of the note before, in seconds; 0 is no glide.
+    glide_sec: float = 0.0
 
 
 def _saw(num: int, power: float = 1.0) -> tuple[float, ...]:
@@ -123,6 +127,29 @@ VOICES = {
         release_sec=0.05,
         gate=0.92,
         vibrato=(6.0, 0.003),
+    ),
+    # A hum with closed lips, an octave below the written pitch: the murmur of the nose, and little above 1 kHz.
+    "hum": Voice(
+        layers=(Layer(_saw(24, 0.9), ratio=0.5),),
+        attack_sec=0.05,
+        release_sec=0.09,
+        gate=0.94,
+        vibrato=(5.1, 0.006),
+        tremolo=(4.3, 0.1),
+        breath=0.05,
+        formants=((260.0, 120.0, 1.0), (1050.0, 250.0, 0.15), (2300.0, 400.0, 0.05)),
+        glide_sec=0.035,
+    ),
+    # A whistle, an octave above the written pitch: nearly a sine.
+    "whistle": Voice(
+        layers=(Layer((1.0, 0.03, 0.01), ratio=2.0),),
+        attack_sec=0.03,
+        release_sec=0.05,
+        gate=0.93,
+        vibrato=(5.6, 0.012),
+        tremolo=(5.6, 0.15),
+        breath=0.06,
+        glide_sec=0.02,
     ),
     "pad": Voice(
         layers=(Layer((1.0, 0.3, 0.12, 0.05)), Layer((1.0, 0.2), ratio=1.003)),

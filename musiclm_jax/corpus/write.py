@@ -1,9 +1,9 @@
 """Rendering of clips, and writing of a corpus: a folder of FLAC files with a JSON-lines file, the layout that `musiclm fit` reads.
 
     DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s
-    DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments
+    DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments, hummed or whistled
     DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
-    DIR/corpus.json         the corpus that the folder contains: {"seed": 0, "version": 1}
+    DIR/corpus.json         the corpus that the folder contains: {"seed": 0, "version": 2}
 
 Variants have no captions. "melody" is written only if there are variants.
 
@@ -32,8 +32,8 @@ from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
 
-# The version changes when the music for a seed changes. A folder contains one version.
-CORPUS_VERSION = 1
+# The version changes when the music for a seed changes. A folder contains one version. Version 1 had variants without hums; its clips were the same.
+CORPUS_VERSION = 2
 # 8,333 hours of 30 s clips.
 MAX_CLIPS = 1_000_000
 _FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*))?\.flac")
@@ -148,6 +148,11 @@ def _file_name(index: int, variant: int) -> str:
     return f"audio/{index:06d}-{variant}.flac" if variant else f"audio/{index:06d}.flac"
 
 
+def _is_variant(name: str) -> bool:
+    found = _FILE_NAME.fullmatch(f"audio/{name}")
+    return found is not None and found[2] is not None
+
+
 def _metadata(seed: int, index: int, variant: int) -> dict:
     attributes, captions = _describe(seed, index, variant)
     return {
@@ -166,7 +171,9 @@ def _claim(directory: pathlib.Path, seed: int) -> None:
             theirs = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             theirs = None
-        if theirs != mine:
+        if theirs == mine | {"version": 1} and not any(_is_variant(each.name) for each in (directory / "audio").glob("*.flac")):
+            write_text(path, json.dumps(mine) + "\n")
+        elif theirs != mine:
             raise UserError(f"{path} is of the corpus {theirs}, expected {mine}: choose another directory, or remove that one")
         _check_unedited(directory / "metadata.jsonl", seed)
     elif directory.is_dir() and (others := sorted(each.name for each in directory.iterdir() if not each.name.startswith("."))):

@@ -1,4 +1,4 @@
-"""Training pairs for the melody embedder: the same crop of a melody in two renderings. NumPy only."""
+"""Renderings of melodies: training pairs for the melody embedder, and the melody of a crop as another rendering has it. NumPy only."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def renderings(store: ClipStore, split: str) -> list[list[Clip]]:
         if clip.melody is not None:
             groups.setdefault(clip.melody, []).append(clip)
     return [sorted(groups[name], key=lambda clip: clip.file_name) for name in sorted(groups) if len(groups[name]) > 1]
+
+
+def other_renderings(store: ClipStore) -> list[tuple[int, ...]]:
+    """Of each clip, the numbers of the other clips with the same melody, in the order of the clips. None of them: ()."""
+    groups: dict[str, list[int]] = {}
+    for number, clip in enumerate(store.clips):
+        if clip.melody is not None:
+            groups.setdefault(clip.melody, []).append(number)
+    return [tuple(other for other in groups.get(clip.melody, ()) if other != number) for number, clip in enumerate(store.clips)]
 
 
 def pair_source(store: ClipStore, *, split: str, crop_sec: float, batch_size: int, seed: int) -> Source:

@@ -70,6 +70,10 @@ class StageSpec:
                 "choose guidance=1, or train it with prefix_dropout=0.1"
             )
 
+    def reads(self, stream: str) -> bool:
+        """Whether levels of a stream are among the conditions."""
+        return any(each.stream == stream for each in self.prefix)
+
     def layout(self, streams: Mapping[str, Stream]) -> StageLayout:
         """The layout of prefix and target over these streams. UserError: a stream or level is missing, or a window is not a whole number of its steps."""
         layout = make_layout(self.name, self.prefix, self.target, streams)
@@ -137,7 +141,8 @@ def generate_stage(
     Args:
         decoder: the stage's model, with its layout.
         params: its parameters after `Decoder.prepare`.
-        streams: its conditions, G rows each. Streams with a rate must be as long as `required_steps` returns.
+        streams: its conditions, G rows each. Streams with a rate must be as long as `required_steps` returns. Others may differ from window to window:
+            they are [G, S, n, Q] then, with the S windows in the second axis.
         keys: one per clip, B in all. Each B / G consecutive clips share one row of conditions and prompt, whose prefill runs once.
         sampling: None: the stage's own.
         on_progress: called with (codes drawn, codes to draw) of one clip.
@@ -151,13 +156,13 @@ def generate_stage(
         return _draw_together(spec, layout, draw, streams, starts, steps=steps, window=window, keys=keys, on_progress=on_progress)
 
     codes, levels = prompt, layout.target.levels
-    for start in starts:
+    for number, start in enumerate(starts):
         done = 0 if codes is None else codes.shape[1]
         if min(start + window, steps) <= done:
             continue
         groups = len(keys) if codes is None and not streams else len(codes if codes is not None else next(iter(streams.values())))
         piece = draw(
-            _prefix_ids(layout, streams, start, window, rows=groups),
+            _prefix_ids(layout, streams, number, start, window, rows=groups),
             until=min(window, steps - start),
             keys=window_keys(keys, spec.name, start),
             prompt=None if codes is None or done == start else codes[:, start:],
@@ -176,7 +181,8 @@ def _draw_together(
     batch = len(keys)
     streams = {name: np.repeat(stream, batch // len(stream), axis=0) for name, stream in streams.items()}
     # [B, W, P] -> [B * W, P], clip by clip.
-    rows = np.stack([_prefix_ids(layout, streams, start, window, rows=batch) for start in starts], axis=1).reshape(batch * len(starts), -1)
+    each = [_prefix_ids(layout, streams, number, start, window, rows=batch) for number, start in enumerate(starts)]
+    rows = np.stack(each, axis=1).reshape(batch * len(starts), -1)
     row_keys = np.stack([window_keys(keys, spec.name, start) for start in starts], axis=1).reshape(len(rows), -1)
     # Batch sizes are powers of two, so that few programs are compiled; the last group repeats rows to fill up.
     size = min(spec.max_windows, 2 ** math.ceil(math.log2(len(rows))))
@@ -189,8 +195,8 @@ def _draw_together(
     return np.concatenate(parts)[: len(rows)].reshape(batch, len(starts) * window, -1)[:, :steps]
 
 
-def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: int, window: int, *, rows: int) -> Int[np.ndarray, "G P"]:
-    """The token ids of the conditions of the window [start, start + window)."""
+def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], number: int, start: int, window: int, *, rows: int) -> Int[np.ndarray, "G P"]:
+    """The token ids of the conditions of window `number`, [start, start + window)."""
     cut = dict(streams)
     for segment in layout.prefix:
         if segment.rate_hz:
@@ -198,6 +204,8 @@ def _prefix_ids(layout: StageLayout, streams: Mapping[str, np.ndarray], start: i
             cut[segment.stream] = streams[segment.stream][:, first : first + length]
             if cut[segment.stream].shape[1] < length:
                 raise ValueError(f"{segment.stream!r} ends within the window of the {layout.name} stage: see required_steps")
+        elif streams[segment.stream].ndim == 4:
+            cut[segment.stream] = streams[segment.stream][:, number]
     return layout.prefix_ids(cut, batch=rows)
 
 

@@ -12,6 +12,7 @@ width 64, as in ViT. The paper does not state the spectrogram, the positions and
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +53,8 @@ class MelodyConfig:
     window_sec: float = 4.0
     # Step from one window of a longer clip to the next.
     hop_sec: float = 3.0
+    # Windows whose codes are the conditions of a stage, from the start of its own window on: of 0-4, 3-7 and 6-10 s.
+    condition_windows: int = 3
     # Sizes of the residual quantizer of the embeddings.
     num_levels: int = 24
     num_codes: int = 512
@@ -63,6 +66,7 @@ class MelodyConfig:
 
     def __post_init__(self):
         check_numbers(self, dim=SIZE, num_layers=DEPTH, num_heads=SIZE, head_dim=SIZE, mlp_dim=SIZE, embedding_dim=SIZE, num_levels=DEPTH, num_codes=SIZE)
+        check_numbers(self, condition_windows=SIZE)
         check_numbers(self, mel_mean=FINITE, mel_std=POSITIVE, dropout=SHARE, window_sec=SECONDS, hop_sec=SECONDS)
         check_choices(self, dtype=DTYPES)
         name_remat(self)
@@ -76,6 +80,10 @@ class MelodyConfig:
     @property
     def hop_samples(self) -> int:
         return round(self.hop_sec * self.mel.sample_rate_hz)
+
+    def fitting(self, seconds: float | int) -> int:
+        """Number of the `condition_windows` that fit into `seconds`: 3 into 10 s, 1 into 5 s, 0 into 3 s."""
+        return min(self.condition_windows, math.floor((seconds - self.window_sec) / self.hop_sec + 1e-6) + 1) if seconds >= self.window_sec else 0
 
     @property
     def num_frames(self) -> int:
@@ -137,14 +145,19 @@ def num_windows(config: MelodyConfig, num_samples: int) -> int:
     return embedders.num_windows(num_samples, window=config.window_samples, hop=config.hop_samples)
 
 
+def check_quantizer(config: MelodyConfig, *, num_windows: int) -> None:
+    """Raises UserError where there are fewer windows than codes."""
+    if num_windows < config.num_codes:
+        raise UserError(f"{num_windows} windows are too few for num_codes={config.num_codes} codes: lower num_codes of the melody config, or add audio")
+
+
 def fit_quantizer(embeddings: Float[Array, "n D"], *, rng: Key, config: MelodyConfig, num_iters: int = 50) -> dict[str, Array]:
     """Fits the quantizer to embeddings, one row per window, by residual k-means; the paper does not state its method. Returns {"codebooks": [Q, C, D]}.
 
     Raises:
         UserError: there are fewer windows than codes.
     """
-    if len(embeddings) < config.num_codes:
-        raise UserError(f"{len(embeddings)} windows are too few for num_codes={config.num_codes} codes: lower num_codes of the melody config, or add audio")
+    check_quantizer(config, num_windows=len(embeddings))
     return {"codebooks": rvq_fit(rng, l2_normalize(embeddings), num_levels=config.num_levels, num_codes=config.num_codes, num_iters=num_iters)}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,17 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float, Int
-from musiclm_jax.models import codec, embedders, mulan, w2v_bert
+from musiclm_jax.models import codec, embedders, melody, mulan, w2v_bert
 from musiclm_jax.models.codec import CodecConfig
+from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.w2v_bert import W2vBertConfig
+from musiclm_jax.tokens import ABSENT
 
 Wave = Float[Array, "B N"] | Float[np.ndarray, "B N"]
 Codes = Int[Array, "B T q"] | Int[np.ndarray, "B T q"]
 
 # Acoustic frames decoded at once: 2 s. It bounds memory and does not change the result, because the decoder is causal and has a state.
 _DECODE_FRAMES = 100
+# Windows of a melody embedded at once.
+_MELODY_WINDOWS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,6 +153,36 @@ class MuLanTokenizer:
         return [(text, self.text.decode(row)) for text, row in zip(long, ids, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MelodyTokenizer:
+    """The melody embedder as a tokenizer. variables: {"params", "quantizer": {"codebooks"}}, as in `models/melody.py`."""
+
+    config: MelodyConfig
+    variables: dict[str, Any]
+
+    def encode(self, wave: Float[np.ndarray, "N"], starts_sec: Sequence[float], *, window_sec: float | int) -> Int[np.ndarray, "S W Q"]:
+        """Melody tokens, int32, for windows of a stage of `window_sec` seconds, which begin at `starts_sec` of a melody.
+
+        Windows of the embedder that do not fit into the stage's window or into the melody are ABSENT. A melody shorter than one of them is zero-padded.
+        """
+        config, rate = self.config, self.config.mel.sample_rate_hz
+        wave = np.pad(wave, (0, max(0, config.window_samples - len(wave))))
+        found = np.full((len(starts_sec), config.condition_windows, config.num_levels), ABSENT, np.int32)
+        first = {(i, k): round(start * rate) + k * config.hop_samples for i, start in enumerate(starts_sec) for k in range(config.fitting(window_sec))}
+        there = {at: start for at, start in first.items() if start + config.window_samples <= len(wave)}
+        for at, tokens in zip(there, self._tokens(wave, list(there.values())), strict=True):
+            found[at] = tokens
+        return found
+
+    def _tokens(self, wave: Float[np.ndarray, "N"], starts: Sequence[int]) -> Iterator[Int[np.ndarray, "Q"]]:
+        """The tokens of windows that begin at samples `starts`."""
+        for first in range(0, len(starts), _MELODY_WINDOWS):
+            some = starts[first : first + _MELODY_WINDOWS]
+            windows = np.stack([wave[start : start + self.config.window_samples] for start in some])
+            padded = np.pad(windows, ((0, _MELODY_WINDOWS - len(some)), (0, 0)))
+            yield from np.asarray(_melody_tokens(self.config, self.variables, padded))[: len(some)]
+
+
 def _average_windows(embed: Callable[[np.ndarray], jax.Array], signal: np.ndarray, *, window: int, hop: int) -> Float[np.ndarray, "B D"]:
     """The normalized mean of the embeddings of all windows of waves or tokens [B, N]."""
     starts = [hop * i for i in range(embedders.num_windows(signal.shape[1], window=window, hop=hop))]
@@ -163,6 +197,11 @@ _embed_audio = jax.jit(mulan.embed_audio, static_argnums=0)
 _embed_text = jax.jit(mulan.embed_text, static_argnums=0)
 _audio_tokens = jax.jit(mulan.audio_tokens, static_argnums=0)
 _text_tokens = jax.jit(mulan.text_tokens, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _melody_tokens(config: MelodyConfig, variables: Any, wave: Float[Array, "B N"]) -> Int[Array, "B Q"]:
+    return melody.tokens(config, variables, melody.embed(config, variables["params"], wave))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -20,7 +20,6 @@ from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
 from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
 from musiclm_jax.parts.trained import TrainedPart
 from musiclm_jax.parts.w2v_bert import KMEANS
-from musiclm_jax.records import to_dict
 from musiclm_jax.training import hosts
 
 # A step that `musiclm train` runs: a bundle without stages, for `musiclm tokenize`.
@@ -52,7 +51,7 @@ class ExportPart(Part):
         outputs = ("bundle/config.json", "bundle/README.md", *(f"bundle/{model}.safetensors" for model in models))
         needs = tuple(each for model in models if model not in fit.given for each in _steps_of(model))
         write = lambda run, work: hosts.first(lambda: self._write(run, work, name, models))  # noqa: E731
-        return Step(name, title, write, outputs, {"model": to_dict(fit.model), "dtype": self.dtype}, needs=(PREPARE, *needs))
+        return Step(name, title, write, outputs, {"model": fit.model.to_dict(), "dtype": self.dtype}, needs=(PREPARE, *needs))
 
     def _write(self, run: Run, work: Work, step: str, models: tuple[str, ...]) -> dict[str, Any]:
         made_by = {model: (model,) if model in run.config.given else _steps_of(model) for model in models}

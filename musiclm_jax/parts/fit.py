@@ -3,8 +3,8 @@
     prepare -> codec, its tokens -> w2v-BERT, k-means, its tokens -> MuLan, its quantizer -> rerankers -> semantic, coarse, fine -> export
 
 The parts and their order are those of `FitConfig.parts`, which gin_configs/system.gin lists; each has its file, `workdir.py` records what is done, and
-this file knows no part by name but the export. `fit` makes the bundle and whatever it needs; `run_step` makes one thing, such as the melody embedder,
-which bundles do not contain yet.
+this file knows no part by name but the export. `fit` makes the bundle and whatever it needs; `run_step` makes one thing, such as the melody embedder
+of a model whose stages do not read it.
 """
 
 from __future__ import annotations

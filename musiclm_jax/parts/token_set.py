@@ -10,6 +10,7 @@ from typing import Any
 from musiclm_jax import bundle, pretrained
 from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS, MusicLMConfig
 from musiclm_jax.data.token_set import TokenSet
+from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, write_json
 from musiclm_jax.parts.export import ExportPart
 from musiclm_jax.parts.part import PREPARE, FitConfig, Part, Run, Step, TokenStream, Work
@@ -22,12 +23,14 @@ def trained_on_tokens(config: FitConfig, data: AnyPath | str) -> FitConfig:
     """The config of a `fit` on a token set: its stages and its export, and the tokenizers of the token set in the place of all other models.
 
     Raises:
-        UserError: the token set or its tokenizers are damaged, or have too few levels for a stage.
+        UserError: the token set or its tokenizers are damaged, or have too few levels for a stage, or a stage reads a melody.
     """
+    if readers := [stage.name for stage in config.model.stages if stage.reads("melody")]:
+        raise UserError(f"the {readers[0]} stage reads a melody, and {data} has no melody tokens: train on the folder of clips, or leave the melody out")
     tokens = TokenSet.open(data)
     opened = pretrained.open_pretrained(tokens.tokenizers)
     made_by = pretrained.read_config(opened, models=TOKENIZER_MODELS)
-    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")}
+    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")} | {"melody": None}
     part = TokenSetPart(tokens, opened)
     drafts = {} if "semantic_reranker" in part.models() else {"selection": dataclasses.replace(config.model.selection, num_drafts=1)}
     parts = (part, *(each for each in config.parts if isinstance(each, (StagePart, ExportPart))))

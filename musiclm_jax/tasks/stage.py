@@ -17,7 +17,7 @@ from musiclm_jax.checks import NOT_NEGATIVE, SHARE, check_numbers
 from musiclm_jax.errors import UserError
 from musiclm_jax.models import stage
 from musiclm_jax.models.stage import Stage, StageConfig
-from musiclm_jax.tokens import StageLayout
+from musiclm_jax.tokens import ABSENT, StageLayout
 from musiclm_jax.training.accumulation import mean_over
 from musiclm_jax.training.task import Batch, Metrics, Recipe, Task, TrainState, fresh_state, gradient_step
 
@@ -29,17 +29,20 @@ class StageRecipe(Recipe):
     # Share of training sequences in which past target steps are masked. The masking rate of each such sequence is uniform in [0, 1). A stage that always
     # sees the true past mostly copies it, and in a short training hardly learns to use its conditions. 0: off, as in the paper.
     past_dropout: float = 0.0
+    # Of a stage that reads a melody: share of training sequences in which all of it is absent, so that one model generates with a melody and without. The
+    # paper does not say how it does that.
+    melody_dropout: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE)
+        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE, melody_dropout=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class StageTask(Task):
     """Trains one stage.
 
-    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q].
+    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q], "melody" [B, W, Q].
     """
 
     # Name of the stage, such as "semantic".
@@ -53,6 +56,10 @@ class StageTask(Task):
     def __post_init__(self):
         if not 0 <= self.prefix_dropout < 1:
             raise UserError(f"prefix_dropout={self.prefix_dropout}: choose a share in [0, 1)")
+
+    @property
+    def reads_melody(self) -> bool:
+        return any(segment.stream == "melody" for segment in self.layout.prefix)
 
     def init_state(self, rng: Key) -> TrainState:
         return fresh_state(stage.init(self.model, self.layout, rng), self.recipe)
@@ -72,6 +79,9 @@ class StageTask(Task):
 
     def loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
         """The mean loss of a batch, and its metrics. rng: for dropout and masking. None: evaluation, without either."""
+        if rng is not None and self.reads_melody and self.recipe.melody_dropout:
+            rng, melody_rng = jax.random.split(rng)
+            batch = _without_melody(batch, melody_rng, self.recipe.melody_dropout)
         prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:
@@ -83,6 +93,12 @@ class StageTask(Task):
                 hidden_steps = _hidden_steps(past_rng, codes.shape[:2], self.recipe.past_dropout)
         logits = Stage(self.model, self.layout).apply({"params": params}, prefix_ids, codes, hidden_steps=hidden_steps, train=rng is not None, rngs=rngs)
         return _cross_entropy(logits, codes, z_loss=self.recipe.z_loss)
+
+
+def _without_melody(batch: Batch, rng: Key, share: float) -> Batch:
+    """The batch with no melody in a random `share` of its sequences."""
+    drop = jax.random.bernoulli(rng, share, (len(batch["melody"]), 1, 1))
+    return {**batch, "melody": jnp.where(drop, ABSENT, batch["melody"])}
 
 
 def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:

@@ -1,12 +1,15 @@
 import errno
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from run_command import run
+from tiny_musiclm import tiny_musiclm, with_melody
 
 from musiclm_jax import pretrained
 from musiclm_jax.cli import generate, options
@@ -114,6 +117,24 @@ def test_generate_says_which_words_the_model_does_not_know(tiny_bundle, tmp_path
     assert status == 0 and says in err
     _, _, err = run("generate", "a calm piano melody", "--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
     assert "know" not in err
+
+
+def test_generate_says_which_model_follows_melodies(tiny_bundle, tmp_path, capsys):
+    status, _, err = run("generate", "piano", "--melody", tmp_path / "hum.wav", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
+    assert status == 2 and "follows no melody: choose a bundle for which" in err and len(err.splitlines()) == 1
+
+
+def test_generate_follows_a_hum(tmp_path, capsys):
+    tiny_musiclm(with_melody("semantic")).save_pretrained(tmp_path / "bundle")
+    soundfile.write(tmp_path / "hum.wav", 0.3 * np.sin(np.arange(44_100) * 0.03), 44_100)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(44_100), 44_100)
+    options = ["piano", "--seconds", "0.2", "--model", tmp_path / "bundle", "--out", tmp_path / "a.wav"]
+    status, _, err = run("generate", *options, "--melody", tmp_path / "silence.wav", capsys=capsys)
+    assert status == 2 and "silence.wav: is silent" in err and not (tmp_path / "a.wav").exists()
+    status, _, err = run("generate", *options, "--melody", tmp_path / "hum.wav", capsys=capsys)
+    assert status == 0, err
+    status, out, _ = run("info", tmp_path / "bundle", capsys=capsys)
+    assert status == 0 and re.search(r"^melody +3 a window, 2 levels of 17 codes$", out, re.MULTILINE)
 
 
 def test_generate_checks_the_place_before_the_work(tiny_bundle, tmp_path, capsys, monkeypatch):

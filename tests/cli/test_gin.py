@@ -43,10 +43,20 @@ def test_the_run_of_fit_parses_on_every_size(size):
     assert load_config(size, ["runs/fit.gin"]).part("semantic").loop.log_every == 20
 
 
+@pytest.mark.parametrize("size", main.sizes())
+def test_every_size_may_follow_melodies(size):
+    plain, config = load_config(size), load_config(size, ["runs/with_melody.gin"])
+    assert plain.model.melody is None and config.model.melody == plain.part("melody").model
+    assert [each.stream for each in config.model.stage("semantic").prefix] == ["melody", "mulan"]
+    assert dataclasses.replace(config.model, melody=None, stages=plain.model.stages) == plain.model
+
+
 def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
     trained = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
     parts = [part for part in trained if part != "semantic_reranker"]  # Both rerankers are trained alike.
-    assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(["fit.gin", *(f"{part}_base.gin" for part in parts)])
+    assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(
+        ["fit.gin", "with_melody.gin", *(f"{part}_base.gin" for part in parts)]
+    )
     base = load_config("base")
     for part in parts:
         path = main.gin_folder() / "runs" / f"{part}_base.gin"

@@ -71,6 +71,18 @@ def test_variants_are_added_to_a_corpus(corpus, tmp_path):
     np.testing.assert_allclose(soundfile.read(tmp_path / "audio/000001-1.flac", dtype="float32")[0], variant.wave, atol=1 / 32768)
 
 
+def test_a_corpus_of_before_is_continued_unless_it_has_variants(corpus, tmp_path):
+    """The clips are the same as those of version 1; its variants had no hums."""
+    shutil.copytree(corpus, tmp_path / "old")
+    (tmp_path / "old" / "corpus.json").write_text('{"seed": 7, "version": 1}\n')
+    make_corpus(tmp_path / "old", num_clips=3, seed=7)
+    assert _contents(tmp_path / "old") == _contents(corpus)
+    (tmp_path / "old" / "corpus.json").write_text('{"seed": 7, "version": 1}\n')
+    (tmp_path / "old" / "audio" / "000001-1.flac").write_bytes(b"a variant of before")
+    with pytest.raises(UserError, match="'version': 1.*'version': 2.*choose another directory"):
+        make_corpus(tmp_path / "old", num_clips=3, seed=7)
+
+
 def test_clips_that_a_call_does_not_list_stay_and_are_named(corpus, tmp_path):
     assert make_corpus(tmp_path, num_clips=3, seed=7) == []
     (tmp_path / "audio" / "my own.flac").write_text("a person's")

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_streams import STAGES, stage_layout
+from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.stages import StageSpec
 from musiclm_jax.models.stage import StageConfig
-from musiclm_jax.tasks.stage import StageRecipe, StageTask, _hidden_steps
+from musiclm_jax.specs import Stream
+from musiclm_jax.tasks.stage import StageRecipe, StageTask, _hidden_steps, _without_melody
+from musiclm_jax.tokens import ABSENT, Levels
 from musiclm_jax.training.optim import OptimizerConfig
 
 MODEL = StageConfig(dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.0)
@@ -116,3 +119,54 @@ def test_nonsense_is_refused():
         task(prefix_dropout=1.0)
     with pytest.raises(UserError, match="past_dropout=1.5"):
         StageRecipe(past_dropout=1.5)
+
+
+def melody_task(**recipe):
+    streams = {**make_streams(), "melody": Stream("melody", 2, 3, steps=2, optional=True)}
+    spec = StageSpec("semantic", Levels("semantic"), (Levels("melody"), Levels("mulan")))
+    return task(layout=spec.layout(streams), **recipe)
+
+
+def test_the_melody_is_dropped_whole_and_at_random(monkeypatch):
+    melody = np.random.default_rng(1).integers(3, size=(400, 2, 2)).astype(np.int32)
+    dropped = _without_melody({"melody": melody, "mulan": np.ones(400)}, jax.random.key(0), 0.25)
+    gone = (np.asarray(dropped["melody"]) == ABSENT).all(axis=(1, 2))
+    np.testing.assert_array_equal(dropped["melody"], np.where(gone[:, None, None], ABSENT, melody))
+    assert 0.18 < gone.mean() < 0.32 and (dropped["mulan"] == 1).all()
+
+
+def test_training_and_evaluation_with_a_melody():
+    """At a share of 1 no training step sees the melody, at 0 each does; evaluation always does."""
+    given = {**batch(), "melody": np.array([[[0, 1], [2, 0]], [[1, 1], [0, 2]]], np.int32)}
+    absent = {**given, "melody": np.full_like(given["melody"], ABSENT)}
+    state = jax.jit(melody_task().init_state)(jax.random.key(0))
+    loss = lambda task, batch: float(task.loss(state.params, batch, jax.random.key(1))[1]["loss"])  # noqa: E731
+    always, never = melody_task(melody_dropout=0.0), melody_task(melody_dropout=1.0)
+    assert loss(never, given) == loss(never, absent) and loss(always, given) != loss(always, absent)
+    shown = [float(each.eval_step(state, given, jax.random.key(2))["loss"]) for each in (always, never)]
+    assert shown[0] == shown[1] != float(never.eval_step(state, absent, jax.random.key(2))["loss"])
+
+
+def test_a_stage_without_melody_draws_as_before(semantic_state):
+    """Its random numbers do not depend on the share of melodies that are dropped."""
+    losses = [task(past_dropout=0.5, melody_dropout=share).loss(semantic_state.params, batch(), jax.random.key(1))[0] for share in (0.0, 0.5)]
+    assert losses[0] == losses[1]
+
+
+def test_a_stage_learns_to_follow_the_melody_and_to_do_without():
+    """Two tunes, which the melody tells apart and nothing else does."""
+    fast = melody_task(optimizer=FAST, melody_dropout=0.5)
+    given = batch(size=8)
+    tune = np.arange(8) % 2
+    given |= {
+        "mulan": given["mulan"] * 0,
+        "semantic": given["semantic"][:2][tune],
+        "melody": np.stack([np.zeros((2, 2)), np.ones((2, 2))])[tune].astype(np.int32),
+    }
+    state, step = jax.jit(fast.init_state)(jax.random.key(0)), jax.jit(fast.train_step)
+    for i in range(120):
+        state, _ = step(state, given, jax.random.fold_in(jax.random.key(1), i))
+    loss = lambda melody: float(fast.eval_step(state, {**given, "melody": melody}, jax.random.key(2))["loss"])  # noqa: E731
+    right, other, absent = (loss(melody) for melody in (given["melody"], 1 - given["melody"], np.full_like(given["melody"], ABSENT)))
+    # Without a melody, the first token is a guess between two.
+    assert right < 0.05 and 0.8 * np.log(2) / 5 < absent < 1.5 * np.log(2) / 5 and other > 3 * absent
