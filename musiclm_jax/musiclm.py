@@ -191,9 +191,8 @@ class MusicLM:
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
         script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
-        stream = MusicStream(
-            self._ensemble(tries, sampling, self._melody_codes(melody, seconds)), script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress
-        )
+        models = self._ensemble(tries, sampling, self._melody_codes(melody, seconds))
+        stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
     def stream(

@@ -12,9 +12,10 @@ from tiny_musiclm import MELODY, tiny_config, tiny_musiclm, with_melody
 
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
-from musiclm_jax.generation.melody import melody_seconds, no_melody, read_melody
+from musiclm_jax.generation.melody import no_melody, read_melody
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.selection import SelectionConfig
+from musiclm_jax.generation.tracks import StageTrack
 from musiclm_jax.models import melody, tokenizers
 from musiclm_jax.musiclm import MusicLM
 from musiclm_jax.tokens import ABSENT
@@ -59,17 +60,18 @@ def begins(codes: np.ndarray) -> list:
 
 
 def conditions(model, monkeypatch, **request) -> dict[str, np.ndarray]:
-    """The melody that each stage was given."""
-    given, draw = {}, MusicLM.draw_stage
+    """The melody that each stage was given, [rows, S, W, Q] of its S windows."""
+    given, draw = {}, StageTrack.draw
 
-    def spy(self, stage, streams, **options):
-        if stage.reads("melody"):
-            given[stage.name] = streams["melody"]
-        return draw(self, stage, streams, **options)
+    def spy(self, streams, **options):
+        if self.spec.reads("melody"):
+            given.setdefault(self.spec.name, []).append(streams["melody"])
+        return draw(self, streams, **options)
 
-    monkeypatch.setattr(MusicLM, "draw_stage", spy)
-    model.generate(["a calm piano melody"], seconds=0.7, **request)
-    return given
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrack, "draw", spy)
+        model.generate(["a calm piano melody"], seconds=0.7, **request)
+    return {name: np.stack(each, axis=1) for name, each in given.items() if len({len(rows) for rows in each}) == 1}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tokens of windows
@@ -91,7 +93,7 @@ def test_where_the_melody_ends_its_tokens_are_absent(model, counted, monkeypatch
 
 def test_without_a_melody_all_is_absent(model, monkeypatch):
     given = conditions(model, monkeypatch, num_samples=2)
-    assert all(each.shape == (2, 3, 2) and (each == ABSENT).all() for each in given.values())
+    assert {*given} == {"semantic", "coarse"} and all(each.shape[0] == 2 and each.shape[2:] == (3, 2) and (each == ABSENT).all() for each in given.values())
 
 
 def test_all_candidates_and_drafts_have_the_melody(counted, monkeypatch):
@@ -141,11 +143,7 @@ def test_any_rate_and_any_number_of_channels(tmp_path):
         np.testing.assert_allclose(wave[200:-200], gain * expected[200 : len(wave) - 200], atol=0.01)
 
 
-def test_no_more_is_read_than_the_stages_need(tmp_path, monkeypatch):
-    config = with_melody("semantic", "coarse")
-    stages = [(stage, stage.layout(config.streams)) for stage in config.stages]
-    # The last semantic window begins at 0.4 s, and its last window of the embedder ends 0.4 s later.
-    assert melody_seconds(MELODY, stages, {"semantic": 20, "coarse": 35, "fine": 35}) == pytest.approx(0.8)
+def test_no_more_is_read_than_is_needed(tmp_path, monkeypatch):
     read = []
     file = soundfile.SoundFile.read
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, frames, **options: read.append(frames) or file(self, frames, **options))
