@@ -84,7 +84,7 @@ def generate(prompts, seconds, out, story, like, beginning, melody, again, seed,
     resolved = resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
     if again is not None and pretrained.digest(opened) != made.model_sha256:
         click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
-    request |= {"seconds": seconds, "sampling": sampling, "story": None if prompts or recordings else list(lines)}
+    request |= {"seconds": seconds, "sampling": sampling, "story": list(lines) if lines and not prompts else None}
     request |= {name: audio.read(path, sample_rate_hz=config.audio.sample_rate_hz) for name, path in recordings.items()}
     if melody is not None:
         request["melody"] = recordings["melody"] = melody
@@ -144,8 +144,10 @@ def make_clips(prompts, request, paths, recipe, *, is_one: bool, index) -> None:
         if is_one and not is_bucket(paths[0]):
             few = {name: value for name, value in request.items() if name != "num_samples"}
             stream = musiclm.stream(*prompts, **few, sample=recipe.sample, on_progress=line)
-            with open_writer(paths[0], sample_rate_hz=rate, comment=str(recipe)) as file, stop_at_interrupt() as stopped:
-                for piece in stream:
+            with contextlib.ExitStack() as stack:
+                stopped, file = stack.enter_context(stop_at_interrupt()), None
+                for piece in stream:  # Until the first one is there, an older file stays.
+                    file = file or stack.enter_context(open_writer(paths[0], sample_rate_hz=rate, comment=str(recipe)))
                     file.write(piece[0])
                     if stopped():
                         break

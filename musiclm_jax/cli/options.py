@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -69,14 +70,14 @@ class Model(Place):
 
 
 class Seconds(click.FloatRange):
-    """A range of numbers that excludes nan."""
+    """A range of numbers that excludes nan and infinity."""
 
     name = "number"
 
     def convert(self, value, param, ctx) -> float:
         number = super().convert(value, param, ctx)
-        if number != number:
-            self.fail("nan is not a length; choose a number of seconds.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a length; choose a number of seconds.", param, ctx)
         return number
 
 

@@ -28,7 +28,6 @@ MISTAKES = [
     (["x", "--seconds", "-5"], "seconds"),
     (["x", "--seconds", "nan"], "seconds"),
     (["x", "--seconds", "inf"], "seconds"),
-    (["x", "--seconds", "100000"], "seconds"),
     (["x", "--seconds", "ten"], "seconds"),
     (["x", "--seed", "-1"], "seed"),
     (["x", "--seed", "4294967296"], "seed"),
@@ -176,7 +175,7 @@ def test_interrupted_generation_leaves_nothing(tiny_bundle, tmp_path, capsys, mo
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", interrupted)
+    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.stream", interrupted)
     status, out, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
     assert (status, out, err.strip()) == (130, "", "") and list(tmp_path.iterdir()) == []
 
@@ -187,7 +186,7 @@ def test_out_of_memory_is_a_users_mistake(tiny_bundle, tmp_path, capsys, monkeyp
     def too_large(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", too_large)
+    monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.stream", too_large)
     status, _, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
     assert status == 2 and "memory" in err and err.count("\n") == 1
 
@@ -228,7 +227,7 @@ def test_faults_of_the_machine_are_one_line(tiny_bundle, tmp_path, capsys, monke
         def generate(*args, **kwargs):
             raise error
 
-        monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.generate", generate)
+        monkeypatch.setattr("musiclm_jax.musiclm.MusicLM.stream", generate)
         status, _, err = run("generate", "piano", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
         assert status == 2 and err.count("\n") == 1
         return err

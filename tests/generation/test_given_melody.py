@@ -71,7 +71,8 @@ def conditions(model, monkeypatch, **request) -> dict[str, np.ndarray]:
     with monkeypatch.context() as patch:
         patch.setattr(StageTrack, "draw", spy)
         model.generate(["a calm piano melody"], seconds=0.7, **request)
-    return {name: np.stack(each, axis=1) for name, each in given.items() if len({len(rows) for rows in each}) == 1}
+    # Once candidates are chosen, there are fewer rows.
+    return {name: np.stack([rows for rows in each if len(rows) == len(each[0])], axis=1) for name, each in given.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Tokens of windows
