@@ -26,8 +26,8 @@ from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
 
-# Semantic tokens at the end of a recording that are not used, since the tokenizer has not heard what follows them: from this distance to the edge on as many
-# are the same with the future as without (docs/data.md).
+# Semantic tokens nearer than this to the end of a recording are not used, because they were encoded without what follows them. Farther away, tokens with and
+# without it are as often the same as anywhere (docs/data.md).
 _UNHEARD_SEC = 0.2
 
 

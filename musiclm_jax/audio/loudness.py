@@ -6,6 +6,7 @@ the loudness (ITU-R BS.1770, with its gates) of the last `WINDOW_SEC`, each seco
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -181,6 +182,7 @@ def _peaks(wave: Float[np.ndarray, "N"], steps: int, step: int) -> Float[np.ndar
     return np.max(points, axis=0).reshape(steps, step).max(axis=1)
 
 
+@functools.cache
 def _interpolation() -> list[Float[np.ndarray, "K"]]:
     """Windowed sinc filters for the points between two samples. Each reads _CONTEXT samples on both sides."""
     at = np.arange(-_CONTEXT, _CONTEXT + 1)

@@ -13,7 +13,7 @@ from musiclm_jax.data.splits import GROUPINGS
 @click.argument("out", metavar="OUT", type=Place())
 @click.option("--model", type=Model(), required=True, help="The bundle whose tokenizers are used, or a folder of tokenizers.")
 @click.option("--record_sec", type=Seconds(min=1), default=30.0, show_default=True, help="Longest record: a crop of a training lies in one.")
-@click.option("--context_sec", type=Seconds(min=0), default=5.0, show_default=True, help="What the tokenizers hear on each side of a record.")
+@click.option("--context_sec", type=Seconds(min=0), default=5.0, show_default=True, help="Context on each side, with which a record is encoded.")
 @click.option("--batch_size", type=click.IntRange(1), default=4, show_default=True, help="Records that are computed at once.")
 @click.option("--group_by", type=click.Choice(GROUPINGS), default="listed", show_default=True, help="What makes a group of clips, which is in one split.")
 @click.argument("flags", metavar="[--BEAM_OPTION=VALUE]...", nargs=-1, type=click.UNPROCESSED)

@@ -39,7 +39,7 @@ class TokenInfo:
     """The content of tokens.json."""
 
     audio: AudioSpec
-    # Longest record, and the context on each side of it that the tokenizers heard, where the clip has it.
+    # Longest record, and the context on each side with which it was encoded, where the clip has it.
     record_sec: float
     context_sec: float
     mulan_window_sec: float

@@ -1,8 +1,8 @@
 """Selection of the best of several samples by MuLan. Ours, from no paper; off by default, but on in the small packaged model.
 
 *Drafts* are semantic token sequences: every few seconds those nearest to the prompt are kept, and each is continued in several ways. *Candidates* are
-clips in coarse codec levels: the one nearest to the prompt is kept. The choice depends on the whole draft or clip, so that with selection a short clip
-is not exactly the beginning of a longer one.
+clips in coarse codec levels: the one whose first `choose_sec` are nearest to the prompt is kept. The last choice among drafts depends on the length of the
+clip, so that with drafts a short clip is not exactly the beginning of a longer one.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Beginning:
 
     # [1, N], whole acoustic frames.
     wave: Float[np.ndarray, "1 N"]
-    # Without the last ones, whose future the tokenizer has not heard.
+    # Without the last ones: they were encoded without what follows them.
     semantic: Int[np.ndarray, "1 T"]
     acoustic: Int[np.ndarray, "1 F Q"]
     # Samples before the end of the wave in which its decoded codes fade in.

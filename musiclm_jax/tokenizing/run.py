@@ -17,6 +17,7 @@ from musiclm_jax.data.inspection import inspect_clips
 from musiclm_jax.data.token_set import SPLITS, TOKENIZERS, TokenInfo, TokenSet, is_token_set, write_token_set
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, exists, is_bucket, is_file, make_folder, read_json, write_json, write_text
+from musiclm_jax.models import mulan
 from musiclm_jax.records import to_dict
 from musiclm_jax.tokenizing.shards import ShardJob, ShardReport, features_of, make_shard, windowing_of
 from musiclm_jax.tokenizing.tokenizers import Tokenizers, copy_tokenizers, hashes
@@ -46,7 +47,7 @@ def tokenize(
         out: the folder of the token set. Other files in it are an error.
         model: a bundle, with or without stages.
         record_sec: longest record. Where all clips are shorter, as far as their headers say, records are as long as the longest.
-        context_sec: what the tokenizers hear of a clip on each side of a record.
+        context_sec: what is encoded together with a record on each side of it, as context.
         batch_size: records that are computed at once.
         group_by: as in `data.folder.read_folder`.
         flags: options of Apache Beam, which choose the runner (`data/beam.py`).
@@ -90,7 +91,7 @@ def _sample_hours(folder: ClipFolder) -> tuple[float, float]:
 def _record_bytes(tokenizers: Tokenizers, record: int) -> int:
     """The size of a record without its captions."""
     config = tokenizers.config
-    windows = max(0, record * config.audio.semantic_samples - config.mulan.window_samples) // config.mulan.hop_samples + 1
+    windows = mulan.num_windows(config.mulan, record * config.audio.semantic_samples)
     return 2 * (record + config.audio.frames_per_semantic * record * config.codec.num_levels + windows * config.mulan.embedding_dim)
 
 

@@ -18,7 +18,7 @@ from musiclm_jax.data.folder import Entry
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, as_path, fingerprint, is_file, parse_json, read_json, sha256_file, write_json
-from musiclm_jax.models import embedders
+from musiclm_jax.models import mulan
 from musiclm_jax.parts.encode import in_batches
 from musiclm_jax.records import from_dict, to_dict
 from musiclm_jax.specs import AudioSpec
@@ -44,13 +44,13 @@ class Windowing:
         return [(start, min(self.record, num_tokens)) for start in dict.fromkeys(starts)]
 
     @property
-    def heard(self) -> int:
-        """What the tokenizers hear of a clip for one record."""
+    def encoded(self) -> int:
+        """The number of tokens that are encoded at once for a record: itself, and its context."""
         return self.record + 2 * self.context
 
-    def first_heard(self, start: int, num_tokens: int) -> int:
-        """The first token that is heard for the record at `start`: within the clip where it is long enough, and else padded at its end."""
-        return max(0, min(start - self.context, num_tokens - self.heard))
+    def first_encoded(self, start: int, num_tokens: int) -> int:
+        """The first token of the encoder's input for the record at `start`. The input lies within the clip; a shorter clip is padded at its end."""
+        return max(0, min(start - self.context, num_tokens - self.encoded))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +153,11 @@ class _Window:
     """A record to be: its waves, and what is said of it."""
 
     entry: Entry
-    # In semantic tokens: the first one of the record, the first one that is heard, and how many it has.
+    # In semantic tokens: the first one of the record, the first one of the encoder's input, and how many the record has.
     start: int
-    heard_from: int
+    encoded_from: int
     length: int
-    heard: Float[np.ndarray, "N"]
+    encoded: Float[np.ndarray, "N"]
     record: Float[np.ndarray, "M"]
 
 
@@ -199,20 +199,20 @@ class _Maker:
         windowing, samples = self._job.windowing, self._spec.semantic_samples
         total = -(-track.num_samples // samples)
         for start, length in windowing.records(total):
-            heard_from = windowing.first_heard(start, total)
-            heard = track.wave(samples * heard_from, samples * windowing.heard)
-            yield _Window(entry, start, heard_from, length, heard, track.wave(samples * start, samples * windowing.record))
+            encoded_from = windowing.first_encoded(start, total)
+            encoded = track.wave(samples * encoded_from, samples * windowing.encoded)
+            yield _Window(entry, start, encoded_from, length, encoded, track.wave(samples * start, samples * windowing.record))
 
     def _encode(self, batch: Sequence[_Window], captions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         tokenizers, config = self._tokenizers, self._tokenizers.config
         fill = [batch[-1]] * (self._job.batch_size - len(batch))  # Programs are compiled for one batch size.
-        heard, records = (np.stack([getattr(window, name) for window in (*batch, *fill)]) for name in ("heard", "record"))
-        semantic, acoustic = tokenizers.semantic_tokens(heard), tokenizers.acoustic_tokens(heard)
+        encoded, records = (np.stack([getattr(window, name) for window in (*batch, *fill)]) for name in ("encoded", "record"))
+        semantic, acoustic = tokenizers.semantic_tokens(encoded), tokenizers.acoustic_tokens(encoded)
         embeddings = tokenizers.window_embeddings(records).astype(np.float16)
         for row, window in enumerate(batch):
-            first, per_token = window.start - window.heard_from, self._spec.frames_per_semantic
+            first, per_token = window.start - window.encoded_from, self._spec.frames_per_semantic
             samples = window.length * self._spec.semantic_samples
-            count = embedders.num_windows(samples, window=config.mulan.window_samples, hop=config.mulan.hop_samples)
+            count = mulan.num_windows(config.mulan, samples)
             self.lengths.append(window.length)
             yield {
                 "id": window.entry.name,

@@ -61,10 +61,10 @@ def test_records_cover_a_clip_and_end_with_it(total, starts):
     assert set().union(*(range(start, start + length) for start, length in found)) == set(range(total))
 
 
-def test_what_is_heard_lies_in_the_clip():
+def test_what_is_encoded_lies_in_the_clip():
     windowing = Windowing(record=25, context=4)
-    assert [windowing.first_heard(start, 60) for start in (0, 25, 35)] == [0, 21, 27]
-    assert windowing.first_heard(0, 20) == 0  # Shorter than what is heard: it is padded.
+    assert [windowing.first_encoded(start, 60) for start in (0, 25, 35)] == [0, 21, 27]
+    assert windowing.first_encoded(0, 20) == 0  # Shorter than the input: it is padded.
 
 
 def test_tokens_are_those_of_the_models(model, clips, tokens):
@@ -72,9 +72,9 @@ def test_tokens_are_those_of_the_models(model, clips, tokens):
     wave, _ = soundfile.read(clips / "1.wav", dtype="float32")
     record = next(each for each in map(tokens.records("train").__getitem__, range(len(tokens.records("train")))) if each["id"] == b"1.wav")
     assert record["start_sec"] == 0
-    heard = np.pad(wave[: 45 * 960], (0, max(0, 45 * 960 - len(wave))))[None]
-    np.testing.assert_array_equal(record["semantic"], SemanticTokenizer(musiclm.config.w2v_bert, musiclm.variables("w2v_bert")).encode(heard)[0, :25])
-    np.testing.assert_array_equal(record["acoustic"], AcousticTokenizer(musiclm.config.codec, musiclm.variables("codec")).encode(heard)[0, :50])
+    encoded = np.pad(wave[: 45 * 960], (0, max(0, 45 * 960 - len(wave))))[None]
+    np.testing.assert_array_equal(record["semantic"], SemanticTokenizer(musiclm.config.w2v_bert, musiclm.variables("w2v_bert")).encode(encoded)[0, :25])
+    np.testing.assert_array_equal(record["acoustic"], AcousticTokenizer(musiclm.config.codec, musiclm.variables("codec")).encode(encoded)[0, :50])
     captions = [text.decode() for text in record["captions"]]
     np.testing.assert_array_equal(record["caption_tokens"], musiclm.mulan.text_tokens(captions))
     first = musiclm.mulan.embed_audio(wave[None, : musiclm.config.mulan.window_samples])
