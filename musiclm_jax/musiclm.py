@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from musiclm_jax.generation.request import Music, check_request, resolve_samplin
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
-from musiclm_jax.generation.stream import Beginning, Ensemble, MusicStream, StageAtWork, Story, make_script
+from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork, Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
@@ -191,7 +191,7 @@ class MusicLM:
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
         script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
-        models = self._ensemble(tries, sampling, self._melody_codes(melody, seconds))
+        models = self._ensemble(tries, sampling, self._given(melody, seconds))
         stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
@@ -237,8 +237,7 @@ class MusicLM:
         begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
         script = make_script([prompt] if prompt else [], story, seconds=seconds)
         options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
-        codes = self._melody_codes(melody, seconds)
-        return MusicStream(self._ensemble(tries, sampling, codes), script, mulan_tokens=tokens, beginning=begun, **options)
+        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds)), script, mulan_tokens=tokens, beginning=begun, **options)
 
     def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
         spec = self.config.audio
@@ -250,16 +249,19 @@ class MusicLM:
         wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
         return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
 
-    def _melody_codes(self, melody: Melody | None, seconds: float | int | None) -> Callable[[StageSpec, float], Int[np.ndarray, "1 W Q"]] | None:
-        """The melody tokens of the window of a stage that begins at a second. None: the model follows no melody."""
+    def _given(self, melody: Melody | None, seconds: float | int | None) -> dict[str, Given]:
+        """The tokens of the optional streams that the stages read."""
+        return {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+
+    def _melody_tokens(self, melody: Melody | None, seconds: float | int | None) -> Given:
         if melody is None:
-            return None if self.config.melody is None else lambda stage, start_sec: no_melody(self.config.melody)
+            return lambda stage, start_sec: no_melody(self.config.melody)
         longest = max(stage.window_sec for stage in self.config.stages)
         embedder = self.melody
         wave = read_melody(melody, self.config.melody, seconds=(3600 if seconds is None else seconds) + longest)
         return lambda stage, start_sec: embedder.encode(wave, [start_sec], window_sec=stage.window_sec)
 
-    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, melody: Callable[..., np.ndarray] | None) -> Ensemble:
+    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, given: Mapping[str, Given]) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
         at_work = []
         for stage in self.config.stages:
@@ -273,7 +275,7 @@ class MusicLM:
             text_tokens=self.mulan.text_tokens,
             normalize=self.text.normalize,
             acoustic=self.acoustic,
-            melody=melody,
+            given=given,
             judges=judges,
             draft_judge=self.semantic_reranker if tries.num_drafts > 1 else None,
         )

@@ -30,6 +30,8 @@ from musiclm_jax.specs import AudioSpec
 Story = Sequence[tuple[float | int, str]]
 # (second from which on it holds, a prompt for each clip): from 0 on, in order.
 Script = Sequence[tuple[float, Sequence[str]]]
+# A stage, and the second at which a window of it begins -> the tokens of an optional stream in that window.
+Given = Callable[[StageSpec, float], Int[np.ndarray, "1 n Q"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Ensemble:
     # Gives texts that the model reads alike one form.
     normalize: Callable[[str], str]
     acoustic: AcousticTokenizer
-    # A stage, and the second at which a window of it begins -> melody tokens [1, W, Q]. None: no stage reads them.
-    melody: Callable[[StageSpec, float], Int[np.ndarray, "1 W Q"]] | None = None
+    # The optional streams that stages read, such as "melody".
+    given: Mapping[str, Given] = dataclasses.field(default_factory=dict)
     # Score candidates, by their sum.
     judges: tuple[MuLanTokenizer, ...] = ()
     # Scores drafts. None: there can be no drafts.
@@ -227,7 +229,7 @@ class MusicStream:
     def _windows_together(self, number: int) -> int:
         """Windows of a stage that are drawn together: as many as a window of the stage before has. 0: its windows overlap, or read a text that changes."""
         spec = self._tracks[number].spec
-        if number == 0 or spec.hop_sec != spec.window_sec or spec.reads("mulan") or spec.reads("melody"):
+        if number == 0 or spec.hop_sec != spec.window_sec or any(spec.reads(stream) for stream in ("mulan", *self._models.given)):
             return 0
         return max(1, min(spec.max_windows, int(self._tracks[number - 1].spec.window_sec / spec.window_sec + 1e-6)))
 
@@ -262,8 +264,9 @@ class MusicStream:
         for segment in track.layout.prefix:
             if segment.stream == "mulan":
                 found["mulan"] = np.repeat(self._mulan[entry], rows // self._clips, axis=0)
-            elif segment.stream == "melody":
-                found["melody"] = np.repeat(self._models.melody(track.spec, start / track.layout.target.rate_hz), rows, axis=0)
+            elif segment.stream in self._models.given:
+                tokens = self._models.given[segment.stream](track.spec, start / track.layout.target.rate_hz)
+                found[segment.stream] = np.repeat(tokens, rows, axis=0)
             else:
                 first, stop = (track.layout.prefix_steps(segment, at) for at in (start, start + steps))
                 for writer in range(number):
