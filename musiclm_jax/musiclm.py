@@ -18,9 +18,10 @@ from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.melody import Melody, no_melody, read_melody
 from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
-from musiclm_jax.generation.selection import SelectionConfig
+from musiclm_jax.generation.selection import Prefer, SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
-from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork, Story, make_script
+from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork
+from musiclm_jax.generation.wishes import Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
@@ -149,7 +150,7 @@ class MusicLM:
 
     def generate(
         self,
-        prompts: Sequence[str] = (),
+        prompts: Sequence[str | None] = (),
         *,
         seconds: float | int = 10.0,
         seed: int = 0,
@@ -158,7 +159,10 @@ class MusicLM:
         num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
+        fade: float | int = 0,
+        without: Sequence[str] = (),
         melody: Melody | None = None,
+        prefer: Prefer | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.
@@ -168,7 +172,8 @@ class MusicLM:
         least 10 s or there is one candidate.
 
         Args:
-            prompts: descriptions of the music. Those longer than the text tower's context are truncated (`mulan.truncated` lists which).
+            prompts: descriptions of the music. Those longer than the text tower's context are truncated (`mulan.truncated` lists which). A mixture of
+                prompts is "0.7: calm piano | 0.3: techno". None: any music (AudioLM, arXiv 2209.03143, section IV-B), of one candidate and one draft.
             seconds: length of each clip, up to 300. `stream` has no limit.
             seed: 0 to 2^32 - 1.
             num_samples: clips per prompt.
@@ -178,8 +183,12 @@ class MusicLM:
                 the prompt, and the best `num_candidates` are continued. None: the model's default.
             sampling: {stage: a SamplingConfig, or a dict of its fields to change, such as {"temperature": 0.9}}.
             story: prompts with the second from which on each holds, instead of `prompts`: [(0, "time to meditate"), (15, "time to wake up")] (section 4.3).
+            fade: seconds in which one line of the story goes over to the next, half of them before its time.
+            without: what should not be heard, such as ["drums"] (`generation/wishes.py`).
             melody: what all clips follow: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz). It is aligned with the music from its start on; where it
                 ends, the music goes on without. None: no melody.
+            prefer: a score of a wave at 24 kHz, which counts in the choice among candidates beside their cosine similarities, such as that of exact wishes
+                (`evaluation/exact.py`).
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
@@ -188,16 +197,17 @@ class MusicLM:
         """
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
+        tries = tries.replace(num_candidates=1, num_drafts=1) if any(prompt is None for prompt in prompts) else tries  # By a prompt.
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
-        script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
-        models = self._ensemble(tries, sampling, self._given(melody, seconds))
+        script = make_script(prompts, story, without=without, fade=fade, num_samples=num_samples, seconds=seconds)
+        models = self._ensemble(tries, sampling, self._given(melody, seconds), prefer)
         stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
-        return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
+        return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(wish.text for wish in script[0][1]))
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | None = None,
         *,
         seconds: float | int | None = None,
         seed: int = 0,
@@ -205,10 +215,14 @@ class MusicLM:
         num_drafts: int | None = None,
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
+        fade: float | int = 0,
+        without: Sequence[str] = (),
         sample: int = 0,
         melody: Melody | None = None,
+        prefer: Prefer | None = None,
         like: Float[np.ndarray, "N"] | None = None,
         beginning: Float[np.ndarray, "N"] | None = None,
+        resynthesize: Float[np.ndarray, "N"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
         """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
@@ -222,22 +236,26 @@ class MusicLM:
             like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
+            resynthesize: a recording whose semantic tokens the music has, and with them its notes, with new acoustic tokens (AudioLM, section IV-B). The
+                result is as long. Without a prompt it conditions the music, too.
 
         Raises:
             UserError: as `generate`; a recording is too short; `seconds` are not longer than the beginning.
         """
-        source = like if like is not None else beginning
+        recordings = [wave for wave in (like, beginning, resynthesize) if wave is not None]
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         tokens, texts = None, [prompt] if story is None else [text for _, text in story]
-        if source is not None and not prompt and story is None:
+        if prompt is None and story is None:
             tries = tries.replace(num_candidates=1, num_drafts=1)  # They are chosen by a prompt.
-            tokens, texts, prompt = self.mulan.audio_tokens(source[None]), ["a recording"], "a recording"
+            tokens = self.mulan.audio_tokens(recordings[0][None]) if recordings else None
         few = {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}
         check_request(texts, seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
         begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
-        script = make_script([prompt] if prompt else [], story, seconds=seconds)
+        if resynthesize is not None:
+            begun, seconds = self._tokenize_notes(resynthesize), len(resynthesize) / self.config.audio.sample_rate_hz
+        script = make_script([prompt] if story is None else [], story, without=without, fade=fade, seconds=seconds)
         options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
-        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds)), script, mulan_tokens=tokens, beginning=begun, **options)
+        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds), prefer), script, mulan_tokens=tokens, beginning=begun, **options)
 
     def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
         spec = self.config.audio
@@ -248,6 +266,13 @@ class MusicLM:
             raise UserError(f"the beginning has {len(wave) / spec.sample_rate_hz:.2f} s, and seconds={seconds:g} are wanted in all: choose more")
         wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
         return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
+
+    def _tokenize_notes(self, wave: Float[np.ndarray, "N"]) -> Beginning:
+        """The semantic tokens of a recording, and no acoustic ones."""
+        if len(wave) < self.config.audio.semantic_samples:
+            raise UserError(f"a recording of {len(wave)} samples is too short to be made anew: give one of at least 0.04 s")
+        no_frames = np.zeros((1, 0, self.config.codec.num_levels), np.int32)
+        return Beginning(np.zeros((1, 0), np.float32), self.semantic.encode(wave[None]), no_frames, fade=1)
 
     def _given(self, melody: Melody | None, seconds: float | int | None) -> dict[str, Given]:
         """The tokens of the optional streams that the stages read."""
@@ -261,7 +286,7 @@ class MusicLM:
         wave = read_melody(melody, self.config.melody, seconds=(3600 if seconds is None else seconds) + longest)
         return lambda stage, start_sec: embedder.encode(wave, [start_sec], window_sec=stage.window_sec)
 
-    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, given: Mapping[str, Given]) -> Ensemble:
+    def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, given: Mapping[str, Given], prefer: Prefer | None) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)
         at_work = []
         for stage in self.config.stages:
@@ -272,11 +297,11 @@ class MusicLM:
         return Ensemble(
             audio=self.config.audio,
             stages=tuple(at_work),
-            text_tokens=self.mulan.text_tokens,
-            normalize=self.text.normalize,
+            mulan=self.mulan,
             acoustic=self.acoustic,
             given=given,
             judges=judges,
+            prefer=prefer,
             draft_judge=self.semantic_reranker if tries.num_drafts > 1 else None,
         )
 

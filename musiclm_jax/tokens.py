@@ -180,6 +180,11 @@ class StageLayout:
         parts = [self.to_ids(i, segment.take(streams)) for i, segment in enumerate(self.prefix)]
         return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=1)
 
+    def keep(self, ids: Int[np.ndarray, "B P"], stream: str, *, num_steps: int) -> Int[np.ndarray, "B P"]:
+        """Prefix ids with `mask_id` in the place of all streams but one. num_steps: of the target."""
+        own = [number for number, segment in enumerate(self.prefix) if segment.stream == stream]
+        return np.where(np.isin(self.positions(num_steps)[0][: ids.shape[1]], own), ids, self.mask_id)
+
     def target_codes(self, streams: Streams) -> Int[Array, "B T Q"] | Int[np.ndarray, "B T Q"]:
         """The codes that the stage is trained to predict, in [0, target.codes)."""
         return self.target.take(streams)

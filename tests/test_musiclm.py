@@ -91,7 +91,8 @@ def test_a_short_clip_is_the_beginning_of_a_long_one_and_of_a_stream(model, monk
 def test_a_story_changes_the_music_from_its_second_line_on(model, monkeypatch):
     monkeypatch.setattr(loudness, "START_SEC", 0.1)
     monkeypatch.setattr(loudness, "_HOP_SEC", 0.05)
-    monkeypatch.setattr(MuLanTokenizer, "text_tokens", lambda self, texts: np.array([[len(text) % 13, len(text) % 7] for text in texts], np.int32))
+    monkeypatch.setattr(MuLanTokenizer, "embed_text", lambda self, texts: np.array([[len(text) % 13, len(text) % 7] for text in texts], np.float32))
+    monkeypatch.setattr(MuLanTokenizer, "quantize_text", lambda self, embeddings: np.asarray(embeddings, np.int32))
     one, two = (model.generate(story=story, seconds=1.2, seed=3).wave[0] for story in ([(0, PROMPTS[1])], [(0, PROMPTS[1]), (0.52, OTHER)]))
     same = np.flatnonzero(one != two)[0] / 24_000
     assert 0.51 < same < 0.56

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import os
-import signal
+import dataclasses
+import time
 from pathlib import Path
 
 import click
 
-from musiclm_jax.cli.options import LocalPlace, PerStage, Place, Seconds, model_option, overrides, seed_option, short, use_compilation_cache
+from musiclm_jax.cli.options import LocalPlace, PerStage, Place, Seconds, SectionedCommand, model_option, overrides, seed_option, use_compilation_cache
 from musiclm_jax.cli.recipe import ClipRecipe, read_recipe, read_story
 
 # What a story lasts after its last line, as in the paper.
 _LAST_SEC = 15.0
+_SECTIONS = {
+    "What the music is like": "story fade like image no_prompt again without melody beginning resynthesize voice bpm key meter tries".split(),
+    "How long it is, and where it goes": "seconds ending out samples sample json index".split(),
+    "How it is drawn": "model seed candidates drafts temperatures top_ks".split(),
+}
 
 
-@click.command(short_help="Generates music from text.")
+@click.command(short_help="Generates music from text.", cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option("--story", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: a text with lines such as: 0:15 time to wake up.")
+@click.option("--fade", type=Seconds(0), default=0.0, help="Seconds in which one line of a story goes over to the next.  [default: 0]")
+@click.option("--like", type=Place(), metavar="FILE", help="Instead of PROMPT: a recording that the music resembles.")
+@click.option("--image", type=Place(), metavar="FILE", help="Instead of PROMPT: a picture. Its caption is the prompt, and is printed.")
+@click.option("--no-prompt", is_flag=True, help="Instead of PROMPT: any music that the model knows.")
+@click.option("--again", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: makes the clip anew that an earlier call wrote to FILE.")
+@click.option("--without", multiple=True, metavar="TEXT", help="What should not be heard, such as drums. May be given several times.")
+@click.option("--melody", type=Place(), metavar="FILE", help="A recording whose tune the music follows, such as a hum. The model must know melodies.")
+@click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
+@click.option("--resynthesize", type=Place(), metavar="FILE", help="A recording whose notes are played anew, with or without a PROMPT.")
+@click.option("--bpm", type=float, help="A tempo, which is measured: the candidate that has it is taken, and a miss is said.")
+@click.option("--key", help="A key, such as 'A minor', likewise.")
+@click.option("--meter", help="3/4 or 4/4, likewise.")
+@click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="With --bpm, --key or --meter: clips that are made at most.")
 @click.option("--seconds", type=Seconds(0, min_open=True), help="Length of each clip.  [default: 10; of a story: 15 after its last line]")
 @click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV or FLAC file, which is overwritten; several clips are numbered.")
-@click.option("--story", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: a text with lines such as: 0:15 time to wake up.")
-@click.option("--like", type=Place(), metavar="FILE", help="Instead of PROMPT: a recording that the music resembles.")
-@click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
-@click.option("--melody", type=Place(), metavar="FILE", help="A recording whose tune the music follows, such as a hum. The model must know melodies.")
-@click.option("--again", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: makes the clip anew that an earlier call wrote to FILE.")
-@seed_option
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
+@click.option("--sample", type=click.IntRange(1), help="Only this one of them; with --again, another one of the same call.")
+@click.option("--json", is_flag=True, help="Prints each clip as a line of JSON: its file and all that decided it.")
+@click.option(
+    "--check-copies", "index", type=Place(), metavar="INDEX", help="Finds the closest training passage of each clip in `musiclm evaluate index`'s file."
+)
+@seed_option
 @click.option("--candidates", type=int, show_default="the model's", help="Clips generated for each sample; the one closest to the prompt is kept.")
 @click.option("--drafts", type=int, show_default="the model's", help="Semantic token sequences drawn for each candidate; the closest to the prompt are kept.")
 @click.option("--temperature", "temperatures", type=PerStage(float), multiple=True, help="Higher is more varied. For all stages, or for one: coarse=0.9.")
 @click.option("--top-k", "top_ks", type=PerStage(int), multiple=True, help="Sample from the k likeliest tokens; 0: from all. For one stage: fine=64.")
-@click.option(
-    "--check-copies", "index", type=Place(), metavar="INDEX", help="Finds the closest training passage of each clip in `musiclm evaluate index`'s file."
-)
 @model_option
-def generate(prompts, seconds, out, story, like, beginning, melody, again, seed, samples, candidates, drafts, temperatures, top_ks, index, model) -> None:
-    """Generates music for each PROMPT and writes it to a 24 kHz file.
+def generate(prompts, json, index, tries, samples, out, **options) -> None:
+    """Generates music for each PROMPT and writes it to a 24 kHz file. A mixture of prompts is one PROMPT: "0.7: calm piano | 0.3: techno".
 
     The same seed, prompt and model give the same clip, and a short clip of 10 s or more is the beginning of a longer one, but for the choice among drafts
     near its end: --drafts 1. A single clip may have any length, and is written while it is made; Ctrl-C keeps what is there.
@@ -45,163 +59,146 @@ def generate(prompts, seconds, out, story, like, beginning, melody, again, seed,
     \b
     musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
     """
-    ways = {"PROMPT": bool(prompts), "--story": story, "--like": like, "--again": again}
-    chosen = [name for name, value in ways.items() if value]
-    if len(chosen) > 1 or not chosen and beginning is None:
-        raise click.UsageError(f"Give one of {', '.join(ways)}{f', not {chosen[0]} and {chosen[1]}' if chosen else ''}.", ctx=click.get_current_context())
-    if (like or beginning) and (again or samples > 1 or len(prompts) > 1):
-        raise click.UsageError("With --like and --continue one clip is made: leave --again and --samples out.", ctx=click.get_current_context())
+    check_together(prompts, samples, **options)
     use_compilation_cache()
-    from musiclm_jax import audio, pretrained
+    from musiclm_jax import audio
     from musiclm_jax.audio.writer import SUFFIXES
+    from musiclm_jax.cli import clips, words
+    from musiclm_jax.files import is_bucket
     from musiclm_jax.generation.devices import use_all_cores
-    from musiclm_jax.generation.request import check_request, resolve_sampling
+    from musiclm_jax.musiclm import MusicLM
+    from musiclm_jax.progress import ProgressLine
 
-    lines, first_sample = [(0.0, prompt) for prompt in prompts], 0
-    if story is not None:
-        lines = read_story(story)
-        seconds = lines[-1][0] + _LAST_SEC if seconds is None else seconds
-    seconds = 10.0 if seconds is None else seconds
-    if again is not None:
-        made = read_recipe(again)
-        lines, seed, seconds, first_sample, candidates, drafts = made.story, made.seed, made.seconds, made.sample, made.num_candidates, made.num_drafts
-        like, beginning, melody = (None if name not in made.recordings else Path(made.recordings[name]) for name in ("like", "beginning", "melody"))
-        model = model if given("model") else made.model
-    is_one = samples == 1 and (len(lines) == 1 or not prompts)
-    recordings = {name: path for name, path in (("like", like), ("beginning", beginning)) if path is not None}
-    request = {"seed": seed, "num_samples": samples, "num_candidates": candidates, "num_drafts": drafts}
-    check_request([prompt for _, prompt in lines] or ["a recording"], seconds=1.0 if is_one else seconds, **request)
-    paths = numbered(out, samples if not prompts else len(prompts) * samples)
+    use_all_cores()
+    if options["image"] is not None:
+        prompts = (caption(options["image"]),)
+    paths = clips.numbered(out, samples * max(1, len(prompts)))
     for path in paths:
         audio.check_writable(path, suffixes=SUFFIXES)
-    use_all_cores()
-    opened = pretrained.open_pretrained(model)
-    config = pretrained.read_config(opened)
-    if melody is not None:
-        config.check_melody()
-    defaults = {stage.name: stage.sampling for stage in config.stages}
-    sampling = overrides(list(defaults), temperature=temperatures, top_k=top_ks) if again is None else made.sampling
-    resolved = resolve_sampling(defaults, sampling)  # Raises UserError for invalid values before weights are read.
-    if again is not None and pretrained.digest(opened) != made.model_sha256:
-        click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
-    request |= {"seconds": seconds, "sampling": sampling, "story": list(lines) if lines and not prompts else None}
-    request |= {name: audio.read(path, sample_rate_hz=config.audio.sample_rate_hz) for name, path in recordings.items()}
-    if melody is not None:
-        request["melody"] = recordings["melody"] = melody
-    recipe = make_recipe(lines, request, resolved, sample=first_sample, recordings=recordings, model=model, opened=opened)
-    make_clips(list(prompts), request, paths, recipe, is_one=is_one, index=index)
+    recipe = make_recipe(prompts, samples, **options)
+    began, line = time.perf_counter(), ProgressLine()
+    musiclm = MusicLM.from_pretrained(recipe.model)
+    known = None if index is None else open_index(index, musiclm)
+    recipe, prompts = with_words(musiclm, recipe, prompts)
+    words.warn(musiclm, list(dict.fromkeys([*texts(recipe, prompts), *recipe.without])))
+    try:
+        if len(paths) > 1 or is_bucket(out):
+            made = clips.make_several(musiclm, recipe, prompts or ([] if recipe.is_story else [recipe.prompt]), paths, on_progress=line)
+        elif recipe.exact and options["again"] is None:
+            made = [clips.make_exact(musiclm, recipe, out, tries=tries, on_progress=line)]
+        else:
+            made = [clips.make_one(musiclm, recipe, out, on_progress=line)]
+    finally:
+        line.clear()
+    elapsed, total = time.perf_counter() - began, sum(clip.seconds for clip in made)
+    made = made if known is None else clips.find_copies(musiclm, known, made)
+    for clip in made:
+        click.echo(clip.to_json() if json else clip)
+    if not json:
+        click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
+    if any(clip.is_cut for clip in made):
+        raise KeyboardInterrupt
 
 
-def given(name: str) -> bool:
-    """Whether the user gave an option."""
-    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+def check_together(prompts, samples, *, story, fade, like, image, no_prompt, again, beginning, resynthesize, sample, bpm, key, meter, **_) -> None:
+    """Raises UsageError for options that exclude each other, before anything is loaded."""
+    ways = {"PROMPT": prompts, "--story": story, "--like": like, "--image": image, "--no-prompt": no_prompt, "--again": again}
+    chosen = [name for name, value in ways.items() if value]
+    begins = [name for name, value in {"--continue": beginning, "--resynthesize": resynthesize}.items() if value]
+    fail = lambda message: click.UsageError(message, ctx=click.get_current_context())  # noqa: E731
+    if len(chosen) > 1 or not chosen and not begins:
+        raise fail(f"Give one of {', '.join(ways)}{f', not {chosen[0]} and {chosen[1]}' if chosen else ''}.")
+    if len(begins) > 1:
+        raise fail("--continue and --resynthesize exclude each other: leave one out.")
+    if begins and (like or no_prompt or again):
+        raise fail(f"{begins[0]} and {chosen[0]} exclude each other: leave one out.")
+    single = next((name for name, value in {"--like": like, "--again": again, "--sample": sample, **dict.fromkeys(begins, True)}.items() if value), None)
+    if single and (samples > 1 or len(prompts) > 1):
+        raise fail(f"With {single} one clip is made: leave --samples and further prompts out.")
+    if fade and not story and not again:
+        raise fail("--fade goes from one line of a --story to the next: give a story.")
+    exact = next((name for name, value in {"--bpm": bpm, "--key": key, "--meter": meter}.items() if value is not None), None)
+    if exact and not (prompts or image):
+        raise fail(f"{exact} goes with a PROMPT: clips are chosen by both.")
 
 
-def make_recipe(lines, request, sampling, *, sample, recordings, model, opened) -> ClipRecipe:
-    """What decides the clips of a call. Of several, `story` and `sample` are those of the first."""
-    import dataclasses
-
+def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **options) -> ClipRecipe:
+    """What the options say: that of the first clip, if there are several. Raises UserError for what the model cannot do, before its weights are read."""
     import jax
 
     import musiclm_jax
     from musiclm_jax import pretrained
+    from musiclm_jax.evaluation.exact import ExactWishes, check_length
+    from musiclm_jax.generation.request import check_request, resolve_sampling
 
-    tries = pretrained.read_config(opened).selection.replace(num_candidates=request["num_candidates"], num_drafts=request["num_drafts"])
-    stages = {stage: {name: float(value) for name, value in dataclasses.asdict(each).items()} for stage, each in sampling.items()}
-    return ClipRecipe(
-        story=tuple(lines) if request["story"] is not None else tuple(lines[:1]),
-        seed=request["seed"],
-        seconds=float(request["seconds"]),
-        sample=sample,
-        num_candidates=tries.num_candidates,
-        num_drafts=tries.num_drafts,
-        sampling=stages,
-        recordings={name: str(path) for name, path in recordings.items()},
-        model=str(model),
-        model_sha256=pretrained.digest(opened),
-        musiclm_jax=musiclm_jax.__version__,
-        jax=jax.__version__,
-    )
-
-
-def make_clips(prompts, request, paths, recipe, *, is_one: bool, index) -> None:
-    """Makes and writes the clips of a call: a single one piece by piece, several together."""
-    import dataclasses
-    import time
-
-    from musiclm_jax.audio.writer import open_writer
-    from musiclm_jax.files import atomic_path, is_bucket
-    from musiclm_jax.musiclm import MusicLM
-    from musiclm_jax.progress import ProgressLine
-
-    began, line = time.perf_counter(), ProgressLine()
-    musiclm = MusicLM.from_pretrained(recipe.model)
-    warn(musiclm, list(dict.fromkeys([*prompts, *(prompt for _, prompt in request["story"] or ())])))
-    known = None if index is None else open_index(index, musiclm)
-    rate = musiclm.config.audio.sample_rate_hz
-    made: dict[Path, float] = {}
-    try:
-        if is_one and not is_bucket(paths[0]):
-            few = {name: value for name, value in request.items() if name != "num_samples"}
-            stream = musiclm.stream(*prompts, **few, sample=recipe.sample, on_progress=line)
-            with contextlib.ExitStack() as stack:
-                stopped, file = stack.enter_context(stop_at_interrupt()), None
-                for piece in stream:  # Until the first one is there, an older file stays.
-                    file = file or stack.enter_context(open_writer(paths[0], sample_rate_hz=rate, comment=str(recipe)))
-                    file.write(piece[0])
-                    if stopped():
-                        break
-            made[paths[0]], texts = stream.seconds, [stream.prompt if request["story"] is None else request["story"][0][1]]
-        else:
-            music = musiclm.generate(prompts, **request, on_progress=line)
-            texts, seen = music.prompts, collections.Counter()
-            for path, wave, prompt in zip(paths, music.wave, texts, strict=True):
-                own = recipe if request["story"] is not None else dataclasses.replace(recipe, story=((0.0, prompt),))
-                comment = str(dataclasses.replace(own, sample=seen[prompt]))
-                seen[prompt] += 1
-                with atomic_path(path) as temporary, open_writer(temporary, sample_rate_hz=rate, comment=comment, suffix=path.suffix) as file:
-                    file.write(wave)
-                made[path] = len(wave) / rate
-    finally:
-        line.clear()
-    elapsed, total = time.perf_counter() - began, sum(made.values())
-    for (path, length), prompt in zip(made.items(), texts, strict=True):
-        click.echo(f"{path}  {length:.2f} s  seed {recipe.seed}  {short(prompt)}")
-    if known is not None:
-        tell_copies(musiclm, known, list(made))
-    click.echo(f"{total:.1f} s of music in {elapsed:.1f} s, loading and compilation included: real-time factor {elapsed / total:.2f}")
-    if is_one and total < recipe.seconds - 0.01:
-        raise KeyboardInterrupt
+    recordings = {name: str(options[name]) for name in ("like", "beginning", "resynthesize", "melody") if options[name] is not None}
+    old = None if again is None else read_recipe(again)
+    model = old.model if old is not None and not _given("model") else model
+    opened = pretrained.open_pretrained(model)
+    config, digest = pretrained.read_config(opened), pretrained.digest(opened)
+    if old is not None:
+        if digest != old.model_sha256:
+            click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
+        recipe = dataclasses.replace(old, model=str(model), model_sha256=digest, sample=old.sample if sample is None else sample - 1)
+    else:
+        lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
+        length = lines[-1][0] + _LAST_SEC if story is not None and seconds is None else 10.0 if seconds is None else seconds
+        tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
+        defaults = {stage.name: stage.sampling for stage in config.stages}
+        sampling = resolve_sampling(defaults, overrides(list(defaults), temperature=options["temperatures"], top_k=options["top_ks"]))
+        exact = ExactWishes(*(options[name] for name in ("bpm", "key", "meter")))
+        if exact:
+            check_length(length)
+        recipe = ClipRecipe(
+            story=tuple(lines),
+            seed=options["seed"],
+            seconds=float(length),
+            sample=0 if sample is None else sample - 1,
+            num_candidates=tries.num_candidates,
+            num_drafts=tries.num_drafts,
+            sampling={stage: dataclasses.asdict(each) for stage, each in sampling.items()},
+            recordings=recordings,
+            model=str(model),
+            model_sha256=digest,
+            musiclm_jax=musiclm_jax.__version__,
+            jax=jax.__version__,
+            fade=options["fade"],
+            without=options["without"],
+            exact={name: value for name, value in dataclasses.asdict(exact).items() if value is not None},
+        )
+    if "melody" in recipe.recordings:
+        config.check_melody()
+    several = samples > 1 or len(prompts) > 1
+    few = {"num_candidates": options["candidates"], "num_drafts": options["drafts"]}
+    wanted = list(prompts) or [text for _, text in recipe.story] or [None]
+    check_request(wanted, seconds=recipe.seconds if several else 1.0, seed=recipe.seed, num_samples=samples, **few)
+    return recipe
 
 
-@contextlib.contextmanager
-def stop_at_interrupt():
-    """Yields a function that says whether Ctrl-C was pressed. A second time it stops at once."""
-    pressed = []
+def with_words(musiclm, recipe: ClipRecipe, prompts) -> tuple[ClipRecipe, list[str]]:
+    """The recipe and the prompts with exact wishes in words."""
+    from musiclm_jax.evaluation.exact import ExactWishes, word_prompt
 
-    def handler(number, frame):
-        if pressed:
-            signal.signal(number, before)
-            return os.kill(os.getpid(), number)
-        pressed.append(number)
-        os.write(2, b"\nstopping after this piece, which is kept with those before it; a second Ctrl-C stops at once\n")
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if not recipe.exact or not prompts:
+        return recipe, list(prompts)
+    prompts = [word_prompt(musiclm, prompt, ExactWishes(**recipe.exact)) for prompt in prompts]
+    return dataclasses.replace(recipe, story=((0.0, prompts[0]),)), prompts
 
 
-def warn(musiclm, prompts) -> None:
-    """Prints a warning for each prompt that the text tower truncates, or that has words outside its vocabulary."""
-    for prompt, kept in musiclm.mulan.truncated(prompts):
-        click.echo(f"musiclm: the prompt {short(prompt)} is longer than the model reads and is truncated to {short(kept)}", err=True)
-    for prompt in prompts:
-        unknown, known = musiclm.mulan.unknown_words(prompt)
-        if unknown or not known:
-            some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "does not know a word of"
-            click.echo(f"musiclm: the model {some} the prompt {short(prompt)}: it was trained on other words, so the music need not follow it", err=True)
+def texts(recipe: ClipRecipe, prompts) -> list[str]:
+    """All texts that the text tower reads, apart from what is excluded."""
+    from musiclm_jax.generation.wishes import parse_wish
+
+    return [text for prompt in (*prompts, *(prompt for _, prompt in recipe.story)) for text in parse_wish(prompt).texts]
+
+
+def caption(image) -> str:
+    """The caption of an image, which is printed, so that a person can mend it and give it as a prompt."""
+    from musiclm_jax.interop.captioner import caption_image
+
+    found = caption_image(image)
+    click.echo(f"musiclm: {image} shows {found!r}; to change it, give another PROMPT in its place", err=True)
+    return found
 
 
 def open_index(path, musiclm):
@@ -213,16 +210,6 @@ def open_index(path, musiclm):
     return index
 
 
-def tell_copies(musiclm, index, paths) -> None:
-    """Prints the closest training passage of each clip."""
-    from musiclm_jax import audio
-    from musiclm_jax.evaluation.token_index import check_copies, format_passage
-
-    for path in paths:
-        (passage,) = check_copies(musiclm, index, audio.read(path, sample_rate_hz=musiclm.config.audio.sample_rate_hz)[None])
-        click.echo(f"{path}  closest to {format_passage(passage, index)}")
-
-
-def numbered(path: Path, count: int) -> list[Path]:
-    """The paths of `count` clips: [path] for one clip, otherwise path with -1, -2, ... before the suffix."""
-    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
+def _given(name: str) -> bool:
+    """Whether the user gave an option."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT

@@ -7,8 +7,8 @@ import threading
 
 import click
 
-from musiclm_jax.cli.generate import warn
 from musiclm_jax.cli.options import Seconds, model_option, seed_option, short, use_compilation_cache
+from musiclm_jax.cli.words import warn
 
 
 @click.command(short_help="Plays music that is made while it plays.")

@@ -81,6 +81,22 @@ class Seconds(click.FloatRange):
         return number
 
 
+class SectionedCommand(click.Command):
+    """A command whose help lists its options in sections. sections: {title: names of parameters}; the others stand under "Options"."""
+
+    def __init__(self, *args, sections: dict[str, list[str]], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx, formatter) -> None:
+        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx) if isinstance(param, click.Option)}
+        listed = {name for names in self.sections.values() for name in names}
+        for title, names in {**self.sections, "Options": [name for name in records if name not in listed]}.items():
+            if rows := [records[name] for name in names if records.get(name)]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 def overrides(stages: list[str], **options: tuple[tuple[str | None, float | int], ...]) -> dict[str, dict]:
     """Merges the values of PerStage options to {stage: {option: number}}. A later value for the same stage wins."""
     merged: dict[str, dict] = {}

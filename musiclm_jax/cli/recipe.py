@@ -1,4 +1,4 @@
-"""How a clip was made, as a text that stays with its file, and the way back: `musiclm generate --again`."""
+"""How a clip is made: what the options of `musiclm generate` say, what stays with the file as a text, and what `--again` reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 from musiclm_jax.errors import UserError
 from musiclm_jax.records import from_dict, to_dict
 
+# Recordings that are read as waves at the model's rate. A melody is read by the model.
+_WAVES = ("like", "beginning", "resynthesize", "voice")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipRecipe:
     """All that decides a clip, apart from the machine."""
 
-    # (second, prompt) pairs.
+    # (second, prompt) pairs. Empty: no prompt.
     story: tuple[tuple[float, str], ...]
     seed: int
     seconds: float
@@ -25,16 +28,48 @@ class ClipRecipe:
     num_drafts: int
     # {stage: {field of SamplingConfig: value}}, of all stages.
     sampling: dict[str, dict[str, float]]
-    # {"like", "beginning", "melody": file} that were given.
+    # {"like", "beginning", "melody", "resynthesize", "voice": file} that were given.
     recordings: dict[str, str]
     # As given, and the hash of its weights (`pretrained.digest`).
     model: str
     model_sha256: str
     musiclm_jax: str
     jax: str
+    fade: float = 0.0
+    without: tuple[str, ...] = ()
+    ending: bool = False
+    # The fields of `evaluation.exact.ExactWishes` that were given.
+    exact: dict[str, float | str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return json.dumps(to_dict(self), ensure_ascii=False)
+
+    @property
+    def is_story(self) -> bool:
+        """Whether it has more than a prompt from 0 on."""
+        return len(self.story) > 1 or bool(self.story) and self.story[0][0] > 0
+
+    @property
+    def prompt(self) -> str | None:
+        return self.story[0][1] if self.story else None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `MusicLM.generate`, apart from the prompts of clips that have no story."""
+        from musiclm_jax.evaluation.exact import ExactWishes, scorer
+
+        names = ("seconds", "seed", "num_candidates", "num_drafts", "sampling", "fade", "without")
+        found = {name: getattr(self, name) for name in names}
+        found |= {"story": self.story} if self.is_story else {}
+        found |= {"ending": True} if self.ending else {}
+        found |= {"melody": self.recordings["melody"]} if "melody" in self.recordings else {}
+        return found | ({"prefer": scorer(ExactWishes(**self.exact))} if self.exact else {})
+
+    def read_recordings(self, *, sample_rate_hz: int) -> dict[str, Any]:
+        """The further arguments of `MusicLM.stream`: waves. Raises UserError where a file cannot be read, or is silent."""
+        from musiclm_jax import audio
+        from musiclm_jax.files import as_path
+
+        return {name: audio.read(as_path(file), sample_rate_hz=sample_rate_hz) for name, file in self.recordings.items() if name in _WAVES}
 
 
 def read_recipe(path: Path) -> ClipRecipe:

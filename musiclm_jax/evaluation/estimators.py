@@ -31,6 +31,7 @@ MODES = ("major", "minor")
 KEYS = tuple((tonic, mode) for mode in MODES for tonic in range(12))
 # Candidates of the tempo, 1.5 % apart.
 TEMPI_BPM = np.geomspace(55.0, 185.0, 82)
+METERS = ("3/4", "4/4")
 # In the fit, candidates within this distance of the true tempo (in its logarithm) are right.
 _TEMPO_FIT_TOLERANCE = 0.025
 
@@ -65,6 +66,8 @@ class Features:
     keys: Float[np.ndarray, "24 D1"]
     # Onset autocorrelations relative to each of TEMPI_BPM.
     tempi: Float[np.ndarray, "82 D2"]
+    # And to bars of each of METERS.
+    meters: Float[np.ndarray, "82 2 D3"]
 
 
 # ----------------------------------------------------------------- features
@@ -84,7 +87,9 @@ def extract(wave: Float[Array, "N"] | Float[np.ndarray, "N"]) -> Features:
     wave = wave * (_RMS / (np.sqrt(np.mean(np.square(wave))) + 1e-6))
     power = np.square(_spectrogram(wave, window=_WINDOW, hop=_HOP))
     mel_db = 10 * np.log10(power @ _mel_filters() + 1e-6)  # [T, M]
-    return Features(timbre=_timbre(power, mel_db), keys=_key_features(_chroma(wave)), tempi=_tempo_features(mel_db))
+    correlation = _onset_correlation(mel_db)
+    meters = _meter_features(correlation, _onset_correlation(mel_db[:, :_LOW_BANDS]))
+    return Features(_timbre(power, mel_db), _key_features(_chroma(wave)), _tempo_features(correlation), meters)
 
 
 def _spectrogram(wave, *, window: int, hop: int, num_fft: int | None = None) -> np.ndarray:
@@ -175,18 +180,39 @@ def _unit_sum(x: np.ndarray) -> np.ndarray:
 _LAGS_BEATS = np.array([1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 3 / 2, 2, 3, 4, 6, 8])
 
 
-def _tempo_features(mel_db: np.ndarray) -> np.ndarray:
-    """For each candidate tempo, the autocorrelation of the onset strength at lags in beats of this tempo, and its octave relative to 100 bpm."""
+def _onset_correlation(mel_db: np.ndarray) -> np.ndarray:
+    """The autocorrelation of the onset strength, one value per hop."""
     onsets = extra("librosa").onset.onset_strength(S=mel_db.T, sr=SAMPLE_RATE_HZ, hop_length=_HOP)
     onsets = onsets - onsets.mean()
     num = len(onsets)
     correlation = scipy.fft.irfft(np.square(np.abs(scipy.fft.rfft(onsets, 2 * num))))[:num]
     correlation /= np.maximum(num - np.arange(num), num / 3)  # There are fewer pairs at long lags.
     correlation /= correlation[0] + 1e-9
-    correlation = np.convolve(correlation, [0.25, 0.5, 0.25], mode="same")  # Notes may be some milliseconds early or late.
-    lags = (60 * SAMPLE_RATE_HZ / _HOP) * _LAGS_BEATS / TEMPI_BPM[:, None]  # In frames.
+    return np.convolve(correlation, [0.25, 0.5, 0.25], mode="same")  # Notes may be some milliseconds early or late.
+
+
+def _tempo_features(correlation: np.ndarray) -> np.ndarray:
+    """For each candidate tempo, the correlation at lags in beats of this tempo, and its octave relative to 100 bpm."""
     octave = np.log2(TEMPI_BPM / 100)
-    return np.column_stack([np.interp(lags, np.arange(num), correlation, right=0.0), octave, np.square(octave)])
+    return np.column_stack([_at_beats(correlation, _LAGS_BEATS, TEMPI_BPM[:, None]), octave, np.square(octave)])
+
+
+def _at_beats(correlation: np.ndarray, beats: np.ndarray, tempo_bpm: np.ndarray | float) -> np.ndarray:
+    lags = (60 * SAMPLE_RATE_HZ / _HOP) * beats / tempo_bpm  # In frames.
+    return np.interp(lags, np.arange(len(correlation)), correlation, right=0.0)
+
+
+# Of the mel bands, those of bass and kick drum, which mark the bars.
+_LOW_BANDS = 8
+
+
+def _meter_features(*correlations: np.ndarray) -> np.ndarray:
+    """For each candidate tempo and each of METERS, correlations at lags of half a bar to three bars, and how far they are above those of the other meter."""
+    bars = np.array([1 / 2, 1, 2, 3])
+    at = lambda meter: [_at_beats(each, bars * int(meter[0]), TEMPI_BPM[:, None]) for each in correlations]  # noqa: E731
+    both = np.stack([np.concatenate(at(meter), axis=1) for meter in METERS], axis=1)
+    first = np.broadcast_to(np.array([1.0, 0.0])[None, :, None], (*both.shape[:2], 1))
+    return np.concatenate([both, both - both[:, ::-1], first], axis=2)
 
 
 def degrade(wave: Float[np.ndarray, "N"], *, rng: np.random.Generator) -> Float[np.ndarray, "N"]:
@@ -325,7 +351,7 @@ def fit_estimators(
 _RELATED = {"4/4": (1.0, 2.0, 1 / 2), "3/4": (1.0, 2.0, 1 / 2, 3.0, 1 / 3)}
 
 
-def same_tempo(estimate_bpm: float, truth_bpm: float, *, meter: str | None = None, tolerance: float = 0.06) -> bool:
+def same_tempo(estimate_bpm: float | int, truth_bpm: float | int, *, meter: str | None = None, tolerance: float = 0.06) -> bool:
     """Whether two tempi agree within the relative `tolerance`.
 
     Args:

@@ -38,7 +38,7 @@ class Music:
 
 
 def check_request(
-    prompts: Sequence[str],
+    prompts: Sequence[str | None],
     *,
     seconds: float | int,
     seed: int = 0,
@@ -52,6 +52,8 @@ def check_request(
     if not prompts:
         raise UserError("there is no prompt; describe the music in a few words, such as 'a calm piano melody'")
     for number, prompt in enumerate(prompts, start=1):
+        if prompt is None:
+            continue
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {number} is {prompt!r}, expected a string")
         if not prompt.strip():

@@ -49,7 +49,8 @@ class SamplingConfig:
     top_k: int = 0
     # Keep the most likely codes that together reach this probability. 1: all.
     top_p: float = 1.0
-    # Classifier-free guidance (arXiv 2207.12598): logits = without + guidance * (with - without the conditions). 1: off; more doubles the work.
+    # Classifier-free guidance (arXiv 2207.12598): logits = without + guidance * (with - without the conditions). 1: off; more doubles the work. What a
+    # prompt excludes takes the place of "without" (`wishes`).
     # Only for a stage whose training withheld its conditions now and then (`StageSpec.prefix_dropout`).
     guidance: float = 1.0
 
@@ -135,6 +136,7 @@ def sample_codes(
     until: int | None = None,
     sampling: SamplingConfig = SamplingConfig(),
     prompt: Int[np.ndarray, "G n Q"] | None = None,
+    free_ids: Int[np.ndarray, "G P"] | None = None,
     on_progress: Progress | None = None,
 ) -> Int[np.ndarray, "B T Q"]:
     """Target codes of the first T = `until` time steps of a sequence with `num_steps`, the first n of which are `prompt`.
@@ -147,6 +149,7 @@ def sample_codes(
         keys: random keys, one per row.
         until: None: num_steps. The programs are those of num_steps, so that fewer steps are the beginning of more.
         prompt: codes that are already known.
+        free_ids: the prefix that guidance pushes away from. None: that without conditions.
         on_progress: called with (codes drawn, codes to draw), from the host, about every `PROGRESS_STEPS` codes.
     """
     levels = decoder.layout.target.levels
@@ -162,11 +165,12 @@ def sample_codes(
     codes = np.zeros((len(keys), num_steps * levels), np.int32)
     if prompt is not None:
         codes[:, :known] = np.repeat(prompt.reshape(groups, known), ways, axis=0)
+    free_ids = np.full_like(prefix_ids, decoder.layout.mask_id) if free_ids is None else free_ids
     mesh = devices.row_mesh(groups)
     params = params.on(mesh)
-    prefix_ids, prompt, codes, keys = devices.put_rows((prefix_ids, prompt, codes, keys), mesh)
+    prefix_ids, free_ids, prompt, codes, keys = devices.put_rows((prefix_ids, free_ids, prompt, codes, keys), mesh)
 
-    state = _prefill(decoder, params, prefix_ids, prompt, codes, keys, sampling, num_steps)
+    state = _prefill(decoder, params, prefix_ids, free_ids, prompt, codes, keys, sampling, num_steps)
     if on_progress:
         state.codes.block_until_ready()
         on_progress(1, total - known)
@@ -206,10 +210,10 @@ def _guided(ids: Int[Array, "B T"], free: Int[Array, "B T"], sampling: SamplingC
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "num_steps"))
-def _prefill(decoder, params, prefix_ids, prompt, codes, keys, sampling, num_steps) -> DecodeState:
+def _prefill(decoder, params, prefix_ids, free_ids, prompt, codes, keys, sampling, num_steps) -> DecodeState:
     """The prefix and prompt into a cache of exactly their length, which branches if there are more rows of codes, and the first code."""
     layout, known = decoder.layout, 0
-    ids = _guided(prefix_ids, jnp.full_like(prefix_ids, layout.mask_id), sampling)
+    ids = _guided(prefix_ids, free_ids, sampling)
     if prompt is not None:
         known = prompt.shape[1] * prompt.shape[2]
         prompt_ids = layout.to_ids(len(layout.prefix), prompt)

@@ -8,13 +8,16 @@ clip, so that with drafts a short clip is not exactly the beginning of a longer 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.checks import SECONDS, SIZE, check_numbers
 from musiclm_jax.models.tokenizers import MuLanTokenizer
+
+# A score of a wave.
+Prefer = Callable[[Float[np.ndarray, "N"]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +42,15 @@ class SelectionConfig:
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
-def choose_candidates(judges: Sequence[MuLanTokenizer], waves: Float[np.ndarray, "B N"], clips: Sequence[str]) -> Int[np.ndarray, "R"]:
-    """The row of each clip's best candidate, by the sum of the judges' cosine similarities to its prompt."""
-    return best_rows(sum(cosines(judge.embed_audio(waves), judge.embed_text(clips)) for judge in judges), keep=1)
+def choose_candidates(
+    waves: Float[np.ndarray, "B N"], wanted: Mapping[MuLanTokenizer, Float[np.ndarray, "R D"]], *, prefer: Prefer | None = None
+) -> Int[np.ndarray, "R"]:
+    """The row of each clip's best candidate, by the sum of the judges' cosine similarities, and of what `prefer` finds of its wave.
+
+    wanted: what each judge takes for the prompts of the clips.
+    """
+    scores = sum(cosines(judge.embed_audio(waves), texts) for judge, texts in wanted.items())
+    return best_rows(scores if prefer is None else scores + np.reshape([prefer(wave) for wave in waves], scores.shape), keep=1)
 
 
 def cosines(embeddings: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R C"]:

@@ -15,21 +15,17 @@ import numpy as np
 
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.audio.loudness import Leveller, level
-from musiclm_jax.errors import UserError
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.sampler import Decoder, Progress, SamplingConfig
-from musiclm_jax.generation.selection import SelectionConfig, best_rows, choose_candidates, cosines, repeat
+from musiclm_jax.generation.selection import Prefer, SelectionConfig, best_rows, choose_candidates, cosines, repeat
 from musiclm_jax.generation.stages import StageSpec, required_steps
 from musiclm_jax.generation.tracks import StageTrack
+from musiclm_jax.generation.wishes import Script, Wish, embed_wishes, excluded_tokens, parse_wish, wish_tokens
 from musiclm_jax.models.tokenizers import AcousticDecoder, AcousticTokenizer, MuLanTokenizer
 from musiclm_jax.progress import OnProgress
 from musiclm_jax.specs import AudioSpec
 
-# (second, prompt) pairs, from 0 on, in order.
-Story = Sequence[tuple[float | int, str]]
-# (second from which on it holds, a prompt for each clip): from 0 on, in order.
-Script = Sequence[tuple[float, Sequence[str]]]
 # A stage, and the second at which a window of it begins -> the tokens of an optional stream in that window.
 Given = Callable[[StageSpec, float], Int[np.ndarray, "1 n Q"]]
 
@@ -51,24 +47,23 @@ class Ensemble:
     audio: AudioSpec
     # In order, from the first to the last that is not skipped.
     stages: tuple[StageAtWork, ...]
-    # Texts -> MuLan tokens [R, Q].
-    text_tokens: Callable[[Sequence[str]], Int[np.ndarray, "R Q"]]
-    # Gives texts that the model reads alike one form.
-    normalize: Callable[[str], str]
+    mulan: MuLanTokenizer
     acoustic: AcousticTokenizer
     # The optional streams that stages read, such as "melody".
     given: Mapping[str, Given] = dataclasses.field(default_factory=dict)
     # Score candidates, by their sum.
     judges: tuple[MuLanTokenizer, ...] = ()
+    # Scores the wave of a candidate, beside the judges. None: does not.
+    prefer: Prefer | None = None
     # Scores drafts. None: there can be no drafts.
     draft_judge: MuLanTokenizer | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-    """A recording that music continues."""
+    """What is given of the codes, such as those of a recording that music continues."""
 
-    # [1, N], whole acoustic frames.
+    # What the result begins with: [1, N], whole acoustic frames.
     wave: Float[np.ndarray, "1 N"]
     # Without the last ones: they were encoded without what follows them.
     semantic: Int[np.ndarray, "1 T"]
@@ -103,21 +98,21 @@ class MusicStream:
         beginning: Beginning | None = None,
         on_progress: OnProgress | None = None,
     ):
-        """script: the prompts, and when they change. seconds: None: without end. sample: number of the first clip of each prompt among all of it.
+        """script: what the music should be, and when that changes. seconds: None: without end. sample: number of the first clip of each prompt among all of it.
 
         mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues.
         """
         self._models, self._tries, self._on_progress = models, tries, on_progress
-        self._times, self._prompts, self._mulan = [], [], []
-        for time, prompts in script:
-            self._add(time, prompts)
+        self._times, self._wishes, self._mulan, self._excluded = [], [], [], []
+        for time, wishes in script:
+            self._add(time, wishes)
         if mulan_tokens is not None:
             self._mulan[0] = mulan_tokens
-        self._clips = len(self._prompts[0])
+        self._clips = len(self._wishes[0])
         rate = models.audio.sample_rate_hz
         self._samples = None if seconds is None else max(1, round(seconds * rate))
         ways, drafts = tries.num_candidates * tries.num_drafts, tries.num_drafts
-        first = [models.normalize(prompt) for prompt in self._prompts[0]]
+        first = [models.mulan.text.normalize(wish.text) for wish in self._wishes[0]]
         before = sample * ways * len(dict.fromkeys(first))
         keys = clip_keys([*repeat(dict.fromkeys(first), sample * ways), *repeat(first, ways)], seed=seed)[before:]
         self._tracks = []
@@ -138,13 +133,13 @@ class MusicStream:
         self._decoder: AcousticDecoder | None = None
         self._decoded = 0  # Steps of the last stage whose codes the decoder has.
         # What continues a recording has its level.
-        self._levellers = [Leveller(sample_rate_hz=rate, follows=beginning is None) for _ in range(self._clips)]
+        self._levellers = [Leveller(sample_rate_hz=rate, follows=beginning is None or not beginning.wave.size) for _ in range(self._clips)]
         self._returned = 0
 
     def _begin(self, beginning: Beginning) -> None:
         """Gives each stage what the beginning has of its codes."""
         for track in self._tracks:
-            target, rows = track.layout.target, len(track.codes(0, 0))
+            target, rows = track.layout.target, track.rows
             codes = beginning.semantic[:, :, None] if target.stream == "semantic" else beginning.acoustic
             track.begin_with(np.repeat(codes[:, :, target.first_level : target.first_level + target.levels], rows, axis=0))
 
@@ -155,17 +150,19 @@ class MusicStream:
     @property
     def prompt(self) -> str:
         """The prompt of the first clip. A new value takes effect where the first stage draws next."""
-        return self._prompts[-1][0]
+        return self._wishes[-1][0].text
 
     @prompt.setter
     def prompt(self, value: str) -> None:
         first = self._tracks[0]
-        self._add(first.end / first.layout.target.rate_hz, [value] * self._clips)
+        wish = parse_wish(value, without=self._wishes[-1][0].without)
+        self._add(first.end / first.layout.target.rate_hz, [wish] * self._clips)
 
-    def _add(self, time: float, prompts: Sequence[str]) -> None:
+    def _add(self, time: float, wishes: Sequence[Wish]) -> None:
         self._times.append(time)
-        self._prompts.append(list(prompts))
-        self._mulan.append(self._models.text_tokens(prompts))
+        self._wishes.append(list(wishes))
+        self._mulan.append(wish_tokens(self._models.mulan, wishes))
+        self._excluded.append(excluded_tokens(self._models.mulan, wishes))
 
     # ------------------------------------------------------------------------------------------------ pieces
 
@@ -253,14 +250,15 @@ class MusicStream:
             interval = self._models.audio.semantic_tokens(self._tries.draft_sec)
             until = min(until, (track.end // interval + 1) * interval)
         conditions = self._conditions(number, start, stop - start, is_last=until < stop and self._samples is not None and not drafting, entry=entry)
-        track.draw(conditions, until=until, on_progress=self._progress(track, min(stop, until)))
+        excluded = np.repeat(self._excluded[entry], track.rows // self._clips, axis=0) if track.spec.reads("mulan") else None
+        track.draw(conditions, until=until, excluded=excluded, on_progress=self._progress(track, min(stop, until)))
         if drafting:
             self._choose_drafts(track, entry)
 
     def _conditions(self, number: int, start: int, steps: int, *, is_last: bool, entry: int = 0) -> Mapping[str, np.ndarray]:
         """The streams that a stage reads for its steps [start, start + steps)."""
         track, found = self._tracks[number], {}
-        rows = len(track.codes(track.end, track.end))
+        rows = track.rows
         for segment in track.layout.prefix:
             if segment.stream == "mulan":
                 found["mulan"] = np.repeat(self._mulan[entry], rows // self._clips, axis=0)
@@ -313,7 +311,7 @@ class MusicStream:
         judge, spec = self._models.draft_judge, self._models.audio
         window = spec.semantic_tokens(judge.config.window_sec)
         tokens = track.codes(max(0, track.end - window), track.end)[:, :, 0]
-        texts = judge.embed_text(self._prompts[entry])
+        texts = embed_wishes(judge, self._wishes[entry])
         keep = len(track.keys) // self._tries.num_drafts // self._clips
         rows = best_rows(cosines(judge.embed_semantic(tokens, token_samples=spec.semantic_samples), texts), keep=keep)
         track.take(rows, track.keys)
@@ -328,25 +326,8 @@ class MusicStream:
         wave = self._models.acoustic.decode(track.codes(0, steps))[:, : self._samples]
         wave = np.stack([level(row, sample_rate_hz=self._models.audio.sample_rate_hz) for row in wave])
         ways = self._tries.num_candidates
-        rows = choose_candidates(self._models.judges, wave, self._prompts[0])
+        rows = choose_candidates(wave, {judge: embed_wishes(judge, self._wishes[0]) for judge in self._models.judges}, prefer=self._models.prefer)
         for each in self._tracks:
             drafts = len(each.keys) // (self._clips * ways)
             keys = each.keys.reshape(self._clips * ways, drafts, -1)[rows].reshape(self._clips * drafts, -1)
             each.take(rows, keys)
-
-
-def make_script(prompts: Sequence[str], story: Story | None, *, num_samples: int = 1, seconds: float | int | None = None) -> Script:
-    """The prompts of all clips, and when they change. Raises UserError where the times of a story do not rise from 0, or are beyond the end."""
-    if story is None:
-        return [(0.0, repeat(prompts, num_samples))]
-    if len(prompts):
-        raise UserError("a story has its own prompts: give the prompt as its first line, or leave the story out")
-    times = [float(time) for time, _ in story]
-    if times[0] != 0:
-        raise UserError(f"the story begins at {times[0]:g} s: give a prompt for 0:00 first")
-    for before, after in zip(times, times[1:]):
-        if not after > before:
-            raise UserError(f"the story has {after:g} s after {before:g} s: put its lines in the order of their times, one for each")
-    if seconds is not None and times[-1] >= seconds:
-        raise UserError(f"the story has a line at {times[-1]:g} s, and the music ends at {seconds:g} s: make it longer, or leave that line out")
-    return [(float(time), [text] * num_samples) for time, text in story]

@@ -32,6 +32,10 @@ class StageTrack:
         self._first, self._start = 0, 0
 
     @property
+    def rows(self) -> int:
+        return len(self._codes)
+
+    @property
     def end(self) -> int:
         """The number of steps that are drawn."""
         return self._first + self._codes.shape[1]
@@ -50,11 +54,19 @@ class StageTrack:
         """Begins a new window, since its conditions have changed."""
         self._start = max(0, self.end - self._overlap)
 
-    def draw(self, conditions: Mapping[str, np.ndarray], *, until: int, on_progress: Progress | None = None) -> None:
+    def draw(
+        self,
+        conditions: Mapping[str, np.ndarray],
+        *,
+        until: int,
+        excluded: Int[np.ndarray, "B Q"] | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
         """Draws the next window, or a part of it, up to the step `until`.
 
         Args:
             conditions: the streams of its prefix, those with a rate from the first step of the window on, as long as the window.
+            excluded: MuLan tokens of what guidance pushes away from, ABSENT where that is nothing.
         """
         self._start, stop = self.next_window()
         known = self._codes[:, self._start - self._first :]
@@ -65,10 +77,16 @@ class StageTrack:
             until=min(stop, until) - self._start,
             keys=window_keys(self.keys, self.spec.name, self._start),
             prompt=known if known.shape[1] else None,
+            free_ids=None if excluded is None else self._only("mulan", excluded, conditions),
             on_progress=on_progress,
         )
         ways = len(self.keys) // groups
         self._codes = np.concatenate([np.repeat(self._codes, ways, axis=0), codes[:, known.shape[1] :]], axis=1)
+
+    def _only(self, stream: str, codes: np.ndarray, conditions: Mapping[str, np.ndarray]) -> Int[np.ndarray, "B P"]:
+        """The ids of a prefix in which one stream has these codes, and the others are masked."""
+        ids = self.layout.prefix_ids({**conditions, stream: codes}, batch=len(codes))
+        return self.layout.keep(ids, stream, num_steps=self._window)
 
     def draw_together(self, conditions: Mapping[str, np.ndarray], *, count: int, size: int) -> None:
         """Draws the next `count` windows at once, which do not overlap, in a batch of `size` for each row: of fewer windows the last is repeated.

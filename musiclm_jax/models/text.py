@@ -7,6 +7,7 @@ weights that cannot be exchanged. `learn_pieces` is deterministic.
 from __future__ import annotations
 
 import collections
+import difflib
 import heapq
 from collections.abc import Iterable, Sequence
 
@@ -120,6 +121,17 @@ class TextTokenizer:
     def is_piece(self, word: str) -> bool:
         """Whether a word is one piece of the vocabulary."""
         return self._tokenizer.token_to_id(word) is not None
+
+    def near_words(self, word: str) -> list[str]:
+        """Up to three whole words of the vocabulary that are spelled like a word, nearest first."""
+        return difflib.get_close_matches(self.normalize(word), self._whole_words(), n=3, cutoff=0.75)
+
+    def some_words(self, count: int = 12) -> list[str]:
+        """Some whole words of the vocabulary, the longest ones, which mean most."""
+        return sorted(sorted(self._whole_words(), key=lambda word: (-len(word), word))[:count])
+
+    def _whole_words(self) -> list[str]:
+        return [piece for piece in self._tokenizer.get_vocab() if piece.isalpha() and len(piece) > 2]
 
     def is_spelled(self, word: str) -> bool:
         """Whether a word is a sequence of pieces of the vocabulary."""

@@ -131,7 +131,11 @@ class MuLanTokenizer:
 
     def text_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "B Q"]:
         """MuLan tokens, int32, of texts: the conditions of the stages at inference. Raises UserError for an empty text."""
-        return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, self.embed_text(texts)))
+        return self.quantize_text(self.embed_text(texts))
+
+    def quantize_text(self, embeddings: Float[np.ndarray, "B D"]) -> Int[np.ndarray, "B Q"]:
+        """MuLan tokens, int32, of embeddings of texts, or of mixtures of them, of unit length."""
+        return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, embeddings))
 
     def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
         """Splits the words of a text into (words that occur in no training caption, all others).

@@ -12,7 +12,7 @@ from run_command import run
 from tiny_musiclm import tiny_musiclm, with_melody
 
 from musiclm_jax import pretrained
-from musiclm_jax.cli import generate, options
+from musiclm_jax.cli import clips, options
 from musiclm_jax.errors import UserError
 from musiclm_jax.progress import ProgressLine
 
@@ -116,6 +116,14 @@ def test_generate_says_which_words_the_model_does_not_know(tiny_bundle, tmp_path
     assert status == 0 and says in err
     _, _, err = run("generate", "a calm piano melody", "--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav", capsys=capsys)
     assert "know" not in err
+
+
+def test_words_that_are_spelled_alike_are_offered(tiny_bundle, tmp_path, capsys):
+    options = ["--seconds", "0.1", "--model", tiny_bundle, "--out", tmp_path / "a.wav"]
+    _, _, err = run("generate", "a calm paino", *options, capsys=capsys)
+    assert "for 'paino' it knows piano" in err
+    _, _, err = run("generate", "\U0001f3b8", *options, capsys=capsys)
+    assert "does not know a word of the prompt '\U0001f3b8'" in err and "it knows such words as" in err and "piano" in err
 
 
 def test_generate_says_which_model_follows_melodies(tiny_bundle, tmp_path, capsys):
@@ -259,8 +267,8 @@ def test_evaluate_mistakes(tmp_path, capsys):
 
 
 def test_numbered():
-    assert generate.numbered(Path("a/b.wav"), 1) == [Path("a/b.wav")]
-    assert generate.numbered(Path("a/b.wav"), 3) == [Path("a/b-1.wav"), Path("a/b-2.wav"), Path("a/b-3.wav")]
+    assert clips.numbered(Path("a/b.wav"), 1) == [Path("a/b.wav")]
+    assert clips.numbered(Path("a/b.wav"), 3) == [Path("a/b-1.wav"), Path("a/b-2.wav"), Path("a/b-3.wav")]
 
 
 def test_per_stage_options_merge():

@@ -83,6 +83,38 @@ def test_music_is_like_a_recording(make):
     assert len(read("a.wav")) == 7200
 
 
+def test_a_line_of_json_says_all(make, tmp_path):
+    status, out, err = make("a calm piano melody", "--seconds", "1", "--key", "A minor", "--tries", "2", "--without", "drums", "--json", "--out", "a.wav")
+    assert status == 0, err
+    made = json.loads(out)
+    assert made["file"] == "a.wav" and made["length_sec"] == 1 and made["without"] == ["drums"] and made["exact"] == {"key": "a minor"}
+    assert made["estimated"].keys() == {"bpm", "key", "meter"} and made["missed"] in ([], ["key"])
+    assert make("--again", "a.wav", "--out", "b.flac")[0] == 0
+    np.testing.assert_array_equal(read("a.wav"), read("b.flac"))
+
+
+def test_a_miss_is_said(make):
+    status, out, err = make("a calm piano melody", "--seconds", "1", "--bpm", "60", "--tries", "1", "--out", "a.wav")
+    assert status == 0 and "estimated: " in out and "which is not the bpm that was asked for" in out, out + err
+
+
+def test_any_music_and_mixtures(make):
+    assert make("--no-prompt", "--samples", "2", "--seconds", "0.2", "--out", "a.wav")[0] == 0
+    assert not np.array_equal(read("a-1.wav"), read("a-2.wav"))
+    assert make("--no-prompt", "--seconds", "0.2", "--sample", "2", "--out", "b.wav")[0] == 0
+    np.testing.assert_allclose(read("a-2.wav").astype(int), read("b.wav").astype(int), atol=1)
+    status, out, err = make("0.5: piano | 0.5: fast drums", "--seconds", "0.2", "--out", "c.wav")
+    assert status == 0 and "'0.5: piano | 0.5: fast drums'" in out and "does not know" not in err
+
+
+def test_a_recording_is_played_anew(make):
+    soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.05), 24_000)
+    status, out, err = make("--resynthesize", "in.wav", "--out", "a.wav")
+    assert status == 0 and "1.00 s" in out and len(read("a.wav")) == 24_000, err
+    assert make("--again", "a.wav", "--out", "b.wav")[0] == 0
+    np.testing.assert_array_equal(read("a.wav"), read("b.wav"))
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -92,7 +124,18 @@ def test_music_is_like_a_recording(make):
         (["--again", "story.txt"], "name a WAV or FLAC file"),
         (["--continue", "in.wav", "--seconds", "0.5"], "the beginning has 1.00 s"),
         (["--continue", "short.wav"], "short.wav"),
-        (["--continue", "in.wav", "--samples", "2"], "one clip is made"),
+        (["--continue", "in.wav", "--samples", "2"], "With --continue one clip is made"),
+        (["--continue", "in.wav", "--resynthesize", "in.wav"], "exclude each other"),
+        (["--like", "in.wav", "--resynthesize", "in.wav"], "--resynthesize and --like exclude each other"),
+        (["x", "--no-prompt"], "not PROMPT and --no-prompt"),
+        (["x", "y", "--sample", "2"], "With --sample one clip is made"),
+        (["x", "--fade", "2"], "give a story"),
+        (["--story", "story.txt", "--fade", "4"], "fade=4: the line at 0 s lasts 2 s"),
+        (["--no-prompt", "--bpm", "96"], "--bpm goes with a PROMPT"),
+        (["x", "--key", "H minor"], "'H minor'"),
+        (["x", "--meter", "5/4"], "3/4, 4/4"),
+        (["x", "--bpm", "96", "--seconds", "0.5"], "clips of 1 s or more"),
+        (["0.5: x | y"], "the mixture"),
         (["--like", "silent.wav"], "silent"),
         (["--story", "story.txt", "--seconds", "1"], "a line at 2 s"),
         (["--story", "late.txt"], "begins at 1 s"),

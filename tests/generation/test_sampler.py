@@ -95,6 +95,9 @@ def test_guidance_mixes_with_and_without_text():
     )
     np.testing.assert_array_equal(run(1.0), np.zeros((3, 2, 2)))
     np.testing.assert_array_equal(run(3.0), np.ones((3, 2, 2)))
+    # Pushed away from a prefix that gives the same logits, guidance changes nothing.
+    options = {"num_steps": 2, "keys": keys_of(3), "sampling": SamplingConfig(0.0, guidance=3.0), "free_ids": PREFIX}
+    np.testing.assert_array_equal(sample_codes(Textual(LAYOUT), Weights(params), PREFIX, **options), np.zeros((3, 2, 2)))
 
 
 def test_cooling_goes_from_level_to_level():

@@ -1,0 +1,28 @@
+"""What a command says of the words of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from musiclm_jax.cli.options import short
+
+if TYPE_CHECKING:
+    from musiclm_jax.musiclm import MusicLM
+
+
+def warn(musiclm: MusicLM, texts: Sequence[str]) -> None:
+    """Prints a warning for each text that the text tower truncates, or that has words outside its vocabulary, with words of it that are spelled alike."""
+    for text, kept in musiclm.mulan.truncated(texts):
+        click.echo(f"musiclm: the prompt {short(text)} is longer than the model reads and is truncated to {short(kept)}", err=True)
+    for text in texts:
+        unknown, known = musiclm.mulan.unknown_words(text)
+        if known and not unknown:
+            continue
+        some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "does not know a word of"
+        near = {word: musiclm.text.near_words(word) for word in unknown[:8]}
+        hints = [f"for {short(word)} it knows {', '.join(alike)}" for word, alike in near.items() if alike]
+        hint = f"; {'; '.join(hints)}" if hints else "" if known else f"; it knows such words as {', '.join(musiclm.text.some_words())}"
+        click.echo(f"musiclm: the model {some} the prompt {short(text)}: it was trained on other words, so the music need not follow it{hint}", err=True)
