@@ -14,6 +14,8 @@ import pytest
 import soundfile
 from tiny_musiclm import CAPTIONS, tiny_musiclm, with_melody
 
+from musiclm_jax.cli.gin_config import load_config
+
 NAMES = sorted(path.stem for path in notebooks.FOLDER.glob("*.ipynb"))
 # The figure of this cell may be committed.
 ALLOWED, MOST_BYTES = ("generate", "first"), 100_000
@@ -127,6 +129,13 @@ def test_steer(tmp_path, melodic, monkeypatch):
         assert np.corrcoef(wave[:10_000:2], hum[:5000])[0, 1] > 0.99
     assert shown.text("live").splitlines()[0].endswith(f"the prompt is {CAPTIONS[0]!r}")
     assert shown.text("live").splitlines()[-1].endswith(f"the prompt is {CAPTIONS[1]!r}")
+
+
+def test_the_settings_of_the_trial_are_read():
+    values = {}
+    exec(notebooks.source("train_your_own", "parameters"), values)
+    config = load_config(values["SIZE"], bindings=values["SETTINGS"])
+    assert [step.num_steps for step in config.steps_to("export") if step.num_steps is not None] == 8 * [100]
 
 
 def test_a_model_that_follows_no_melody_is_said(capsys):
