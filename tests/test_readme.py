@@ -124,7 +124,7 @@ def test_old_gin_names_lead_to_the_new_ones_of_the_table(old, new):
 # ---------------------------------------------------------------------------------------------------------------------- Files and links
 
 # Folders of the repository: what begins with one of them and a slash is a path.
-FOLDERS = ("docs", "gin_configs", "musiclm_jax", "tests", "tools", "checks", "benchmarks", "tpu_scripts", r"\.ci")
+FOLDERS = ("docs", "gin_configs", "musiclm_jax", "tests", "tools", "checks", "benchmarks", "colab", "tpu_scripts", r"\.ci")
 # In the docs themselves before they had pages of their own; only the table of old names has them.
 GONE = ("docs/demo.md", "docs/training/README.md", "docs/training/melody.md")
 

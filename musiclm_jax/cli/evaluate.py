@@ -145,6 +145,31 @@ def memorization(directory, clips, prompts, batch_size, seed, picture, out, mode
 
 
 @evaluate.command()
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option(
+    "--draws", type=click.IntRange(min=2), default=4, show_default=True, help="Clips of each prompt with the same semantic tokens, and with new ones."
+)
+@click.option("--seconds", type=Seconds(3, 300), default=10.0, show_default=True, help="Length of the clips.")
+@seed_option
+@json_option
+@model_option
+def diversity(prompts, draws, seconds, seed, out, model) -> None:
+    """Measures how much clips of a PROMPT differ when only their acoustic tokens are drawn anew, and when the semantic tokens are, too.
+
+    \b
+    musiclm evaluate diversity "a calm piano melody" "a fast synth tune with drums"
+    """
+    use_compilation_cache()
+    from musiclm_jax.evaluation.diversity import evaluate_diversity, format_diversity_report
+    from musiclm_jax.generation.devices import use_all_cores
+    from musiclm_jax.musiclm import MusicLM
+
+    use_all_cores()
+    options = {"num_draws": draws, "seconds": seconds, "seed": seed, "progress": say}
+    tell(evaluate_diversity(MusicLM.from_pretrained(model), prompts, **options), format_diversity_report, out)
+
+
+@evaluate.command()
 @clips_argument
 @click.option("--out", type=OutFile(), required=True, metavar="FILE.npz", help="File of the index. One of this model is continued: only new clips are read.")
 @model_option

@@ -1,4 +1,4 @@
-"""Imports of packages that only evaluations need, the extras `eval` and `judges`, with an error that names the remedy if one is missing."""
+"""Imports of packages that only some users need, those of an extra such as `eval`, with an error that names the remedy if one is missing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def require(*names: str) -> None:
         extra(name)
 
 
-def extra(name: str, *, of: str = "eval") -> ModuleType:
-    """Imports the module `name`, such as "sklearn.metrics", of a package in the extra `of`.
+def extra(name: str, *, of: str = "eval", what: str = "this evaluation") -> ModuleType:
+    """Imports the module `name`, such as "sklearn.metrics", of a package in the extra `of`. what: needs it, for the error.
 
     Raises:
         UserError: its package is not installed.
@@ -30,7 +30,7 @@ def extra(name: str, *, of: str = "eval") -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(f"this evaluation needs the package {error.name}; install it with: pip install 'musiclm-jax[{of}]'") from None
+        raise UserError(f"{what} needs the package {error.name}; install it with: pip install 'musiclm-jax[{of}]'") from None
 
 
 @functools.cache

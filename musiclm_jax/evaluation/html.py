@@ -24,7 +24,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; 
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto; font-size: 13px } img { image-rendering: pixelated; width: 20em; height: 6em }
 button { font: inherit; padding: .4em 1em; margin: .2em } .clip { display: inline-block; margin: 0 2em 1em 0 } .note { color: #666 }
 """
-# Spectrograms in pages: one column for each 40 ms, from black to white over 80 dB.
+# Spectrograms: one column for each 40 ms, over 80 dB.
 _MEL = LogMelConfig(window_samples=2048, hop_samples=960, num_fft=2048, num_mels=64)
 _RANGE = 80 / 20 * np.log(10)
 
@@ -55,11 +55,15 @@ def as_script(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
+def brightness(wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "M T"]:
+    """The log-mel spectrogram of a wave at 24 kHz, from 0 to 1 over 80 dB, one column for each 40 ms, the lowest frequencies first."""
+    levels = np.asarray(log_mel(jnp.asarray(wave)[None], _MEL))[0].T
+    return np.clip(1 + (levels - levels.max()) / _RANGE, 0, 1)
+
+
 def spectrogram(wave: Float[np.ndarray, "N"]) -> str:
-    """The log-mel spectrogram of a wave at 24 kHz as an image in HTML, low frequencies below."""
-    levels = np.asarray(log_mel(jnp.asarray(wave)[None], _MEL))[0].T[::-1]
-    gray = np.clip(1 + (levels - levels.max()) / _RANGE, 0, 1)
-    data = base64.b64encode(png((255 * gray).astype(np.uint8))).decode()
+    """The spectrogram of a wave at 24 kHz as an image in HTML, low frequencies below."""
+    data = base64.b64encode(png((255 * brightness(wave)[::-1]).astype(np.uint8))).decode()
     return f'<img alt="spectrogram" src="data:image/png;base64,{data}">'
 
 

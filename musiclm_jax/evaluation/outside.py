@@ -1,13 +1,13 @@
 """Judges from outside, with weights that the user has: CLAP, EnCodec and MERT through transformers, AST's AudioSet classes, and VGGish.
 
-transformers' models are given as a folder, or by their name on the hub, from where transformers downloads them. None of their code is executed: MERT is
-loaded as the HuBERT that it is. All of them run in PyTorch on the CPU, but VGGish, which runs in JAX.
+transformers' models are given as a folder, or by their name on the hub (`interop/hub.py`). None of their code is executed: MERT is loaded as the HuBERT that it
+is. All of them run in PyTorch on the CPU, but VGGish, which runs in JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation.embeddings import batched, pieces, windows
 from musiclm_jax.evaluation.extras import extra
+from musiclm_jax.interop import hub
 from musiclm_jax.models import vggish
 
 _HUB = {
@@ -29,6 +30,7 @@ _HUB = {
     "ast": "MIT/ast-finetuned-audioset-10-10-0.4593",
 }
 _EXTRA = "judges"
+_pretrained = functools.partial(hub.load, of=_EXTRA, remedy="download it, and name its folder with --weights")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- CLAP
@@ -217,23 +219,3 @@ def _read_state(path: Path) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in state.items()}
     except (RuntimeError, AttributeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not a file of PyTorch's weights; copy or download it again") from error
-
-
-def _pretrained(kind: str, source: str, **options: Any) -> Any:
-    """transformers.KIND.from_pretrained(source). Raises UserError if it is not there, is another model's, or lacks weights."""
-    cls = getattr(extra("transformers", of=_EXTRA), kind)
-    is_model = hasattr(cls, "get_input_embeddings")
-    logging.disable(logging.WARNING)  # The hub's retries, and that MERT's config is of another type.
-    try:
-        loaded = cls.from_pretrained(source, **options, **({"output_loading_info": True} if is_model else {}))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source}: cannot be loaded as {kind} ({reason}); download it, and name its folder with --weights") from error
-    finally:
-        logging.disable(logging.NOTSET)
-    if not is_model:
-        return loaded
-    model, info = loaded
-    if missing := info["missing_keys"]:
-        raise UserError(f"{source}: lacks {len(missing)} of the weights of {kind}, such as {min(missing)}; choose weights of that model")
-    return model.eval()

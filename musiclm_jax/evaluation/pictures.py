@@ -1,12 +1,17 @@
-"""Pictures of evaluations: the figure of memorization, which needs matplotlib, and spectrograms, which need nothing."""
+"""Figures by matplotlib: of memorization, and spectrograms for notebooks. Those in pages are in `evaluation/html.py`, and need nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from musiclm_jax.arrays import Float
+from musiclm_jax.audio import SAMPLE_RATE_HZ
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.extras import extra
+from musiclm_jax.evaluation.html import brightness
 from musiclm_jax.files import atomic_path
 
 _COLORS = {"exact": "tab:red", "approximate": "tab:blue"}
@@ -18,7 +23,15 @@ def require_matplotlib() -> Any:
     try:
         return extra("matplotlib.figure")
     except UserError:
-        raise UserError("the picture needs the package matplotlib; install it with: pip install matplotlib, or leave --picture out") from None
+        raise UserError("the picture needs the package matplotlib; install it with: pip install matplotlib, or do without it") from None
+
+
+def draw_spectrogram(wave: Float[np.ndarray, "N"], *, title: str = "") -> Any:
+    """The log-mel spectrogram of a wave at 24 kHz as a figure of matplotlib, low frequencies below. Raises UserError if matplotlib is not installed."""
+    figure = require_matplotlib().Figure(figsize=(8, 2.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="seconds", yticks=[], title=title)
+    axes.imshow(brightness(wave), aspect="auto", origin="lower", cmap="magma", vmin=0, vmax=1, extent=(0, len(wave) / SAMPLE_RATE_HZ, 0, 1))
+    return figure
 
 
 def draw_memorization(report: dict[str, Any], path: str | Path) -> None:

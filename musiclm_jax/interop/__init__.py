@@ -1,1 +1,1 @@
-"""Other projects' trainers and formats. Each has a folder of its own, and the rest of the package knows none of them."""
+"""Other projects' trainers, models and formats. The rest of the package knows T5X not at all, and models of transformers only by these functions."""

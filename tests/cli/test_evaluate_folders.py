@@ -42,6 +42,16 @@ def test_memorization(tiny_bundle, folders, tmp_path, capsys):
     assert status == 2 and "none of the 2 training clips can be used" in err
 
 
+def test_diversity(tiny_bundle, tmp_path, capsys):
+    command = ("evaluate", "diversity", "a calm piano melody", "fast drums and bass", "--draws", "2", "--seconds", "3", "--model", tiny_bundle)
+    status, out, err = run(*command, "--out", tmp_path / "diversity.json", capsys=capsys)
+    assert status == 0 and "2 prompts, 2 clips of 3 s" in out and "drawing 4 clips of prompt 2 of 2" in err
+    report = json.loads((tmp_path / "diversity.json").read_text())
+    assert f"{report['results']['spectra, dB']['anew']:.1f} [" in out and report["prompts"] == ["a calm piano melody", "fast drums and bass"]
+    status, _, err = run("evaluate", "diversity", "a calm piano melody", "--model", tiny_bundle, capsys=capsys)
+    assert status == 2 and "give two or more that differ" in err.splitlines()[-1]
+
+
 def test_copies(tiny_bundle, folders, tmp_path, capsys):
     index = tmp_path / "index.npz"
     status, out, _ = run("evaluate", "index", folders[0], "--model", tiny_bundle, "--out", index, capsys=capsys)

@@ -1,14 +1,18 @@
 """The real thing, on a few tiny clips: a bundle, though the training was killed on the way."""
 
+import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
+import notebooks
 import numpy as np
 import soundfile
 from tiny_parts import read_metadata, write_clips, write_metadata
@@ -47,7 +51,7 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
+def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path, monkeypatch):
     write_clips(tmp_path / "data", number=5)
     process = start(tmp_path, "")
     deadline = time.monotonic() + 1800
@@ -104,6 +108,8 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     spectra, used = model.semantic_reranker.variables["spectra"], np.unique(semantic)
     assert spectra.shape == (7, model.config.mulan.mel.num_mels) and len(np.unique(spectra[used], axis=0)) == len(used) > 1
 
+    check_notebook(tmp_path, monkeypatch)
+
     # What a changed setting or caption would redo, by the plan alone.
     lines = read_metadata(tmp_path / "data")
     todo = lambda *bindings: {  # noqa: E731
@@ -138,3 +144,18 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path):
     lines[0]["captions"].append("one more")
     write_metadata(tmp_path / "data", lines)
     assert todo() == from_mulan
+
+
+def check_notebook(folder: Path, monkeypatch) -> None:
+    """colab/train_your_own.ipynb, on a copy of a finished training, trains a stage longer, and its model makes music."""
+    if not all(importlib.util.find_spec(package) for package in ("nbclient", "ipykernel", "matplotlib")):
+        return
+    shutil.copytree(folder / "work", folder / "own")
+    shutil.make_archive(str(folder / "clips"), "zip", folder / "data")
+    values = {"CLIPS": "clips.zip", "WORKDIR": "own", "SIZE": "test", "SETTINGS": ["FINE_STEPS=8"], "BUNDLE": "model", "SECONDS": 0.5}
+    shown = notebooks.execute("train_your_own", folder, monkeypatch, **values, PROMPT="a low tone")
+    assert shown.text("clips").startswith("5 clips, 5 with captions, 1 held out\na low tone\nnoise\n") and len(shown.seconds("clips")) == 1
+    assert shown.text("fit").count(": done\n") == 12 and "from step 6 to step 8" in shown.text("fit")
+    assert len(shown.figures("curve")) == 1 and shown.seconds("listening") == [0.5, 0.5]
+    assert MusicLM.from_pretrained(folder / "model").config == load_config("test", bindings=["FINE_STEPS=8"]).model
+    assert zipfile.is_zipfile(folder / "model.zip")
