@@ -117,16 +117,20 @@ def test_steer(tmp_path, melodic, monkeypatch):
     story = [(0, CAPTIONS[0]), (0.4, CAPTIONS[1])]
     values = {"STORY": story, "SECONDS": 5, "SEED": 1, "RECORDING": "hum.wav", "HEARD_SECONDS": 0.5, "MELODY": "hum.wav", "MODEL": melodic}
     shown = notebooks.execute("steer", tmp_path, monkeypatch, **values)
-    assert {cell: shown.seconds(cell) for cell in ("story", "continuation", "like", "live", "melody")} == {
+    assert {cell: shown.seconds(cell) for cell in ("story", "continuation", "like", "mixture", "exact", "anew", "live", "melody")} == {
         "story": [5],
         "continuation": [3, 3],
         "like": [2.5],
+        "mixture": [2.5, 2.5],
+        "exact": [2.5],
+        "anew": [0.5],
         "live": [5],
         "melody": [5],
     }
     hum, _ = soundfile.read(tmp_path / "hum.wav", dtype="float32")
     for wave, _ in shown.waves("continuation"):  # Both begin with it, at twice the rate.
         assert np.corrcoef(wave[:10_000:2], hum[:5000])[0, 1] > 0.99
+    assert "estimated: " in shown.text("exact") and "missed: " in shown.text("exact")
     assert shown.text("live").splitlines()[0].endswith(f"the prompt is {CAPTIONS[0]!r}")
     assert shown.text("live").splitlines()[-1].endswith(f"the prompt is {CAPTIONS[1]!r}")
 
