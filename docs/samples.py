@@ -12,20 +12,39 @@ import soundfile
 from musiclm_jax import MusicLM
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 
-PROMPTS = {
-    "calm-piano-minor": "a calm piano melody in a minor key",
-    "fast-synth-drums": "a fast synth lead dance tune in a major key with a drum kit",
-}
+PIANO, SYNTH, FLUTE = "a calm piano melody in a minor key", "a fast synth lead dance tune in a major key with a drum kit", "a slow flute melody"
+PROMPTS = {"calm-piano-minor": PIANO, "fast-synth-drums": SYNTH}
+LOUD = "a loud piano melody at a fast tempo"
 FOLDER = Path(__file__).parent / "samples"
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    music = MusicLM.from_pretrained("demo").generate(list(PROMPTS.values()), seconds=10, seed=0)
+    musiclm = MusicLM.from_pretrained("demo")
+    music = musiclm.generate(list(PROMPTS.values()), seconds=10, seed=0)
+    draw(music)
+    first = music.wave[0]
+    streams = {
+        **{name: [wave[None]] for name, wave in zip(PROMPTS, music.wave, strict=True)},
+        # docs/steering.md.
+        "story": musiclm.stream(story=[(0, PIANO), (8, SYNTH), (16, FLUTE)], fade=2, seconds=24),
+        "between": musiclm.stream(f"0.5: {PIANO} | 0.5: {SYNTH}", seconds=10),
+        "loud-piano": musiclm.stream(LOUD, seconds=10),
+        "loud-piano-without-drums": musiclm.stream(LOUD, seconds=10, without=["drums"]),
+        "continued": musiclm.stream(SYNTH, beginning=first[:120_000], seconds=15),
+        "alike": musiclm.stream(like=first, seconds=10),
+        "anew": musiclm.stream(FLUTE, resynthesize=first),
+        "any": musiclm.stream(seconds=10),
+    }
+    for name, pieces in streams.items():
+        soundfile.write(FOLDER / f"{name}.flac", np.concatenate([piece[0] for piece in pieces]), music.sample_rate_hz)
+        print(name, flush=True)
+
+
+def draw(music) -> None:
     mels = np.asarray(log_mel(music.wave, LogMelConfig(window_samples=2048, num_fft=2048, num_mels=128, floor=1e-3)))
     figure, axes = plt.subplots(len(PROMPTS), 1, figsize=(10, 6), constrained_layout=True)
-    for name, prompt, wave, mel, axis in zip(PROMPTS, PROMPTS.values(), music.wave, mels, axes, strict=True):
-        soundfile.write(FOLDER / f"{name}.flac", wave, music.sample_rate_hz)
+    for prompt, wave, mel, axis in zip(PROMPTS.values(), music.wave, mels, axes, strict=True):
         axis.imshow(mel.T, origin="lower", aspect="auto", extent=(0, len(wave) / music.sample_rate_hz, 0, mel.shape[-1]))
         axis.set(title=prompt, xlabel="seconds", ylabel="mel band")
     figure.savefig(FOLDER / "spectrograms.png", dpi=80)
