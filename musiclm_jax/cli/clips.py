@@ -38,7 +38,7 @@ class Made:
     passage: str | None = None
 
     def __str__(self) -> str:
-        wanted = self.recipe.prompt or ", ".join(Path(file).name for file in self.recipe.recordings.values()) or "no prompt"
+        wanted = ", then ".join(text for _, text in self.recipe.story) or ", ".join(Path(file).name for file in self.recipe.recordings.values()) or "no prompt"
         lines = [f"{self.path}  {self.seconds:.2f} s  seed {self.recipe.seed}  {short(wanted)}"]
         if self.facts is not None:
             wrong = f", which is not the {' and '.join(self.missed)} that was asked for" if self.missed else ""

@@ -13,6 +13,8 @@ from musiclm_jax.cli.recipe import ClipRecipe, read_recipe, read_story
 
 # What a story lasts after its last line, as in the paper.
 _LAST_SEC = 15.0
+# What --again may be combined with.
+_WITH_AGAIN = {"again", "out", "sample", "model", "json", "index"}
 _SECTIONS = {
     "What the music is like": "story fade like image no_prompt again without melody beginning resynthesize voice bpm key meter tries".split(),
     "How long it is, and where it goes": "seconds ending out samples sample json index".split(),
@@ -115,7 +117,9 @@ def check_together(prompts, samples, *, story, fade, like, image, no_prompt, aga
     single = next((name for name, value in {"--like": like, "--again": again, "--sample": sample, **dict.fromkeys(begins, True)}.items() if value), None)
     if single and (samples > 1 or len(prompts) > 1):
         raise fail(f"With {single} one clip is made: leave --samples and further prompts out.")
-    if fade and not story and not again:
+    if again and (others := [name for name in click.get_current_context().params if _given(name) and name not in _WITH_AGAIN]):
+        raise fail(f"--again makes a clip as it was made: leave {' and '.join(map(_option, others))} out.")
+    if fade and not story:
         raise fail("--fade goes from one line of a --story to the next: give a story.")
     exact = next((name for name, value in {"--bpm": bpm, "--key": key, "--meter": meter}.items() if value is not None), None)
     if exact and not (prompts or image):
@@ -208,6 +212,11 @@ def open_index(path, musiclm):
     index = read_index(path)
     check_index(index, musiclm, path)
     return index
+
+
+def _option(name: str) -> str:
+    """How the user writes a parameter."""
+    return next(param.opts[0] for param in click.get_current_context().command.params if param.name == name)
 
 
 def _given(name: str) -> bool:

@@ -130,6 +130,7 @@ def test_a_recording_is_played_anew(make):
         (["x", "--no-prompt"], "not PROMPT and --no-prompt"),
         (["x", "y", "--sample", "2"], "With --sample one clip is made"),
         (["x", "--fade", "2"], "give a story"),
+        (["--again", "in.wav", "--seed", "3", "--top-k", "5"], "leave --seed and --top-k out"),
         (["--story", "story.txt", "--fade", "4"], "fade=4: the line at 0 s lasts 2 s"),
         (["--no-prompt", "--bpm", "96"], "--bpm goes with a PROMPT"),
         (["x", "--key", "H minor"], "'H minor'"),
