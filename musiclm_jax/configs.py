@@ -103,7 +103,7 @@ class MusicLMConfig:
     def streams(self) -> dict[str, Stream]:
         """The token streams by name. Their sizes are taken from the configs of the models that write them."""
         streams = {
-            "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes, optional=True),
+            "mulan": Stream("mulan", self.mulan.num_levels, self.mulan.num_codes),
             "semantic": Stream("semantic", 1, self.w2v_bert.num_clusters, self.audio.semantic_rate_hz),
             "acoustic": Stream("acoustic", self.codec.num_levels, self.codec.num_codes, self.audio.frame_rate_hz),
         }

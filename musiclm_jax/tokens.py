@@ -25,7 +25,7 @@ from musiclm_jax.specs import Stream
 
 # A batch of streams: "mulan" [B, Q] or [B, steps, Q], "semantic" [B, T], "acoustic" [B, T, Q].
 Streams = Mapping[str, Array | np.ndarray]
-# In the place of each code of a step that an optional stream lacks. Its id is `mask_id`.
+# In the place of each code of a step that is not given. Its id is `mask_id`. In training only optional streams may lack steps.
 ABSENT = -1
 
 
@@ -160,8 +160,10 @@ class StageLayout:
         if codes.shape[2] != segment.levels:
             raise ValueError(f"codes have {codes.shape[2]} levels, expected {segment.levels}, those of segment {index} ({segment.stream})")
         ids = codes + self._level_offsets(index)
-        if segment.optional:
-            ids = (np if isinstance(codes, np.ndarray) else jnp).where(codes == ABSENT, self.mask_id, ids)
+        if isinstance(codes, np.ndarray):  # In generation any stream may be absent, such as MuLan's without a prompt.
+            ids = np.where(codes == ABSENT, self.mask_id, ids)
+        elif segment.optional:
+            ids = jnp.where(codes == ABSENT, self.mask_id, ids)
         return ids.reshape(codes.shape[0], -1)
 
     def to_codes(self, index: int, ids: Int[Array, "B TQ"] | Int[np.ndarray, "B TQ"]) -> Int[Array, "B T Q"] | Int[np.ndarray, "B T Q"]:
