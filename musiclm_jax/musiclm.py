@@ -21,6 +21,7 @@ from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork, Story, make_script
+from musiclm_jax.generation.timing import given_timing
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
@@ -159,6 +160,7 @@ class MusicLM:
         sampling: Mapping[str, SamplingConfig | Mapping[str, float | int]] | None = None,
         story: Story | None = None,
         melody: Melody | None = None,
+        ending: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Music:
         """Music for each prompt (arXiv 2301.11325, section 3.2): text -> MuLan tokens -> semantic -> coarse -> fine -> wave, at -14 LUFS.
@@ -180,19 +182,20 @@ class MusicLM:
             story: prompts with the second from which on each holds, instead of `prompts`: [(0, "time to meditate"), (15, "time to wake up")] (section 4.3).
             melody: what all clips follow: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz). It is aligned with the music from its start on; where it
                 ends, the music goes on without. None: no melody.
+            ending: whether the music is a piece that ends by itself after `seconds`, which should be no fewer than a window of its stages.
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
             UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0; a melody where the model follows none, or one that
-                cannot be read, is silent or too short.
+                cannot be read, is silent or too short; an ending where the model reads no timing.
         """
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
         script = make_script(prompts, story, num_samples=num_samples, seconds=seconds)
-        models = self._ensemble(tries, sampling, self._given(melody, seconds))
-        stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+        models = self._ensemble(tries, sampling, self._given(melody, seconds, ending))
+        stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, ending=ending, on_progress=on_progress)
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(script[0][1]))
 
     def stream(
@@ -209,6 +212,7 @@ class MusicLM:
         melody: Melody | None = None,
         like: Float[np.ndarray, "N"] | None = None,
         beginning: Float[np.ndarray, "N"] | None = None,
+        ending: bool = False,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
         """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
@@ -222,6 +226,7 @@ class MusicLM:
             like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
+            ending: as in `generate`; it needs `seconds`.
 
         Raises:
             UserError: as `generate`; a recording is too short; `seconds` are not longer than the beginning.
@@ -236,8 +241,8 @@ class MusicLM:
         check_request(texts, seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
         begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
         script = make_script([prompt] if prompt else [], story, seconds=seconds)
-        options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
-        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds)), script, mulan_tokens=tokens, beginning=begun, **options)
+        options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "ending": ending, "on_progress": on_progress}
+        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds, ending)), script, mulan_tokens=tokens, beginning=begun, **options)
 
     def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
         spec = self.config.audio
@@ -249,9 +254,12 @@ class MusicLM:
         wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
         return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
 
-    def _given(self, melody: Melody | None, seconds: float | int | None) -> dict[str, Given]:
+    def _given(self, melody: Melody | None, seconds: float | int | None, ending: bool) -> dict[str, Given]:
         """The tokens of the optional streams that the stages read."""
-        return {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+        if ending:
+            self.config.check_timing()
+        given = {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+        return given | given_timing(self.config.timing, ending=ending, seconds=seconds)
 
     def _melody_tokens(self, melody: Melody | None, seconds: float | int | None) -> Given:
         if melody is None:

@@ -1,9 +1,9 @@
 """Rendering of clips, and writing of a corpus: a folder of FLAC files with a JSON-lines file, the layout that `musiclm fit` reads.
 
-    DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s
+    DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s; less if the piece ends
     DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments, hummed or whistled
     DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
-    DIR/corpus.json         the corpus that the folder contains: {"seed": 0, "version": 2}
+    DIR/corpus.json         the corpus that the folder contains: {"seed": 0, "version": 2}, and "endings": the share of pieces that end, if any do
 
 Variants have no captions. "melody" is written only if there are variants.
 
@@ -28,6 +28,7 @@ from musiclm_jax.corpus import synthesis
 from musiclm_jax.corpus.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
 from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
+from musiclm_jax.corpus.endings import end, has_ending
 from musiclm_jax.corpus.variants import arrange
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
@@ -43,7 +44,7 @@ _FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*))?\.flac")
 class Clip:
     """A rendered clip."""
 
-    # float32 [720000] in [-1, 1]: 30 s at 24 kHz.
+    # float32 [720000] in [-1, 1]: 30 s at 24 kHz; less if the piece ends.
     wave: Float[np.ndarray, " N"]
     split: Split
     # Ground truth: the fields of attributes.Attributes.
@@ -51,19 +52,23 @@ class Clip:
     captions: list[str]
 
 
-def render_clip(*, seed: int, index: int) -> Clip:
-    """Renders clip `index` of the corpus `seed`, both at least 0. The result depends on these two numbers alone.
+def render_clip(*, seed: int, index: int, endings: float = 0.0) -> Clip:
+    """Renders clip `index` of the corpus `seed`, both at least 0, in which a share of pieces end. The result depends on these numbers alone.
 
     Notes and captions are equal on all machines. Samples may differ by rounding, with other versions of NumPy or SciPy or another processor.
     """
-    return render_variant(seed=seed, index=index, variant=0)
+    return render_variant(seed=seed, index=index, variant=0, endings=endings)
 
 
-def render_variant(*, seed: int, index: int, variant: int) -> Clip:
+def render_variant(*, seed: int, index: int, variant: int, endings: float = 0.0) -> Clip:
     """Renders variant `variant` of clip `index` of the corpus `seed`, without captions. Variant 0 is the clip itself, with its captions."""
     attributes, captions = _describe(seed, index, variant)
     notes = arrange(seed=seed, index=index, variant=variant)[1] if variant else clip_notes(seed=seed, index=index)[1]
-    wave = synthesis.render(notes, attributes=attributes, rng=clip_rng(seed, index, "hiss", variant=variant))
+    num_samples = synthesis.CLIP_SAMPLES
+    if has_ending(seed=seed, index=index, share=endings):
+        notes, num_samples = end(notes, attributes, seed=seed, index=index)
+    hiss = clip_rng(seed, index, "hiss", variant=variant)
+    wave = synthesis.render(notes, attributes=attributes, rng=hiss, num_samples=num_samples)
     return Clip(wave=wave, split=clip_split(index), attributes=dataclasses.asdict(attributes), captions=captions)
 
 
@@ -79,6 +84,7 @@ def make_corpus(
     num_clips: int,
     seed: int,
     num_variants: int = 0,
+    endings: float = 0.0,
     workers: int = 1,
     on_clip: Callable[[int], None] | None = None,
 ) -> list[str]:
@@ -92,6 +98,7 @@ def make_corpus(
         num_clips: at least 1.
         seed: at least 0.
         num_variants: variants of each clip, at least 0. The melody embedder learns from them.
+        endings: share of the pieces that end (`corpus/endings.py`), 0 to 1. The others are cut after 30 s.
         workers: processes, at least 1.
         on_clip: called with 0, 1, 2, ..., each time one more file is done.
 
@@ -105,14 +112,16 @@ def make_corpus(
     for name, value, least in (("num_clips", num_clips, 1), ("seed", seed, 0), ("num_variants", num_variants, 0), ("workers", workers, 1)):
         if value < least:
             raise UserError(f"{name}={value}: choose {least} or more")
+    if not 0 <= endings <= 1:
+        raise UserError(f"endings={endings}: choose a share from 0 to 1")
     if num_clips * (num_variants + 1) > MAX_CLIPS:
         raise UserError(f"num_clips={num_clips} with num_variants={num_variants} are more than {MAX_CLIPS:,} clips: choose smaller numbers")
     directory = local_path(directory)
     renderings = [(index, variant) for index in range(num_clips) for variant in range(num_variants + 1)]
     try:
-        _claim(directory, seed)
+        _claim(directory, seed, endings)
         (directory / "audio").mkdir(exist_ok=True)
-        write_clip = functools.partial(_write_clip, directory, seed)
+        write_clip = functools.partial(_write_clip, directory, seed, endings)
         if workers == 1:
             _count(map(write_clip, renderings), on_clip)
         else:
@@ -163,9 +172,9 @@ def _metadata(seed: int, index: int, variant: int) -> dict:
     }
 
 
-def _claim(directory: pathlib.Path, seed: int) -> None:
+def _claim(directory: pathlib.Path, seed: int, endings: float) -> None:
     """Writes corpus.json. Raises UserError where the folder contains another corpus or files of the user."""
-    path, mine = directory / "corpus.json", {"seed": seed, "version": CORPUS_VERSION}
+    path, mine = directory / "corpus.json", {"seed": seed, "version": CORPUS_VERSION} | ({"endings": endings} if endings else {})
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -201,19 +210,19 @@ def _is_ours(line: bytes, seed: int) -> bool:
     return found.pop("melody", f"{int(index):06d}") == f"{int(index):06d}" and found == _metadata(seed, int(index), int(variant))
 
 
-def _write_clip(directory: pathlib.Path, seed: int, rendering: tuple[int, int]) -> None:
+def _write_clip(directory: pathlib.Path, seed: int, endings: float, rendering: tuple[int, int]) -> None:
     index, variant = rendering
     path = directory / _file_name(index, variant)
     if not _is_clip(path):
-        wave = render_variant(seed=seed, index=index, variant=variant).wave
+        wave = render_variant(seed=seed, index=index, variant=variant, endings=endings).wave
         with atomic_path(path) as temporary:
             soundfile.write(temporary, wave, synthesis.SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
 
 
 def _is_clip(path: pathlib.Path) -> bool:
-    """Whether the file is a complete clip. Checking the header is enough, since files are written completely or not at all."""
+    """Whether the file is a clip. Checking the header is enough, since files are written completely or not at all."""
     try:
         info = soundfile.info(path)
     except (OSError, soundfile.LibsndfileError):
         return False
-    return (info.frames, info.samplerate, info.channels) == (synthesis.CLIP_SAMPLES, synthesis.SAMPLE_RATE_HZ, 1)
+    return 0 < info.frames <= synthesis.CLIP_SAMPLES and (info.samplerate, info.channels) == (synthesis.SAMPLE_RATE_HZ, 1)

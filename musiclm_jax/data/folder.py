@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any
 
 from musiclm_jax.data.hashing import hash_files as hash_contents
@@ -54,6 +55,15 @@ def name_of_part(start_sec: float | None, end_sec: float | None) -> str:
     if start_sec is None and end_sec is None:
         return ""
     return f"[{start_sec or 0:g}-{'' if end_sec is None else format(end_sec, 'g')}]"
+
+
+_PART = re.compile(r"(.*)\[([\d.e+-]+)-([\d.e+-]*)\]", re.DOTALL)
+
+
+def part_of_name(name: str) -> tuple[str, float | None, float | None]:
+    """(the name of the file, start_sec, end_sec) of a clip's name: the inverse of adding `name_of_part`. Names of audio files do not end with a bracket."""
+    found = _PART.fullmatch(name)
+    return (name, None, None) if found is None else (found[1], float(found[2]), float(found[3]) if found[3] else None)
 
 
 # The data of each aspect of a folder, entry by entry. None: the entry has no such data.

@@ -101,11 +101,13 @@ class MusicStream:
         tries: SelectionConfig = SelectionConfig(),
         mulan_tokens: Int[np.ndarray, "R Q"] | None = None,
         beginning: Beginning | None = None,
+        ending: bool = False,
         on_progress: OnProgress | None = None,
     ):
         """script: the prompts, and when they change. seconds: None: without end. sample: number of the first clip of each prompt among all of it.
 
-        mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues.
+        mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues. ending: whether it
+        ends by itself after `seconds`.
         """
         self._models, self._tries, self._on_progress = models, tries, on_progress
         self._times, self._prompts, self._mulan = [], [], []
@@ -125,6 +127,8 @@ class MusicStream:
             is_semantic = stage.spec.target.stream == "semantic"
             own = keys if is_semantic else keys[::drafts]
             track = StageTrack(stage.spec, stage.decoder, stage.weights, stage.sampling, own, rows=len(keys) // drafts)
+            if ending:  # On a whole semantic token, as the crops of training.
+                track.last = models.audio.semantic_tokens(float(seconds)) * track.layout.target.rate_hz // models.audio.semantic_rate_hz
             self._tracks.append(track)
         # Steps that each stage will have drawn in the end, for the progress.
         layouts = [(stage.spec, stage.decoder.layout) for stage in models.stages]
