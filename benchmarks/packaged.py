@@ -48,7 +48,11 @@ class PackagedPart(Part):
         windows, stream = dataclasses.replace(fit.model.mulan, hop_sec=HOP_SEC), fit.model.streams["semantic"]
         path = lambda run: run.folder(QUANTIZER) / "semantic.npy"  # noqa: E731
         semantic = lambda run: TokenArray.open(path(run), run.clips, rate_hz=stream.rate_hz, spec=fit.model.audio)  # noqa: E731
-        return (TokenStream(stream, (QUANTIZER,), semantic), TokenStream(fit.model.streams["mulan"], (QUANTIZER,), lambda run: MuLanTokens(run, windows)))
+        codebooks = lambda run: run.saved("w2v_bert")["kmeans"]["centroids"][None]  # noqa: E731
+        return (
+            TokenStream(stream, (QUANTIZER,), semantic, codebooks),
+            TokenStream(fit.model.streams["mulan"], (QUANTIZER,), lambda run: MuLanTokens(run, windows)),
+        )
 
     def _tokens(self, run: Run, work: Work) -> dict[str, Any]:
         model, clips = run.config.model, run.clips.clips

@@ -16,6 +16,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, musiclm_stages
 from musiclm_jax.generation.timing import TimingConfig
+from musiclm_jax.generation.voice import VoiceConfig
 from musiclm_jax.models import codec, melody, mulan, w2v_bert
 from musiclm_jax.models import stage as stage_model
 from musiclm_jax.models.codec import CodecConfig
@@ -31,7 +32,7 @@ from musiclm_jax.tokens import StageLayout
 TOKENIZER_MODELS = ("codec", "w2v_bert", "mulan")
 RERANKERS = ("reranker", "semantic_reranker")
 # Fields that a config of before does not have; None: without.
-OPTIONAL = ("melody", "timing")
+OPTIONAL = ("melody", "timing", "voice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class MusicLMConfig:
     melody: MelodyConfig | None = None
     # Where a window lies in its piece, as a condition of stages, so that music can end by itself. None: it cannot.
     timing: TimingConfig | None = None
+    # How a voice is heard that the music accompanies, whose semantic tokens are a condition of stages. None: it accompanies none.
+    voice: VoiceConfig | None = None
     # In the order in which they run.
     stages: tuple[StageSpec, ...] = musiclm_stages()
     # Names of stages that generation skips. Without the fine stage the wave is decoded from the coarse levels only. It is duller, but better than with a
@@ -115,7 +118,11 @@ class MusicLMConfig:
         if self.melody is not None:
             sizes = self.melody.num_levels, self.melody.num_codes
             streams["melody"] = Stream("melody", *sizes, steps=self.melody.condition_windows, optional=True)
-        return streams | ({} if self.timing is None else {"timing": self.timing.stream})
+        if self.timing is not None:
+            streams["timing"] = self.timing.stream
+        if self.voice is not None:
+            streams["voice"] = dataclasses.replace(streams["semantic"], name="voice", optional=True)
+        return streams
 
     def stage(self, name: str) -> StageSpec:
         """The stage `name`. Raises UserError if there is no such stage."""
@@ -163,6 +170,10 @@ class MusicLMConfig:
     def check_timing(self) -> None:
         """Raises UserError unless a stage reads the timing, so that music can end by itself."""
         self._check_reads("timing", "cannot end its music")
+
+    def check_voice(self) -> None:
+        """Raises UserError unless a stage reads a voice that the music accompanies."""
+        self._check_reads("voice", "accompanies no voice")
 
     def _check_reads(self, stream: str, lacks: str) -> None:
         if not any(stage.reads(stream) for stage in self.stages if stage.name not in self.skipped_stages):

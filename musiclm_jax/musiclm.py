@@ -22,6 +22,7 @@ from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
 from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork, Story, make_script
 from musiclm_jax.generation.timing import given_timing
+from musiclm_jax.generation.voice import GivenVoice, read_voice
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
@@ -213,6 +214,7 @@ class MusicLM:
         like: Float[np.ndarray, "N"] | None = None,
         beginning: Float[np.ndarray, "N"] | None = None,
         ending: bool = False,
+        voice: Melody | None = None,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
         """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
@@ -227,6 +229,7 @@ class MusicLM:
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
             ending: as in `generate`; it needs `seconds`.
+            voice: what the music accompanies (SingSong, arXiv 2301.12662), as `melody`; of an endless stream, its first hour. See `accompany`.
 
         Raises:
             UserError: as `generate`; a recording is too short; `seconds` are not longer than the beginning.
@@ -242,7 +245,24 @@ class MusicLM:
         begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
         script = make_script([prompt] if prompt else [], story, seconds=seconds)
         options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "ending": ending, "on_progress": on_progress}
-        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds, ending)), script, mulan_tokens=tokens, beginning=begun, **options)
+        given = self._given(melody, seconds, ending, voice)
+        return MusicStream(self._ensemble(tries, sampling, given), script, mulan_tokens=tokens, beginning=begun, **options)
+
+    def accompany(self, voice: Melody, prompt: str = "", **options: Any) -> Float[np.ndarray, "N"]:
+        """The band that accompanies a voice, as long as the voice, without it: `generation.voice.mix` mixes both. Without a prompt the voice conditions it.
+
+        Args:
+            voice: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz).
+            options: those of `stream`.
+
+        Raises:
+            UserError: as `stream`; the voice cannot be read, is silent or shorter than 1 s, or the model accompanies none.
+        """
+        self.config.check_voice()
+        rate = self.config.audio.sample_rate_hz
+        wave = read_voice(voice, self.config.audio, seconds=3600)
+        options = {"seconds": len(wave) / rate, "like": None if prompt or options.get("story") else wave} | options
+        return np.concatenate(list(self.stream(prompt, voice=wave, **options)), axis=1)[0]
 
     def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
         spec = self.config.audio
@@ -254,11 +274,15 @@ class MusicLM:
         wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
         return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
 
-    def _given(self, melody: Melody | None, seconds: float | int | None, ending: bool) -> dict[str, Given]:
+    def _given(self, melody: Melody | None, seconds: float | int | None, ending: bool, voice: Melody | None = None) -> dict[str, Given]:
         """The tokens of the optional streams that the stages read."""
         if ending:
             self.config.check_timing()
         given = {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+        if voice is not None:
+            self.config.check_voice()
+        if self.config.voice is not None:
+            given["voice"] = self._voice_tokens(voice, seconds)
         return given | given_timing(self.config.timing, ending=ending, seconds=seconds)
 
     def _melody_tokens(self, melody: Melody | None, seconds: float | int | None) -> Given:
@@ -268,6 +292,11 @@ class MusicLM:
         embedder = self.melody
         wave = read_melody(melody, self.config.melody, seconds=(3600 if seconds is None else seconds) + longest)
         return lambda stage, start_sec: embedder.encode(wave, [start_sec], window_sec=stage.window_sec)
+
+    def _voice_tokens(self, voice: Melody | None, seconds: float | int | None) -> Given:
+        if voice is not None:
+            voice = read_voice(voice, self.config.audio, seconds=3600 if seconds is None else seconds)
+        return GivenVoice(self.config.voice, self.config.audio, lambda wave: self.semantic.encode(wave), voice)
 
     def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, given: Mapping[str, Given]) -> Ensemble:
         resolved = resolve_sampling({stage.name: stage.sampling for stage in self.config.stages}, sampling)

@@ -43,6 +43,8 @@ class Entry:
     end_sec: float | None = None
     group: str | None = None
     licence: str | None = None
+    # Name of the clip that it accompanies. None: not given.
+    voice: str | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +74,7 @@ _ASPECTS = {
     "splits": lambda entry: [entry.name, entry.split],
     "captions": lambda entry: [entry.name, entry.captions, entry.kinds] if entry.captions else None,
     "melodies": lambda entry: [entry.name, entry.melody] if entry.melody is not None else None,
+    "voices": lambda entry: [entry.name, entry.voice] if entry.voice is not None else None,
 }
 
 
@@ -89,7 +92,7 @@ class ClipFolder:
     warnings: tuple[str, ...] = ()
 
     def digest(self, aspect: str) -> str:
-        """A hash of one aspect of all entries: "waves" (names and contents), "splits", "captions" (texts and kinds) or "melodies".
+        """A hash of one aspect of all entries: "waves" (names and contents), "splits", "captions" (texts and kinds), "melodies" or "voices".
 
         A step of `fit` depends only on the aspects that it reads. A corrected caption changes "captions" only.
 
@@ -176,7 +179,7 @@ def read_folder(
     entries = tuple(
         Entry(
             name, line.captions, line.kinds, split, line.attributes, line.melody, known[name],
-            line.start_sec, line.end_sec, group_of(name, line, group_by), line.licence,
+            line.start_sec, line.end_sec, group_of(name, line, group_by), line.licence, line.voice,
         )
         for (name, line), split in zip(clips, splits, strict=True)
     )  # fmt: skip

@@ -108,9 +108,9 @@ def musiclm_stages(
     )
 
 
-def semantic_prefix(*, melody: bool = False, timing: bool = False) -> tuple[Levels, ...]:
+def semantic_prefix(*, melody: bool = False, timing: bool = False, voice: bool = False) -> tuple[Levels, ...]:
     """The conditions of a semantic stage that reads optional streams before its MuLan tokens, so that gin files may add one each."""
-    return tuple(Levels(name) for name, reads in {"melody": melody, "timing": timing, "mulan": True}.items() if reads)
+    return tuple(Levels(name) for name, reads in {"voice": voice, "melody": melody, "timing": timing, "mulan": True}.items() if reads)
 
 
 def required_steps(stages: Sequence[tuple[StageSpec, StageLayout]], *, seconds: float | int) -> dict[str, int]:

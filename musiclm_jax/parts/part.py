@@ -35,7 +35,7 @@ from musiclm_jax.training import hosts
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
 # The aspects of the data that a step may read. Each has a digest, so that changed captions do not affect a step that reads waves and splits.
-WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
+WAVES, SPLITS, CAPTIONS, MELODIES, VOICES = "waves", "splits", "captions", "melodies", "voices"
 
 
 @dataclasses.dataclass

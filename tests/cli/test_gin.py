@@ -64,7 +64,7 @@ def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
     trained = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
     parts = [part for part in trained if part != "semantic_reranker"]  # Both rerankers are trained alike.
     assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(
-        ["fit.gin", "with_melody.gin", "with_timing.gin", *(f"{part}_base.gin" for part in parts)]
+        ["fit.gin", "with_melody.gin", "with_timing.gin", "with_voice.gin", *(f"{part}_base.gin" for part in parts)]
     )
     base = load_config("base")
     for part in parts:
