@@ -8,6 +8,7 @@ from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.stages import StageSpec
+from musiclm_jax.generation.timing import TimingConfig
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.specs import Stream
 from musiclm_jax.tasks.stage import StageRecipe, StageTask, _dropped, _hidden_steps
@@ -180,3 +181,25 @@ def test_a_stage_learns_to_follow_the_melody_and_to_do_without():
     right, other, absent = (loss(melody) for melody in (given["melody"], 1 - given["melody"], np.full_like(given["melody"], ABSENT)))
     # Without a melody, the first token is a guess between two.
     assert right < 0.05 and 0.8 * np.log(2) / 5 < absent < 1.5 * np.log(2) / 5 and other > 3 * absent
+
+
+def pieces(seed: int, size: int = 32) -> dict[str, np.ndarray]:
+    """Crops of 8 steps, one a second here: code 1 until the piece ends, then code 0. The timing says where that is, and nothing else does."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(6, size=size)
+    total = start + rng.integers(1, 9, size=size)
+    tokens = (start[:, None] + np.arange(8) < total[:, None]).astype(np.int32)
+    return {"mulan": np.zeros((size, 3), np.int32), "timing": np.stack([start, total], axis=1).astype(np.int32), "semantic": tokens}
+
+
+def test_a_stage_learns_to_end_where_the_timing_says():
+    streams = {**make_streams(), "timing": TimingConfig(num_codes=16).stream}
+    spec = StageSpec("semantic", Levels("semantic"), (Levels("timing"), Levels("mulan")))
+    fast = task(layout=spec.layout(streams), optimizer=FAST, optional_dropout=0.2)
+    state, step = jax.jit(fast.init_state)(jax.random.key(0)), jax.jit(fast.train_step)
+    for i in range(300):
+        state, _ = step(state, pieces(i), jax.random.fold_in(jax.random.key(1), i))
+    test = pieces(1000, size=200)
+    loss = lambda timing: float(fast.eval_step(state, {**test, "timing": timing}, jax.random.key(2))["loss"])  # noqa: E731
+    right, other, absent = (loss(timing) for timing in (test["timing"], np.roll(test["timing"], 1, axis=0), np.full_like(test["timing"], ABSENT)))
+    assert right < 0.4 * absent and other > 2 * absent, (right, other, absent)
