@@ -15,15 +15,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import MusicLM, bundle, pretrained
+from musiclm_jax import MusicLM
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
@@ -32,94 +30,20 @@ from musiclm_jax.corpus.attributes import Attributes, clip_rng, clip_split
 from musiclm_jax.corpus.captions import write_captions
 from musiclm_jax.corpus.compose import Note, compose
 from musiclm_jax.corpus.write import clip_notes
-from musiclm_jax.data.token_store import TokenArray
-from musiclm_jax.generation.selection import SelectionConfig
-from musiclm_jax.models import melody, mulan
-from musiclm_jax.models.text import TextTokenizer
-from musiclm_jax.models.tokenizers import MuLanTokenizer, SemanticTokenizer
-from musiclm_jax.parts.encode import embed_clips, tokenize
+from musiclm_jax.models import melody
 from musiclm_jax.parts.fit import run_step
-from musiclm_jax.parts.mulan import QUANTIZER, MuLanTokens
-from musiclm_jax.parts.part import FitConfig, Part, Run, Step, TokenStream, Work, save_array
+from musiclm_jax.parts.part import FitConfig, Run
 from musiclm_jax.parts.prepare import PreparePart
-from musiclm_jax.parts.shards import clear
-from musiclm_jax.parts.stage import StagePart
-from musiclm_jax.tokens import ABSENT, Levels
+from musiclm_jax.tokens import ABSENT
 from musiclm_jax.training.task import TrainState
 
-SEED, SECONDS, HOP_SEC = 20, 10.0, 5.0
+SEED, SECONDS = 20, 10.0
 RATE_HZ = synthesis.SAMPLE_RATE_HZ
 # Two bands per semitone, folded to pitch classes.
 CHROMA = LogMelConfig(window_samples=4096, hop_samples=2400, num_fft=8192, num_mels=120, min_hz=110.0, max_hz=3520.0, scale="octave", floor=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Training
-
-
-@dataclasses.dataclass(frozen=True)
-class PackagedPart(Part):
-    """The packaged model's codec, w2v-BERT and MuLan, and their tokens of all clips."""
-
-    @property
-    def name(self) -> str:
-        return QUANTIZER
-
-    def steps(self, fit: FitConfig) -> tuple[Step, ...]:
-        return (Step(QUANTIZER, "tokens by the packaged model", self._tokens, ("windows.npy", "texts.npy", "semantic.npy"), {"hop_sec": HOP_SEC}),)
-
-    def models(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        return {name: functools.partial(packaged, name) for name in ("codec", "w2v_bert", "mulan")}
-
-    def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
-        windows, stream = dataclasses.replace(fit.model.mulan, hop_sec=HOP_SEC), fit.model.streams["semantic"]
-        path = lambda run: run.folder(QUANTIZER) / "semantic.npy"  # noqa: E731
-        semantic = lambda run: TokenArray.open(path(run), run.clips, rate_hz=stream.rate_hz, spec=fit.model.audio)  # noqa: E731
-        return (TokenStream(stream, (QUANTIZER,), semantic), TokenStream(fit.model.streams["mulan"], (QUANTIZER,), lambda run: MuLanTokens(run, windows)))
-
-    def _tokens(self, run: Run, work: Work) -> dict[str, Any]:
-        model, clips = run.config.model, run.clips.clips
-        windows = dataclasses.replace(model.mulan, hop_sec=HOP_SEC)
-        embeddings, _ = embed_clips(run, work.folder, clips, mulan.embed_audio, windows, run.weights("mulan")["params"])
-        clear(work.folder / "shards")
-        text = MuLanTokenizer(model.mulan, run.weights("mulan"), vocabulary())
-        save_array(work.folder / "windows.npy", embeddings.astype(np.float16))
-        save_array(work.folder / "texts.npy", text.text_tokens([caption for clip in clips for caption in clip.captions]).astype(np.int16))
-        encode = SemanticTokenizer(model.w2v_bert, run.weights("w2v_bert")).encode
-        tokenize(run, work, encode, rate_hz=model.audio.semantic_rate_hz, file="semantic.npy")
-        return {"windows": len(embeddings)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ContinuedStage(StagePart):
-    """The packaged semantic stage, with the melody before its other conditions."""
-
-    def warm_start(self, run: Run) -> Callable[[TrainState], TrainState]:
-        start, old = super().warm_start(run), packaged("semantic")["params"]
-
-        def graft(state: TrainState) -> TrainState:
-            state = start(state)
-            put = lambda new, old, axis=0: jnp.concatenate([jax.lax.slice_in_dim(new, 0, new.shape[axis] - old.shape[axis], axis=axis), old], axis)  # noqa: E731
-            new = state.params
-            embed = {"embedding": put(new["embed"]["embedding"], old["embed"]["embedding"])}
-            bias = {"table": put(new["time_bias"]["table"], old["time_bias"]["table"], 1)}
-            return state.replace(params={**old, "embed": embed, "head": put(new["head"], old["head"]), "time_bias": bias})
-
-        return graft
-
-
-@functools.cache
-def opened() -> bundle.Bundle:
-    return pretrained.open_pretrained("demo")
-
-
-@functools.cache
-def packaged(name: str) -> dict[str, Any]:
-    return pretrained.load(opened(), pretrained.read_config(opened()), name)
-
-
-@functools.cache
-def vocabulary() -> TextTokenizer:
-    return pretrained.load_vocabulary(opened())
 
 
 def make_config(values: dict[str, float]) -> FitConfig:
@@ -130,13 +54,8 @@ def make_config(values: dict[str, float]) -> FitConfig:
         "MelodyPart.condition_hop_sec=0.4",
     ]
     sizes = load_config("demo", ["runs/with_melody.gin", "runs/fit.gin"], bindings)
-    old = pretrained.read_config(opened())
-    semantic, *others = old.stages
-    stages = (dataclasses.replace(semantic, prefix=(Levels("melody"), *semantic.prefix)), *others)
-    model = dataclasses.replace(old, melody=sizes.model.melody, stages=stages, selection=SelectionConfig())
-    part = sizes.part("semantic")
-    stage = ContinuedStage(**{field.name: getattr(part, field.name) for field in dataclasses.fields(StagePart)})
-    return FitConfig((PreparePart(), PackagedPart(), sizes.part("melody"), stage), model, encode_context_sec=0.0, encode_batch_size=16)
+    parts = (PreparePart(), PackagedPart(), sizes.part("melody"), continued(sizes.part("semantic")))
+    return FitConfig(parts, with_stream("melody", melody=sizes.model.melody), encode_context_sec=0.0, encode_batch_size=16)
 
 
 def train(folder: Path, *, tunes: int, variants: int, values: dict[str, float]) -> MusicLM:
@@ -145,9 +64,7 @@ def train(folder: Path, *, tunes: int, variants: int, values: dict[str, float]) 
     for step in config.steps:
         run_step(step, data, config=config, workdir=work)
     print_losses(Run(config, data, work))
-    trained = {name: bundle.read_arrays(work / name / "variables.safetensors")[0] for name in ("melody", "semantic")}
-    rest = {name: packaged(name) for name in config.model.models if name not in trained}
-    return MusicLM(config.model, rest | trained, vocabulary())
+    return with_trained(config.model, work, "melody", "semantic")
 
 
 def print_losses(run: Run) -> None:

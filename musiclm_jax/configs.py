@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.selection import SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, musiclm_stages
+from musiclm_jax.generation.timing import TimingConfig
+from musiclm_jax.generation.voice import VoiceConfig
 from musiclm_jax.models import codec, melody, mulan, w2v_bert
 from musiclm_jax.models import stage as stage_model
 from musiclm_jax.models.codec import CodecConfig
@@ -29,6 +31,8 @@ from musiclm_jax.tokens import StageLayout
 # Two more MuLans, which select among candidate clips (`reranker`) and among drafts of semantic tokens (`semantic_reranker`). They are optional in a bundle.
 TOKENIZER_MODELS = ("codec", "w2v_bert", "mulan")
 RERANKERS = ("reranker", "semantic_reranker")
+# Fields that a config of before does not have; None: without.
+OPTIONAL = ("melody", "timing", "voice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,10 @@ class MusicLMConfig:
     mulan: MuLanConfig = MuLanConfig()
     # The melody embedder, whose codes may be conditions of stages. None: the model follows no melodies.
     melody: MelodyConfig | None = None
+    # Where a window lies in its piece, as a condition of stages, so that music can end by itself. None: it cannot.
+    timing: TimingConfig | None = None
+    # How a voice is heard that the music accompanies, whose semantic tokens are a condition of stages. None: it accompanies none.
+    voice: VoiceConfig | None = None
     # In the order in which they run.
     stages: tuple[StageSpec, ...] = musiclm_stages()
     # Names of stages that generation skips. Without the fine stage the wave is decoded from the coarse levels only. It is duller, but better than with a
@@ -76,7 +84,7 @@ class MusicLMConfig:
 
     def _check_order(self) -> None:
         """Raises UserError unless each stage's prefix is written before it, its target continues the written levels, and acoustic codes are written."""
-        written = {name: stream.levels for name, stream in self.streams.items() if name in ("mulan", "melody")}
+        written = {name: stream.levels for name, stream in self.streams.items() if name == "mulan" or stream.optional}
         for stage in self.stages:
             layout = stage.layout(self.streams)
             if stage.name in self.skipped_stages:
@@ -110,6 +118,10 @@ class MusicLMConfig:
         if self.melody is not None:
             sizes = self.melody.num_levels, self.melody.num_codes
             streams["melody"] = Stream("melody", *sizes, steps=self.melody.condition_windows, optional=True)
+        if self.timing is not None:
+            streams["timing"] = self.timing.stream
+        if self.voice is not None:
+            streams["voice"] = dataclasses.replace(streams["semantic"], name="voice", optional=True)
         return streams
 
     def stage(self, name: str) -> StageSpec:
@@ -153,15 +165,26 @@ class MusicLMConfig:
 
     def check_melody(self) -> None:
         """Raises UserError unless a stage reads melodies."""
-        if self.melody is None or not any(stage.reads("melody") for stage in self.stages if stage.name not in self.skipped_stages):
+        self._check_reads("melody", "follows no melody")
+
+    def check_timing(self) -> None:
+        """Raises UserError unless a stage reads the timing, so that music can end by itself."""
+        self._check_reads("timing", "cannot end its music")
+
+    def check_voice(self) -> None:
+        """Raises UserError unless a stage reads a voice that the music accompanies."""
+        self._check_reads("voice", "accompanies no voice")
+
+    def _check_reads(self, stream: str, lacks: str) -> None:
+        if not any(stage.reads(stream) for stage in self.stages if stage.name not in self.skipped_stages):
             raise UserError(
-                "the model follows no melody: choose a bundle for which `musiclm info` lists melody, or make one with "
-                "`musiclm fit CLIPS --gin_file runs/with_melody.gin`"
+                f"the model {lacks}: choose a bundle for which `musiclm info` lists {stream}, or make one with "
+                f"`musiclm fit CLIPS --gin_file runs/with_{stream}.gin`"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON types. Without a melody embedder it has no "melody", as in bundles of before."""
-        return {name: value for name, value in to_dict(self).items() if name != "melody" or value is not None}
+        """The config as JSON types. What is None of `OPTIONAL` is left out, as in bundles of before."""
+        return {name: value for name, value in to_dict(self).items() if name not in OPTIONAL or value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MusicLMConfig:

@@ -14,22 +14,24 @@ from musiclm_jax import bundle, pretrained
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.beginning import read_beginning, read_notes
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.melody import Melody, no_melody, read_melody
 from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import Prefer, SelectionConfig
 from musiclm_jax.generation.stages import StageSpec, generate_stage
-from musiclm_jax.generation.stream import Beginning, Ensemble, Given, MusicStream, StageAtWork
+from musiclm_jax.generation.stream import Ensemble, Given, MusicStream, StageAtWork
+from musiclm_jax.generation.timing import given_timing
+from musiclm_jax.generation.voice import GivenVoice, read_voice
 from musiclm_jax.generation.wishes import Story, make_script
 from musiclm_jax.models.stage import StageDecoder
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import AcousticTokenizer, MelodyTokenizer, MuLanTokenizer, SemanticTokenizer
 from musiclm_jax.progress import OnProgress
 
-# Semantic tokens nearer than this to the end of a recording are not used, because they were encoded without what follows them. Farther away, tokens with and
-# without it are as often the same as anywhere (docs/data.md).
-_UNHEARD_SEC = 0.2
+# Of a melody or voice that endless music follows.
+_LONGEST_SEC = 3600
 
 
 class MusicLM:
@@ -162,6 +164,7 @@ class MusicLM:
         fade: float | int = 0,
         without: Sequence[str] = (),
         melody: Melody | None = None,
+        ending: bool = False,
         prefer: Prefer | None = None,
         on_progress: OnProgress | None = None,
     ) -> Music:
@@ -187,13 +190,14 @@ class MusicLM:
             without: what should not be heard, such as ["drums"] (`generation/wishes.py`).
             melody: what all clips follow: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz). It is aligned with the music from its start on; where it
                 ends, the music goes on without. None: no melody.
+            ending: whether the music is a piece that ends by itself after `seconds`, which should be no fewer than a window of its stages.
             prefer: a score of a wave at 24 kHz, which counts in the choice among candidates beside their cosine similarities, such as that of exact wishes
                 (`evaluation/exact.py`).
             on_progress: called as on_progress(stage, tokens done, tokens in all).
 
         Raises:
             UserError: an empty prompt, a number out of range, or a story whose times do not rise from 0; a melody where the model follows none, or one that
-                cannot be read, is silent or too short.
+                cannot be read, is silent or too short; an ending where the model reads no timing.
         """
         request = {"seconds": seconds, "seed": seed, "num_samples": num_samples}
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
@@ -201,8 +205,8 @@ class MusicLM:
         for few in ({"num_candidates": num_candidates, "num_drafts": num_drafts}, {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}):
             check_request(prompts if story is None else [text for _, text in story], **request, **few)
         script = make_script(prompts, story, without=without, fade=fade, num_samples=num_samples, seconds=seconds)
-        models = self._ensemble(tries, sampling, self._given(melody, seconds), prefer)
-        stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, on_progress=on_progress)
+        models = self._ensemble(tries, sampling, self._given(melody, seconds, ending), prefer)
+        stream = MusicStream(models, script, seed=seed, seconds=seconds, tries=tries, ending=ending, on_progress=on_progress)
         return Music(np.concatenate(list(stream), axis=1), self.config.audio.sample_rate_hz, tuple(wish.text for wish in script[0][1]))
 
     def stream(
@@ -222,6 +226,8 @@ class MusicLM:
         prefer: Prefer | None = None,
         like: Float[np.ndarray, "N"] | None = None,
         beginning: Float[np.ndarray, "N"] | None = None,
+        ending: bool = False,
+        voice: Melody | None = None,
         resynthesize: Float[np.ndarray, "N"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
@@ -236,13 +242,19 @@ class MusicLM:
             like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
+            ending: as in `generate`; it needs `seconds`.
+            voice: what the music accompanies (SingSong, arXiv 2301.12662), as `melody`; of an endless stream, its first hour. See `accompany`. Without a
+                prompt it conditions the music, too.
             resynthesize: a recording whose semantic tokens the music has, and with them its notes, with new acoustic tokens (AudioLM, section IV-B). The
                 result is as long. Without a prompt it conditions the music, too.
 
         Raises:
             UserError: as `generate`; a recording is too short; `seconds` are not longer than the beginning.
         """
-        recordings = [wave for wave in (like, beginning, resynthesize) if wave is not None]
+        if voice is not None:
+            self.config.check_voice()
+            voice = read_voice(voice, self.config.audio, seconds=_LONGEST_SEC if seconds is None else seconds)
+        recordings = [wave for wave in (like, beginning, resynthesize, voice) if wave is not None]
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         tokens, texts = None, [prompt] if story is None else [text for _, text in story]
         if prompt is None and story is None:
@@ -250,40 +262,44 @@ class MusicLM:
             tokens = self.mulan.audio_tokens(recordings[0][None]) if recordings else None
         few = {"num_candidates": tries.num_candidates, "num_drafts": tries.num_drafts}
         check_request(texts, seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
-        begun = None if beginning is None else self._tokenize_beginning(beginning, seconds)
+        begun = None if beginning is None else read_beginning(beginning, self.config.audio, self.semantic, self.acoustic, seconds=seconds)
         if resynthesize is not None:
-            begun, seconds = self._tokenize_notes(resynthesize), len(resynthesize) / self.config.audio.sample_rate_hz
+            begun, seconds = read_notes(resynthesize, self.config.audio, self.semantic), len(resynthesize) / self.config.audio.sample_rate_hz
         script = make_script([prompt] if story is None else [], story, without=without, fade=fade, seconds=seconds)
-        options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "on_progress": on_progress}
-        return MusicStream(self._ensemble(tries, sampling, self._given(melody, seconds), prefer), script, mulan_tokens=tokens, beginning=begun, **options)
+        options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "ending": ending, "on_progress": on_progress}
+        given = self._given(melody, seconds, ending, voice)
+        return MusicStream(self._ensemble(tries, sampling, given, prefer), script, mulan_tokens=tokens, beginning=begun, **options)
 
-    def _tokenize_beginning(self, wave: Float[np.ndarray, "N"], seconds: float | int | None) -> Beginning:
-        spec = self.config.audio
-        frames, unheard = len(wave) // spec.frame_samples, spec.semantic_tokens(_UNHEARD_SEC)
-        if frames // spec.frames_per_semantic <= unheard:
-            raise UserError(f"a beginning of {len(wave) / spec.sample_rate_hz:.2f} s is too short to be continued: give one of at least 1 s")
-        if seconds is not None and seconds * spec.sample_rate_hz <= len(wave):
-            raise UserError(f"the beginning has {len(wave) / spec.sample_rate_hz:.2f} s, and seconds={seconds:g} are wanted in all: choose more")
-        wave = np.asarray(wave[None, : frames * spec.frame_samples], np.float32)
-        return Beginning(wave, self.semantic.encode(wave)[:, :-unheard], self.acoustic.encode(wave)[:, :frames], fade=spec.frame_samples)
+    def accompany(self, voice: Melody, prompt: str | None = None, **options: Any) -> Float[np.ndarray, "N"]:
+        """The band that accompanies a voice, as long as the voice, without it: `generation.voice.mix` mixes both. Without a prompt the voice conditions it.
 
-    def _tokenize_notes(self, wave: Float[np.ndarray, "N"]) -> Beginning:
-        """The semantic tokens of a recording, and no acoustic ones."""
-        if len(wave) < self.config.audio.semantic_samples:
-            raise UserError(f"a recording of {len(wave)} samples is too short to be made anew: give one of at least 0.04 s")
-        no_frames = np.zeros((1, 0, self.config.codec.num_levels), np.int32)
-        return Beginning(np.zeros((1, 0), np.float32), self.semantic.encode(wave[None]), no_frames, fade=1)
+        Args:
+            voice: a file; a wave [N] at 24 kHz; or (wave, its rate in Hz).
+            options: those of `stream`.
 
-    def _given(self, melody: Melody | None, seconds: float | int | None) -> dict[str, Given]:
+        Raises:
+            UserError: as `stream`; the voice cannot be read, is silent or shorter than 1 s, or the model accompanies none.
+        """
+        self.config.check_voice()
+        rate = self.config.audio.sample_rate_hz
+        wave = read_voice(voice, self.config.audio, seconds=_LONGEST_SEC)
+        return np.concatenate(list(self.stream(prompt, voice=wave, **{"seconds": len(wave) / rate} | options)), axis=1)[0]
+
+    def _given(self, melody: Melody | None, seconds: float | int | None, ending: bool, voice: Float[np.ndarray, "N"] | None = None) -> dict[str, Given]:
         """The tokens of the optional streams that the stages read."""
-        return {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+        if ending:
+            self.config.check_timing()
+        given = {} if self.config.melody is None and melody is None else {"melody": self._melody_tokens(melody, seconds)}
+        if self.config.voice is not None:
+            given["voice"] = GivenVoice(self.config.voice, self.config.audio, lambda wave: self.semantic.encode(wave), voice)
+        return given | given_timing(self.config.timing, ending=ending, seconds=seconds)
 
     def _melody_tokens(self, melody: Melody | None, seconds: float | int | None) -> Given:
         if melody is None:
             return lambda stage, start_sec: no_melody(self.config.melody)
         longest = max(stage.window_sec for stage in self.config.stages)
         embedder = self.melody
-        wave = read_melody(melody, self.config.melody, seconds=(3600 if seconds is None else seconds) + longest)
+        wave = read_melody(melody, self.config.melody, seconds=(_LONGEST_SEC if seconds is None else seconds) + longest)
         return lambda stage, start_sec: embedder.encode(wave, [start_sec], window_sec=stage.window_sec)
 
     def _ensemble(self, tries: SelectionConfig, sampling: Mapping[str, Any] | None, given: Mapping[str, Given], prefer: Prefer | None) -> Ensemble:

@@ -57,7 +57,7 @@ class AudioSpec:
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """A stream of tokens. The codec writes "acoustic", w2v-BERT "semantic", and MuLan "mulan", the melody
-    embedder "melody"."""
+    embedder "melody". "timing" needs no model; "voice" is "semantic" of another recording."""
 
     name: str
     levels: int

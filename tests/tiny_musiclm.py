@@ -8,6 +8,8 @@ import numpy as np
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.generation.stages import StageSpec, musiclm_stages
+from musiclm_jax.generation.timing import TimingConfig
+from musiclm_jax.generation.voice import VoiceConfig
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.resnet import ResNetConfig
@@ -81,6 +83,12 @@ def with_melody(*readers: str) -> MusicLMConfig:
     """With a melody embedder, whose tokens stand before the conditions of some stages."""
     reads = lambda spec: dataclasses.replace(spec, prefix=(Levels("melody"), *spec.prefix)) if spec.name in readers else spec  # noqa: E731
     return tiny_config(melody=MELODY, stages=tuple(map(reads, tiny_stages())))
+
+
+def steerable() -> MusicLMConfig:
+    """With endings and accompaniment: its semantic stage reads timing and a voice."""
+    reads = lambda spec: dataclasses.replace(spec, prefix=(Levels("voice"), Levels("timing"), *spec.prefix)) if spec.name == "semantic" else spec  # noqa: E731
+    return tiny_config(timing=TimingConfig(), voice=VoiceConfig(), stages=tuple(map(reads, tiny_stages())))
 
 
 def tiny_musiclm(config: MusicLMConfig | None = None, *, rerankers: bool = False) -> MusicLM:

@@ -71,6 +71,16 @@ def make_one(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, on_progress: O
         return Made(path, stream.seconds, recipe, is_cut=stopped() and stream.seconds < recipe.seconds)
 
 
+def mix_with_voice(band: Made, *, sample_rate_hz: int) -> Made:
+    """Mixes a band with the voice that it accompanies, and writes the mix beside the band, as NAME-mix."""
+    from musiclm_jax import audio
+    from musiclm_jax.generation.voice import mix
+
+    waves = [audio.read(path, sample_rate_hz=sample_rate_hz) for path in (band.path, Path(band.recipe.recordings["voice"]))]
+    path = band.path.with_name(f"{band.path.stem}-mix{band.path.suffix}")
+    return write(mix(*waves, sample_rate_hz=sample_rate_hz), band.recipe, path, sample_rate_hz=sample_rate_hz)
+
+
 def make_exact(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, tries: int, on_progress: OnProgress) -> Made:
     """Makes a clip up to `tries` times, and writes the one that meets most of its exact wishes."""
     from musiclm_jax.evaluation.exact import ExactWishes, make_exactly

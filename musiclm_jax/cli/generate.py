@@ -34,11 +34,15 @@ _SECTIONS = {
 @click.option("--melody", type=Place(), metavar="FILE", help="A recording whose tune the music follows, such as a hum. The model must know melodies.")
 @click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
 @click.option("--resynthesize", type=Place(), metavar="FILE", help="A recording whose notes are played anew, with or without a PROMPT.")
+@click.option("--accompany", "voice", type=Place(), metavar="FILE", help="A voice that the music accompanies, with or without a PROMPT; a mix is written, too.")
 @click.option("--bpm", type=float, help="A tempo, which is measured: the candidate that has it is taken, and a miss is said.")
 @click.option("--key", help="A key, such as 'A minor', likewise.")
 @click.option("--meter", help="3/4 or 4/4, likewise.")
 @click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="With --bpm, --key or --meter: clips that are made at most.")
-@click.option("--seconds", type=Seconds(0, min_open=True), help="Length of each clip.  [default: 10; of a story: 15 after its last line]")
+@click.option(
+    "--seconds", type=Seconds(0, min_open=True), help="Length of each clip.  [default: 10; of a story: 15 after its last line; of a band: its voice's]"
+)
+@click.option("--ending", is_flag=True, help="The music ends by itself at --seconds. The model must know endings.")
 @click.option("--out", type=Place(), default=Path("music.wav"), show_default=True, help="WAV or FLAC file, which is overwritten; several clips are numbered.")
 @click.option("--samples", type=int, default=1, show_default=True, help="Clips per prompt.")
 @click.option("--sample", type=click.IntRange(1), help="Only this one of them; with --again, another one of the same call.")
@@ -90,6 +94,7 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
             made = [clips.make_exact(musiclm, recipe, out, tries=tries, on_progress=line)]
         else:
             made = [clips.make_one(musiclm, recipe, out, on_progress=line)]
+            made += [clips.mix_with_voice(made[0], sample_rate_hz=musiclm.config.audio.sample_rate_hz)] if "voice" in recipe.recordings else []
     finally:
         line.clear()
     elapsed, total = time.perf_counter() - began, sum(clip.seconds for clip in made)
@@ -102,16 +107,16 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
         raise KeyboardInterrupt
 
 
-def check_together(prompts, samples, *, story, fade, like, image, no_prompt, again, beginning, resynthesize, sample, bpm, key, meter, **_) -> None:
+def check_together(prompts, samples, *, story, fade, like, image, no_prompt, again, beginning, resynthesize, voice, sample, bpm, key, meter, **_) -> None:
     """Raises UsageError for options that exclude each other, before anything is loaded."""
     ways = {"PROMPT": prompts, "--story": story, "--like": like, "--image": image, "--no-prompt": no_prompt, "--again": again}
     chosen = [name for name, value in ways.items() if value]
-    begins = [name for name, value in {"--continue": beginning, "--resynthesize": resynthesize}.items() if value]
+    begins = [name for name, value in {"--continue": beginning, "--resynthesize": resynthesize, "--accompany": voice}.items() if value]
     fail = lambda message: click.UsageError(message, ctx=click.get_current_context())  # noqa: E731
     if len(chosen) > 1 or not chosen and not begins:
         raise fail(f"Give one of {', '.join(ways)}{f', not {chosen[0]} and {chosen[1]}' if chosen else ''}.")
     if len(begins) > 1:
-        raise fail("--continue and --resynthesize exclude each other: leave one out.")
+        raise fail(f"{begins[0]} and {begins[1]} exclude each other: leave one out.")
     if begins and (like or no_prompt or again):
         raise fail(f"{begins[0]} and {chosen[0]} exclude each other: leave one out.")
     single = next((name for name, value in {"--like": like, "--again": again, "--sample": sample, **dict.fromkeys(begins, True)}.items() if value), None)
@@ -135,7 +140,7 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
     from musiclm_jax.evaluation.exact import ExactWishes, check_length
     from musiclm_jax.generation.request import check_request, resolve_sampling
 
-    recordings = {name: str(options[name]) for name in ("like", "beginning", "resynthesize", "melody") if options[name] is not None}
+    recordings = {name: str(options[name]) for name in ("like", "beginning", "resynthesize", "voice", "melody") if options[name] is not None}
     old = None if again is None else read_recipe(again)
     model = old.model if old is not None and not _given("model") else model
     opened = pretrained.open_pretrained(model)
@@ -146,17 +151,18 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
         recipe = dataclasses.replace(old, model=str(model), model_sha256=digest, sample=old.sample if sample is None else sample - 1)
     else:
         lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
-        length = lines[-1][0] + _LAST_SEC if story is not None and seconds is None else 10.0 if seconds is None else seconds
+        if seconds is None:
+            seconds = lines[-1][0] + _LAST_SEC if story is not None else 10.0 if options["voice"] is None else _length_sec(options["voice"])
         tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
         defaults = {stage.name: stage.sampling for stage in config.stages}
         sampling = resolve_sampling(defaults, overrides(list(defaults), temperature=options["temperatures"], top_k=options["top_ks"]))
         exact = ExactWishes(*(options[name] for name in ("bpm", "key", "meter")))
         if exact:
-            check_length(length)
+            check_length(seconds)
         recipe = ClipRecipe(
             story=tuple(lines),
             seed=options["seed"],
-            seconds=float(length),
+            seconds=float(seconds),
             sample=0 if sample is None else sample - 1,
             num_candidates=tries.num_candidates,
             num_drafts=tries.num_drafts,
@@ -167,11 +173,17 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
             musiclm_jax=musiclm_jax.__version__,
             jax=jax.__version__,
             fade=options["fade"],
+            ending=options["ending"],
             without=options["without"],
             exact={name: value for name, value in dataclasses.asdict(exact).items() if value is not None},
         )
-    if "melody" in recipe.recordings:
-        config.check_melody()
+    for is_wanted, check in (
+        ("melody" in recipe.recordings, config.check_melody),
+        (recipe.ending, config.check_timing),
+        ("voice" in recipe.recordings, config.check_voice),
+    ):
+        if is_wanted:
+            check()
     several = samples > 1 or len(prompts) > 1
     few = {"num_candidates": options["candidates"], "num_drafts": options["drafts"]}
     wanted = list(prompts) or [text for _, text in recipe.story] or [None]
@@ -203,6 +215,13 @@ def caption(image) -> str:
     found = caption_image(image)
     click.echo(f"musiclm: {image} shows {found!r}; to change it, give another PROMPT in its place", err=True)
     return found
+
+
+def _length_sec(path) -> float:
+    """The length of a recording, at most an hour."""
+    from musiclm_jax import audio
+
+    return len(audio.read(path, end_sec=3600.0)) / audio.SAMPLE_RATE_HZ
 
 
 def open_index(path, musiclm):

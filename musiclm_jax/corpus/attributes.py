@@ -20,7 +20,7 @@ Split = Literal["train", "test"]
 
 # Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
 # A stream's position is part of its seed, so new streams are added at the end.
-STREAMS = ("attributes", "music", "captions", "hiss", "variant")
+STREAMS = ("attributes", "music", "captions", "hiss", "variant", "ending")
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
 MODES = ("major", "minor")

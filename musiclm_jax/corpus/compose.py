@@ -118,10 +118,7 @@ def onset_sec(note: Note, *, tempo_bpm: int) -> float:
 def compose(attributes: Attributes, *, rng: np.random.Generator) -> list[Note]:
     """Composes one clip. The notes are ordered by bar, and within a bar by part."""
     steps_per_bar = 2 * attributes.beats_per_bar
-    num_steps = int((CLIP_SEC - LEAD_IN_SEC - MAX_SHIFT_SEC) * attributes.tempo_bpm / 30)
-    num_bars = -(-num_steps // steps_per_bar)
-    # Both sections must occur within the clip: phrases have two bars in slow music, four in fast music.
-    section_bars = 4 if num_bars < 14 else 8
+    num_steps, num_bars, section_bars = form(attributes)
     figure = str(rng.choice(STYLES[attributes.style].figures))
     sections = [_section(attributes, section_bars, start_degree, rng) for start_degree in (2, 4)]
 
@@ -139,6 +136,24 @@ def compose(attributes: Attributes, *, rng: np.random.Generator) -> list[Note]:
             if bar * steps_per_bar + step < num_steps:
                 notes.append(_play(voice, part, pitch, bar * steps_per_bar, step, length, rng))
     return notes
+
+
+def form(attributes: Attributes) -> tuple[int, int, int]:
+    """(eighths of a clip, its bars, bars of a section)."""
+    num_steps = int((CLIP_SEC - LEAD_IN_SEC - MAX_SHIFT_SEC) * attributes.tempo_bpm / 30)
+    num_bars = -(-num_steps // (2 * attributes.beats_per_bar))
+    # Both sections must occur within the clip: phrases have two bars in slow music, four in fast music.
+    return num_steps, num_bars, 4 if num_bars < 14 else 8
+
+
+def final_bar(attributes: Attributes, *, bar: int, lead_pitch: int, rng: np.random.Generator) -> list[Note]:
+    """The bar with which a piece ends: all parts hold the tonic chord, and drums play once. lead_pitch: a tonic."""
+    length = 2 * attributes.beats_per_bar
+    root = _bass_bar(attributes, 0)[0]
+    parts = [(attributes.instrument, "lead", lead_pitch, 0, length), *_chord_bar(attributes, 0, "sustained")]
+    parts += [(*root[:4], length)] if attributes.bass else []
+    parts += [("kick", "kick", 0, 0, 1)] if attributes.drums else []
+    return [_play(*part[:3], bar * length, *part[3:], rng) for part in parts]
 
 
 def _play(voice: str, part: str, pitch: int, bar_step: int, step: int, length: int, rng: np.random.Generator) -> Note:

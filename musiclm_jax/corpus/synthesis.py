@@ -37,8 +37,8 @@ _ROOM_DECAY_SEC = 0.07
 _ROOM_LEVEL = 0.18
 
 
-def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
-    """Renders a clip, float32 [CLIP_SAMPLES] in [-1, 1]. `rng` draws the white noise alone."""
+def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generator, num_samples: int = CLIP_SAMPLES) -> Float[np.ndarray, " N"]:
+    """Renders a clip, float32 [num_samples] in [-1, 1], at most CLIP_SAMPLES. `rng` draws the white noise alone."""
     sounds: dict[tuple[str, int, int, int], np.ndarray] = {}
     dry = np.zeros(CLIP_SAMPLES, np.float32)
     slope = _DYNAMICS_SLOPE[attributes.dynamics]
@@ -53,7 +53,7 @@ def render(notes: list[Note], *, attributes: Attributes, rng: np.random.Generato
         start = round(onset_sec(note, tempo_bpm=attributes.tempo_bpm) * SAMPLE_RATE_HZ)
         sound = sounds[key][: CLIP_SAMPLES - start]
         dry[start : start + len(sound)] += np.float32(note.gain) * sound
-    wave = _master(_reverberate(dry), target_db=_DYNAMICS_DB[attributes.dynamics])
+    wave = _master(_reverberate(dry)[:num_samples], target_db=_DYNAMICS_DB[attributes.dynamics])
     return np.clip(wave + HISS * rng.standard_normal(len(wave), np.float32), -1.0, 1.0)
 
 

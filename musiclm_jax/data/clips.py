@@ -59,6 +59,8 @@ class Clip:
     melody: str | None = None
     # The kind of each caption. None: not given.
     kinds: tuple[str, ...] | None = None
+    # Name of the clip that it accompanies. None: not given.
+    voice: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,14 +190,14 @@ def refresh_index(folder: ClipFolder, directory: AnyPath | str) -> ClipStore:
 
 
 def _clip(entry: Entry, offset: int, length: int) -> Clip:
-    return Clip(entry.name, offset, length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds)
+    return Clip(entry.name, offset, length, entry.captions, entry.split, entry.attributes, entry.melody, entry.kinds, entry.voice)
 
 
 def _write_index(directory: AnyPath, clips: Sequence[Clip], *, sample_rate_hz: int, **more: Any) -> ClipStore:
     """Writes index.json, last: a store without an index is incomplete. more: further fields, such as "records", the folder of a data set of TFDS."""
     names = [field.name for field in dataclasses.fields(Clip)]
-    # Clips without kinds of captions have no key "kinds".
-    rows = [{name: getattr(clip, name) for name in names if name != "kinds" or clip.kinds is not None} for clip in clips]
+    # Clips without kinds of captions have no key "kinds", and those without a voice no key "voice".
+    rows = [{name: getattr(clip, name) for name in names if name not in ("kinds", "voice") or getattr(clip, name) is not None} for clip in clips]
     index = {"sample_rate_hz": sample_rate_hz, "num_samples": sum(clip.length for clip in clips), **more, "clips": rows}
     write_text(directory / INDEX, json.dumps(index, ensure_ascii=False) + "\n")  # Without indents, which would take most of the time.
     return ClipStore.open(directory)

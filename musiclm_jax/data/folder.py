@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any
 
 from musiclm_jax.data.hashing import hash_files as hash_contents
@@ -42,6 +43,8 @@ class Entry:
     end_sec: float | None = None
     group: str | None = None
     licence: str | None = None
+    # Name of the clip that it accompanies. None: not given.
+    voice: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,12 +59,22 @@ def name_of_part(start_sec: float | None, end_sec: float | None) -> str:
     return f"[{start_sec or 0:g}-{'' if end_sec is None else format(end_sec, 'g')}]"
 
 
+_PART = re.compile(r"(.*)\[([\d.e+-]+)-([\d.e+-]*)\]", re.DOTALL)
+
+
+def part_of_name(name: str) -> tuple[str, float | None, float | None]:
+    """(the name of the file, start_sec, end_sec) of a clip's name: the inverse of adding `name_of_part`. Names of audio files do not end with a bracket."""
+    found = _PART.fullmatch(name)
+    return (name, None, None) if found is None else (found[1], float(found[2]), float(found[3]) if found[3] else None)
+
+
 # The data of each aspect of a folder, entry by entry. None: the entry has no such data.
 _ASPECTS = {
     "waves": lambda entry: [entry.name, entry.sha256],
     "splits": lambda entry: [entry.name, entry.split],
     "captions": lambda entry: [entry.name, entry.captions, entry.kinds] if entry.captions else None,
     "melodies": lambda entry: [entry.name, entry.melody] if entry.melody is not None else None,
+    "voices": lambda entry: [entry.name, entry.voice] if entry.voice is not None else None,
 }
 
 
@@ -79,7 +92,7 @@ class ClipFolder:
     warnings: tuple[str, ...] = ()
 
     def digest(self, aspect: str) -> str:
-        """A hash of one aspect of all entries: "waves" (names and contents), "splits", "captions" (texts and kinds) or "melodies".
+        """A hash of one aspect of all entries: "waves" (names and contents), "splits", "captions" (texts and kinds), "melodies" or "voices".
 
         A step of `fit` depends only on the aspects that it reads. A corrected caption changes "captions" only.
 
@@ -166,7 +179,7 @@ def read_folder(
     entries = tuple(
         Entry(
             name, line.captions, line.kinds, split, line.attributes, line.melody, known[name],
-            line.start_sec, line.end_sec, group_of(name, line, group_by), line.licence,
+            line.start_sec, line.end_sec, group_of(name, line, group_by), line.licence, line.voice,
         )
         for (name, line), split in zip(clips, splits, strict=True)
     )  # fmt: skip

@@ -11,7 +11,7 @@ that MuLan's training can mix the kinds by weight; the rest of the package ignor
 
 `start_sec` and `end_sec` (or `start_time` and `end_time`) select a part of the file, so that a long file may be listed as several clips. Clips of one
 `group`, such as a song or an album, are in one split. Clips with the same `"melody": "name"` are renderings of one melody, aligned in time, on which the
-melody embedder is trained.
+melody embedder is trained. `"voice": "audio/0001-lead.flac"` names another clip that this one accompanies, aligned in time.
 
 Without a table each audio file may have a text file of the same stem, with one caption per line, or a JSON file with an object as above.
 """
@@ -41,6 +41,7 @@ _COLUMNS = {
     "split": ("split",),
     "attributes": ("attributes",),
     "melody": ("melody",),
+    "voice": ("voice",),
     "group": ("group",),
     "licence": ("licence", "license"),
     "start_sec": ("start_sec", "start_time"),
@@ -68,6 +69,8 @@ class Line:
     # The part of the file, in seconds. None: from its beginning, to its end.
     start_sec: float | None = None
     end_sec: float | None = None
+    # Name of the clip that it accompanies. None: not given.
+    voice: str | None = None
 
 
 def read_sidecar(path: AnyPath) -> tuple[tuple[str, ...], bool]:
@@ -137,7 +140,7 @@ def _read_row(row: Row, number: int) -> Line:
         raise UserError(f"its part from {start or 0.0:g} s to {end:g} s is empty: end_sec must be after start_sec")
     return Line(
         number, os.path.normpath(name), captions, kinds, split and SPLITS[split], attributes or {}, _text(row, "melody"), _text(row, "group"),
-        _text(row, "licence"), start, end,
+        _text(row, "licence"), start, end, _text(row, "voice"),
     )  # fmt: skip
 
 

@@ -74,10 +74,11 @@ def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
 
 
 def read_notes(data_dir: str | AnyPath, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
-    """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a corpus of this version."""
+    """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a corpus of this version,
+    or its pieces end."""
     try:
         corpus = json.loads((as_path(data_dir) / "corpus.json").read_bytes())
-        if corpus["version"] != CORPUS_VERSION:
+        if corpus["version"] != CORPUS_VERSION or "endings" in corpus:
             return None
         composed = [_compose(corpus["seed"], *map(int, PurePath(clip.file_name).stem.split("-"))) for clip in clips]
     except (OSError, ValueError, KeyError, TypeError):

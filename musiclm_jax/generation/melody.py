@@ -21,28 +21,32 @@ _LEAST = 1 / 8
 _AUDIBLE = 10 ** (-60 / 20)
 
 
-def read_melody(given: Melody, config: MelodyConfig, *, seconds: float) -> Float[np.ndarray, "N"]:
+def read_melody(given: Melody, config: MelodyConfig, *, seconds: float | int) -> Float[np.ndarray, "N"]:
     """The first `seconds` of a melody, mono at the rate of the embedder. No more of a file is read.
 
     Raises:
         UserError: it is no audio, shorter than an eighth of a window of the embedder, silent, or not finite.
     """
-    rate, least = config.mel.sample_rate_hz, round(_LEAST * config.window_samples)
+    return read_recording(given, "melody", rate=config.mel.sample_rate_hz, least=round(_LEAST * config.window_samples), seconds=seconds)
+
+
+def read_recording(given: Melody, what: str, *, rate: int, least: int, seconds: float | int) -> Float[np.ndarray, "N"]:
+    """The first `seconds` of a recording, mono at `rate`. what: its name in errors. UserError: no audio, fewer than `least` samples, silent, or not finite."""
     if isinstance(given, (str, os.PathLike)):
         return audio.read(given, sample_rate_hz=rate, min_samples=least, end_sec=seconds)
     wave, wave_rate = given if isinstance(given, tuple) else (given, rate)
     wave = np.asarray(wave, np.float32)
     if wave.ndim not in (1, 2) or wave_rate < 1:
-        raise UserError(f"the melody has shape {list(wave.shape)} at {wave_rate} Hz: give samples [N], or [N, channels], and the rate in Hz")
+        raise UserError(f"the {what} has shape {list(wave.shape)} at {wave_rate} Hz: give samples [N], or [N, channels], and the rate in Hz")
     wave = wave[: round(seconds * wave_rate)]
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     wave = wave if wave_rate == rate else soxr.resample(wave, wave_rate, rate)
     if len(wave) < least:
-        raise UserError(f"the melody of {len(wave) / rate:.2f} s is too short: at least {least / rate:.2f} s are needed")
+        raise UserError(f"the {what} of {len(wave) / rate:.2f} s is too short: at least {least / rate:.2f} s are needed")
     if not np.isfinite(wave).all():
-        raise UserError("the melody has NaN or infinite samples: export it again")
+        raise UserError(f"the {what} has NaN or infinite samples: export it again")
     if np.abs(wave).max() < _AUDIBLE:
-        raise UserError("the melody is silent: give one that is not")
+        raise UserError(f"the {what} is silent: give one that is not")
     return wave
 
 

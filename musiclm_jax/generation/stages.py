@@ -108,6 +108,11 @@ def musiclm_stages(
     )
 
 
+def semantic_prefix(*, melody: bool = False, timing: bool = False, voice: bool = False) -> tuple[Levels, ...]:
+    """The conditions of a semantic stage that reads optional streams before its MuLan tokens, so that gin files may add one each."""
+    return tuple(Levels(name) for name, reads in {"voice": voice, "melody": melody, "timing": timing, "mulan": True}.items() if reads)
+
+
 def required_steps(stages: Sequence[tuple[StageSpec, StageLayout]], *, seconds: float | int) -> dict[str, int]:
     """Steps that each stage must generate for `seconds` of music: {name: steps}.
 

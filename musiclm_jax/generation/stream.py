@@ -15,6 +15,7 @@ import numpy as np
 
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.audio.loudness import Leveller, level
+from musiclm_jax.generation.beginning import Beginning
 from musiclm_jax.generation.devices import Weights
 from musiclm_jax.generation.request import clip_keys
 from musiclm_jax.generation.sampler import Decoder, Progress, SamplingConfig
@@ -59,26 +60,6 @@ class Ensemble:
     draft_judge: MuLanTokenizer | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Beginning:
-    """What is given of the codes, such as those of a recording that music continues."""
-
-    # What the result begins with: [1, N], whole acoustic frames.
-    wave: Float[np.ndarray, "1 N"]
-    # Without the last ones: they were encoded without what follows them.
-    semantic: Int[np.ndarray, "1 T"]
-    acoustic: Int[np.ndarray, "1 F Q"]
-    # Samples before the end of the wave in which its decoded codes fade in.
-    fade: int
-
-    def join(self, piece: Float[np.ndarray, "1 n"], *, at: int) -> Float[np.ndarray, "1 n"]:
-        """A piece of decoded music from sample `at` on, with the recording itself where it lasts."""
-        count = min(piece.shape[1], max(0, self.wave.shape[1] - at))
-        share = np.clip((np.arange(at, at + count) - (self.wave.shape[1] - self.fade)) / self.fade, 0, 1).astype(np.float32)
-        own = self.wave[:, at : at + count]
-        return np.concatenate([own + share * (piece[:, :count] - own), piece[:, count:]], axis=1)
-
-
 class MusicStream:
     """Iterates over pieces of the waves of all clips, float32 [R, n], until `seconds` are complete.
 
@@ -96,11 +77,13 @@ class MusicStream:
         tries: SelectionConfig = SelectionConfig(),
         mulan_tokens: Int[np.ndarray, "R Q"] | None = None,
         beginning: Beginning | None = None,
+        ending: bool = False,
         on_progress: OnProgress | None = None,
     ):
         """script: what the music should be, and when that changes. seconds: None: without end. sample: number of the first clip of each prompt among all of it.
 
-        mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues.
+        mulan_tokens: the condition in the place of the first prompt, such as that of a recording. beginning: what the music continues. ending: whether it
+        ends by itself after `seconds`.
         """
         self._models, self._tries, self._on_progress = models, tries, on_progress
         self._times, self._wishes, self._mulan, self._excluded = [], [], [], []
@@ -120,6 +103,8 @@ class MusicStream:
             is_semantic = stage.spec.target.stream == "semantic"
             own = keys if is_semantic else keys[::drafts]
             track = StageTrack(stage.spec, stage.decoder, stage.weights, stage.sampling, own, rows=len(keys) // drafts)
+            if ending:  # On a whole semantic token, as the crops of training.
+                track.last = models.audio.semantic_tokens(float(seconds)) * track.layout.target.rate_hz // models.audio.semantic_rate_hz
             self._tracks.append(track)
         # Steps that each stage will have drawn in the end, for the progress.
         layouts = [(stage.spec, stage.decoder.layout) for stage in models.stages]
@@ -141,7 +126,8 @@ class MusicStream:
         for track in self._tracks:
             target, rows = track.layout.target, track.rows
             codes = beginning.semantic[:, :, None] if target.stream == "semantic" else beginning.acoustic
-            track.begin_with(np.repeat(codes[:, :, target.first_level : target.first_level + target.levels], rows, axis=0))
+            if codes is not None:
+                track.begin_with(np.repeat(codes[:, :, target.first_level : target.first_level + target.levels], rows, axis=0))
 
     @property
     def seconds(self) -> float:

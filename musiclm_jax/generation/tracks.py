@@ -21,7 +21,10 @@ class StageTrack:
     """The codes of one stage, for several rows. Steps are numbered from the beginning of the music.
 
     Attributes: spec, layout: of the stage. keys: one per row that is drawn; a multiple of the rows of codes, each of which is then continued in several ways.
+        last: the step at which the piece ends by itself. None: it does not.
     """
+
+    last: int | None = None
 
     def __init__(self, spec: StageSpec, decoder: Decoder, weights: Weights, sampling: SamplingConfig, keys: Keys, *, rows: int):
         self.spec, self.layout, self.keys = spec, decoder.layout, keys
@@ -46,8 +49,10 @@ class StageTrack:
         self._start = max(0, self.end - self._overlap)
 
     def next_window(self) -> tuple[int, int]:
-        """(first step, step after the last one) of the window that is drawn next."""
+        """(first step, step after the last one) of the window that is drawn next. No window goes beyond the end of the piece, as no training crop does."""
         start = self.end - self._overlap if self.end == self._start + self._window else self._start
+        if self.last is not None and self._overlap and self.end < self.last:
+            start = max(0, min(start, self.last - self._window))
         return start, start + self._window
 
     def turn(self) -> None:

@@ -46,12 +46,12 @@ def _batch_size(run: Run) -> int:
     return -(-run.config.encode_batch_size // count) * count
 
 
-def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_hz: int, file: str) -> np.ndarray:
-    """Tokenizes all clips, and writes the concatenated tokens to `file` in the folder of the step.
+def tokenize(run: Run, work: Work, encode: Callable[[np.ndarray], Any], *, rate_hz: int, file: str, store: ClipStore | None = None) -> np.ndarray:
+    """Tokenizes all clips, or those of `store`, and writes the concatenated tokens to `file` in the folder of the step.
 
     Each clip is padded to a whole number of semantic tokens. Returns the tokens, int16 [sum T] or [sum T, Q] at `rate_hz`, memory-mapped.
     """
-    config, spec, clips, batch_size = run.config, run.config.model.audio, run.clips, _batch_size(run)
+    config, spec, clips, batch_size = run.config, run.config.model.audio, store or run.clips, _batch_size(run)
     per_step = rate_hz // spec.semantic_rate_hz
     window, context = spec.semantic_tokens(config.encode_sec), spec.semantic_tokens(config.encode_context_sec)
     # No longer than the longest clip, or all would be padding.

@@ -35,7 +35,7 @@ from musiclm_jax.training import hosts
 WEIGHTS = "variables.safetensors"
 PREPARE = "prepare"
 # The aspects of the data that a step may read. Each has a digest, so that changed captions do not affect a step that reads waves and splits.
-WAVES, SPLITS, CAPTIONS, MELODIES = "waves", "splits", "captions", "melodies"
+WAVES, SPLITS, CAPTIONS, MELODIES, VOICES = "waves", "splits", "captions", "melodies", "voices"
 
 
 @dataclasses.dataclass
@@ -244,7 +244,7 @@ def on_each_device(tree: Any) -> Any:
 
 
 # Settings that trainings of before did not have, with the values under which they are as before: such trainings stay.
-_NEW_SETTINGS = {"accumulate": 1, "spike_factor": 0.0, "rollback_after": 10, "optional": False, "melody_dropout": 0.5, "condition_windows": 3}
+_NEW_SETTINGS = {"accumulate": 1, "spike_factor": 0.0, "rollback_after": 10, "optional": False, "optional_dropout": 0.5, "condition_windows": 3}
 
 
 def deciding(value: Any) -> Any:

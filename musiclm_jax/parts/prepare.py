@@ -9,7 +9,8 @@ from musiclm_jax.data.clips import prepare
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.readers import check_reader
 from musiclm_jax.data.records import RecordFolder
-from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, Work
+from musiclm_jax.parts.part import PREPARE, WAVES, FitConfig, Part, Run, Step, TokenStream, Work
+from musiclm_jax.parts.timing import TimingTokens, places
 from musiclm_jax.training import hosts
 
 
@@ -24,6 +25,14 @@ class PreparePart(Part):
     def steps(self, fit: FitConfig) -> tuple[Step, ...]:
         settings = {"sample_rate_hz": fit.model.audio.sample_rate_hz}
         return (Step(PREPARE, "decoding the clips", _prepare_once, ("samples.npy", "clips.json"), settings, needs=(), reads=(WAVES,)),)
+
+    def streams(self, fit: FitConfig) -> tuple[TokenStream, ...]:
+        """The timing of crops, which follows from the names and lengths of the clips."""
+        timing = fit.model.timing
+        if timing is None:
+            return ()
+        tokens = lambda run: TimingTokens(timing, places(run.clips))  # noqa: E731
+        return (TokenStream(timing.stream, (PREPARE,), tokens, codebooks=lambda run: timing.codebooks),)
 
 
 def _prepare_once(run: Run, work: Work) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from musiclm_jax import bundle, pretrained
-from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS, MusicLMConfig
+from musiclm_jax.configs import OPTIONAL, RERANKERS, TOKENIZER_MODELS, MusicLMConfig
 from musiclm_jax.data.token_set import TokenSet
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, write_json
@@ -23,14 +23,14 @@ def trained_on_tokens(config: FitConfig, data: AnyPath | str) -> FitConfig:
     """The config of a `fit` on a token set: its stages and its export, and the tokenizers of the token set in the place of all other models.
 
     Raises:
-        UserError: the token set or its tokenizers are damaged, or have too few levels for a stage, or a stage reads a melody.
+        UserError: the token set or its tokenizers are damaged, or have too few levels for a stage, or a stage reads an optional stream.
     """
-    if readers := [stage.name for stage in config.model.stages if stage.reads("melody")]:
-        raise UserError(f"the {readers[0]} stage reads a melody, and {data} has no melody tokens: train on the folder of clips, or leave the melody out")
+    for stage, stream in [(stage, stream) for stage in config.model.stages for stream in OPTIONAL if stage.reads(stream)]:
+        raise UserError(f"the {stage.name} stage reads {stream}, and {data} has no {stream} tokens: train on the folder of clips, or leave {stream} out")
     tokens = TokenSet.open(data)
     opened = pretrained.open_pretrained(tokens.tokenizers)
     made_by = pretrained.read_config(opened, models=TOKENIZER_MODELS)
-    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")} | {"melody": None}
+    frozen = {name: getattr(made_by, name) for name in ("audio", "codec", "w2v_bert", "mulan")} | dict.fromkeys(OPTIONAL)
     part = TokenSetPart(tokens, opened)
     drafts = {} if "semantic_reranker" in part.models() else {"selection": dataclasses.replace(config.model.selection, num_drafts=1)}
     parts = (part, *(each for each in config.parts if isinstance(each, (StagePart, ExportPart))))

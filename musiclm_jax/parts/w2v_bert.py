@@ -103,7 +103,8 @@ class W2vBertPart(TrainedPart):
 
 def tokenizer(run: Run) -> SemanticTokenizer:
     """The trained w2v-BERT with its clusters."""
-    return SemanticTokenizer(run.config.model.w2v_bert, run.weights("w2v_bert") | run.weights(KMEANS))
+    clusters = {} if "w2v_bert" in run.config.given else run.weights(KMEANS)
+    return SemanticTokenizer(run.config.model.w2v_bert, run.weights("w2v_bert") | clusters)
 
 
 def _tokenize(run: Run, work: Work) -> dict[str, Any]:

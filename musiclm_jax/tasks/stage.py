@@ -29,20 +29,21 @@ class StageRecipe(Recipe):
     # Share of training sequences in which past target steps are masked. The masking rate of each such sequence is uniform in [0, 1). A stage that always
     # sees the true past mostly copies it, and in a short training hardly learns to use its conditions. 0: off, as in the paper.
     past_dropout: float = 0.0
-    # Of a stage that reads a melody: share of training sequences in which all of it is absent, so that one model generates with a melody and without. The
-    # paper does not say how it does that.
-    melody_dropout: float = 0.5
+    # Of a stage that reads optional streams, such as a melody: share of training sequences in which all of one is absent, each stream drawn by itself, so
+    # that one model generates with it and without. The papers do not say how they do that.
+    optional_dropout: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE, melody_dropout=SHARE)
+        check_numbers(self, z_loss=NOT_NEGATIVE, past_dropout=SHARE, optional_dropout=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class StageTask(Task):
     """Trains one stage.
 
-    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q], "melody" [B, W, Q].
+    Batch: the token streams that the layout names, int32, such as "mulan" [B, Qm], "semantic" [B, T25], "acoustic" [B, T50, Q], "melody" [B, W, Q],
+    "timing" [B, 2].
     """
 
     # Name of the stage, such as "semantic".
@@ -58,8 +59,8 @@ class StageTask(Task):
             raise UserError(f"prefix_dropout={self.prefix_dropout}: choose a share in [0, 1)")
 
     @property
-    def reads_melody(self) -> bool:
-        return any(segment.stream == "melody" for segment in self.layout.prefix)
+    def optional_streams(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(segment.stream for segment in self.layout.prefix if segment.optional))
 
     def init_state(self, rng: Key) -> TrainState:
         return fresh_state(stage.init(self.model, self.layout, rng), self.recipe)
@@ -79,9 +80,9 @@ class StageTask(Task):
 
     def loss(self, params: Any, batch: Batch, rng: Key | None) -> tuple[jax.Array, Metrics]:
         """The mean loss of a batch, and its metrics. rng: for dropout and masking. None: evaluation, without either."""
-        if rng is not None and self.reads_melody and self.recipe.melody_dropout:
-            rng, melody_rng = jax.random.split(rng)
-            batch = _without_melody(batch, melody_rng, self.recipe.melody_dropout)
+        for stream in self.optional_streams if rng is not None and self.recipe.optional_dropout else ():
+            rng, drop_rng = jax.random.split(rng)
+            batch = _dropped(batch, stream, drop_rng, self.recipe.optional_dropout)
         prefix_ids, codes = jnp.asarray(self.layout.prefix_ids(batch)), jnp.asarray(self.layout.target_codes(batch))
         hidden_steps, rngs = None, {}
         if rng is not None:
@@ -95,10 +96,11 @@ class StageTask(Task):
         return _cross_entropy(logits, codes, z_loss=self.recipe.z_loss)
 
 
-def _without_melody(batch: Batch, rng: Key, share: float) -> Batch:
-    """The batch with no melody in a random `share` of its sequences."""
-    drop = jax.random.bernoulli(rng, share, (len(batch["melody"]), 1, 1))
-    return {**batch, "melody": jnp.where(drop, ABSENT, batch["melody"])}
+def _dropped(batch: Batch, stream: str, rng: Key, share: float) -> Batch:
+    """The batch with a stream absent in a random `share` of its sequences."""
+    codes = batch[stream]
+    drop = jax.random.bernoulli(rng, share, (len(codes), *(1,) * (codes.ndim - 1)))
+    return {**batch, stream: jnp.where(drop, ABSENT, codes)}
 
 
 def _hidden_steps(rng: Key, shape: tuple[int, int], share: float) -> Bool[Array, "B T"]:

@@ -16,6 +16,7 @@ from musiclm_jax.cli import gin_config as main
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.configs import MusicLMConfig
 from musiclm_jax.errors import UserError
+from musiclm_jax.generation.timing import TimingConfig
 from musiclm_jax.models.melody import MelodyConfig
 from musiclm_jax.parts.fit import FitConfig
 from musiclm_jax.parts.trained import TrainedPart
@@ -51,11 +52,19 @@ def test_every_size_may_follow_melodies(size):
     assert dataclasses.replace(config.model, melody=None, stages=plain.model.stages) == plain.model
 
 
+@pytest.mark.parametrize("files", [["runs/with_timing.gin", "runs/with_melody.gin"], ["runs/with_melody.gin", "runs/with_timing.gin"]])
+def test_optional_streams_go_together(files):
+    plain, config = load_config("demo"), load_config("demo", files)
+    assert [each.stream for each in config.model.stage("semantic").prefix] == ["melody", "timing", "mulan"]
+    assert config.model.timing == TimingConfig() and load_config("demo", files[:1]).model != config.model != plain.model
+    assert "timing" not in plain.model.to_dict()
+
+
 def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
     trained = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
     parts = [part for part in trained if part != "semantic_reranker"]  # Both rerankers are trained alike.
     assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(
-        ["fit.gin", "with_melody.gin", *(f"{part}_base.gin" for part in parts)]
+        ["fit.gin", "with_melody.gin", "with_timing.gin", "with_voice.gin", *(f"{part}_base.gin" for part in parts)]
     )
     base = load_config("base")
     for part in parts:

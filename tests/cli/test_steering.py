@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 from run_command import run
+from tiny_musiclm import steerable, tiny_musiclm
 
 from musiclm_jax.audio.writer import read_comment
 from musiclm_jax.cli.recipe import read_story
@@ -77,6 +78,22 @@ def test_music_continues_a_recording(make):
     np.testing.assert_array_equal(read("c.wav"), found)
 
 
+def test_a_band_accompanies_a_voice_and_pieces_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_musiclm(steerable()).save_pretrained("bundle")
+    make = lambda *arguments: run("generate", *arguments, "--model", "bundle", capsys=capsys)  # noqa: E731
+    soundfile.write("voice.wav", 0.3 * np.sin(np.arange(66_150) * 0.05), 44_100)
+    status, out, err = make("--accompany", "voice.wav", "--out", "band.wav")
+    assert status == 0 and "band-mix.wav  1.50 s" in out, err
+    band, mixed = read("band.wav"), read("band-mix.wav")
+    assert len(band) == len(mixed) == 36_000 and not np.array_equal(band, mixed)
+    assert make("a calm piano melody", "--ending", "--seconds", "1", "--out", "a.wav")[0] == 0
+    assert json.loads(read_comment(tmp_path / "a.wav"))["ending"] is True
+    for name in ("band.wav", "a.wav"):
+        assert make("--again", name, "--out", "again.wav")[0] == 0
+        np.testing.assert_array_equal(read(name), read("again.wav"))
+
+
 def test_music_is_like_a_recording(make):
     soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.05), 24_000)
     assert make("--like", "in.wav", "--seconds", "0.3", "--out", "a.wav")[0] == 0
@@ -130,6 +147,9 @@ def test_a_recording_is_played_anew(make):
         (["x", "--no-prompt"], "not PROMPT and --no-prompt"),
         (["x", "y", "--sample", "2"], "With --sample one clip is made"),
         (["x", "--fade", "2"], "give a story"),
+        (["x", "--ending"], "lists timing"),
+        (["--accompany", "in.wav"], "lists voice"),
+        (["--accompany", "in.wav", "--continue", "in.wav"], "--continue and --accompany exclude each other"),
         (["--again", "in.wav", "--seed", "3", "--top-k", "5"], "leave --seed and --top-k out"),
         (["--story", "story.txt", "--fade", "4"], "fade=4: the line at 0 s lasts 2 s"),
         (["--no-prompt", "--bpm", "96"], "--bpm goes with a PROMPT"),

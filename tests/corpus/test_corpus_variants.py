@@ -118,3 +118,15 @@ def test_the_streams_of_clips_are_what_they_were():
     assert {stream: clip_rng(3, 5, stream).integers(1 << 30) for stream in recorded} == recorded
     assert STREAMS[:4] == tuple(recorded)
     assert clip_rng(3, 5, "hiss", variant=1).integers(1 << 30) != recorded["hiss"]
+
+
+def test_stems_are_the_lead_and_all_the_others():
+    clip, lead, band = (render_variant(seed=3, index=4, variant=variant) for variant in (0, "lead", "band"))
+    assert (lead.captions, lead.attributes, lead.split) == (band.captions, band.attributes, band.split) == ([], clip.attributes, clip.split)
+    # Each at its own level, they make the clip, but for the noise.
+    parts = np.stack([lead.wave, band.wave], axis=1)
+    shares = np.linalg.lstsq(parts, clip.wave, rcond=None)[0]
+    assert (shares > 0.1).all() and np.std(clip.wave - parts @ shares) < 0.02 * np.std(clip.wave)
+    # Their noises differ, or a band could be known by the noise of its lead.
+    quiet = slice(0, 400)
+    assert abs(np.corrcoef(lead.wave[quiet], band.wave[quiet])[0, 1]) < 0.3

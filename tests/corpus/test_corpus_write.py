@@ -143,3 +143,18 @@ def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/corpus cannot be written, something in this path is a file and no folder: choose another path$"):
         make_corpus(tmp_path / "file" / "corpus", num_clips=1, seed=0)
+
+
+def test_stems_are_written_beside_the_clips(corpus, tmp_path):
+    make_corpus(tmp_path, num_clips=2, seed=7, stems=True, num_variants=1)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    names = [line["file_name"].removeprefix("audio/").removesuffix(".flac") for line in lines]
+    assert names == ["000000", "000000-1", "000000-lead", "000000-band", "000001", "000001-1", "000001-lead", "000001-band"]
+    assert [line.get("voice") for line in lines[:4]] == [None, None, None, "audio/000000-lead.flac"]
+    assert [line.get("melody") for line in lines[:4]] == ["000000", "000000", None, None]
+    folder = read_folder(tmp_path)
+    found = {entry.file_name: entry.voice for entry in folder.entries if entry.voice}
+    assert found == {f"audio/00000{i}-band.flac": f"audio/00000{i}-lead.flac" for i in (0, 1)}
+    # A call without stems leaves them, unlisted.
+    assert make_corpus(tmp_path, num_clips=2, seed=7) == sorted(f"audio/00000{i}-{name}.flac" for i in (0, 1) for name in ("1", "lead", "band"))
+    assert (tmp_path / "metadata.jsonl").read_text().splitlines() == (corpus / "metadata.jsonl").read_text().splitlines()[:2]

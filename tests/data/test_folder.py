@@ -12,7 +12,7 @@ from musiclm_jax.data.folder import ClipFolder, check_captions, read_folder
 from musiclm_jax.data.splits import held_out as choose_held_out
 from musiclm_jax.errors import UserError
 
-ASPECTS = ("waves", "splits", "captions", "melodies")
+ASPECTS = ("waves", "splits", "captions", "melodies", "voices")
 
 
 def make(folder, names, lines=None):
@@ -224,6 +224,7 @@ LINES = {
         ({"e.wav": {"split": "train", "attributes": {"n": 1}}}, ()),
         ({"e.wav": {"split": "test"}}, ("splits",)),
         ({"e.wav": {"melody": "n"}}, ("melodies",)),
+        ({"e.wav": {"voice": "c.wav"}}, ("voices",)),
         ({"c.wav": {"melody": "n", "split": "train"}}, ("melodies",)),
         ({"e.wav": None}, ("waves", "splits")),
         ({"a.wav": None}, ("waves", "splits", "captions")),

@@ -164,5 +164,5 @@ def test_no_step_of_a_model_without_melody_changes():
 
 def test_a_token_set_has_no_melodies(monkeypatch):
     monkeypatch.setattr("musiclm_jax.parts.token_set.TokenSet.open", lambda path: pytest.fail("opened before the check"))
-    with pytest.raises(UserError, match="the semantic stage reads a melody, and tokens has no melody tokens: train on the folder of clips"):
+    with pytest.raises(UserError, match="the semantic stage reads melody, and tokens has no melody tokens: train on the folder of clips"):
         trained_on_tokens(load_config("test", ["runs/with_melody.gin"]), "tokens")

@@ -8,9 +8,10 @@ from small_streams import STAGES, make_streams, stage_layout
 
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.stages import StageSpec
+from musiclm_jax.generation.timing import TimingConfig
 from musiclm_jax.models.stage import StageConfig
 from musiclm_jax.specs import Stream
-from musiclm_jax.tasks.stage import StageRecipe, StageTask, _hidden_steps, _without_melody
+from musiclm_jax.tasks.stage import StageRecipe, StageTask, _dropped, _hidden_steps
 from musiclm_jax.tokens import ABSENT, Levels
 from musiclm_jax.training.optim import OptimizerConfig
 
@@ -129,10 +130,20 @@ def melody_task(**recipe):
 
 def test_the_melody_is_dropped_whole_and_at_random(monkeypatch):
     melody = np.random.default_rng(1).integers(3, size=(400, 2, 2)).astype(np.int32)
-    dropped = _without_melody({"melody": melody, "mulan": np.ones(400)}, jax.random.key(0), 0.25)
+    dropped = _dropped({"melody": melody, "mulan": np.ones(400)}, "melody", jax.random.key(0), 0.25)
     gone = (np.asarray(dropped["melody"]) == ABSENT).all(axis=(1, 2))
     np.testing.assert_array_equal(dropped["melody"], np.where(gone[:, None, None], ABSENT, melody))
     assert 0.18 < gone.mean() < 0.32 and (dropped["mulan"] == 1).all()
+
+
+def test_streams_of_any_shape_are_dropped_one_by_one():
+    timing = np.ones((400, 2), np.int32)
+    keys = jax.random.split(jax.random.key(0))
+    one, two = (np.asarray(_dropped({"timing": timing}, "timing", key, 0.5)["timing"]) for key in keys)
+    assert (one[:, 0] == one[:, 1]).all() and 150 < np.sum(one[:, 0] == ABSENT) < 250 and not np.array_equal(one, two)
+    streams = {**make_streams(), **{name: Stream(name, 2, 3, optional=True) for name in ("melody", "timing")}}
+    layout = StageSpec("semantic", Levels("semantic"), (Levels("melody", 0, 1), Levels("timing"), Levels("melody", 1), Levels("mulan"))).layout(streams)
+    assert dataclasses.replace(melody_task(), layout=layout).optional_streams == ("melody", "timing")
 
 
 def test_training_and_evaluation_with_a_melody():
@@ -141,7 +152,7 @@ def test_training_and_evaluation_with_a_melody():
     absent = {**given, "melody": np.full_like(given["melody"], ABSENT)}
     state = jax.jit(melody_task().init_state)(jax.random.key(0))
     loss = lambda task, batch: float(task.loss(state.params, batch, jax.random.key(1))[1]["loss"])  # noqa: E731
-    always, never = melody_task(melody_dropout=0.0), melody_task(melody_dropout=1.0)
+    always, never = melody_task(optional_dropout=0.0), melody_task(optional_dropout=1.0)
     assert loss(never, given) == loss(never, absent) and loss(always, given) != loss(always, absent)
     shown = [float(each.eval_step(state, given, jax.random.key(2))["loss"]) for each in (always, never)]
     assert shown[0] == shown[1] != float(never.eval_step(state, absent, jax.random.key(2))["loss"])
@@ -149,13 +160,13 @@ def test_training_and_evaluation_with_a_melody():
 
 def test_a_stage_without_melody_draws_as_before(semantic_state):
     """Its random numbers do not depend on the share of melodies that are dropped."""
-    losses = [task(past_dropout=0.5, melody_dropout=share).loss(semantic_state.params, batch(), jax.random.key(1))[0] for share in (0.0, 0.5)]
+    losses = [task(past_dropout=0.5, optional_dropout=share).loss(semantic_state.params, batch(), jax.random.key(1))[0] for share in (0.0, 0.5)]
     assert losses[0] == losses[1]
 
 
 def test_a_stage_learns_to_follow_the_melody_and_to_do_without():
     """Two tunes, which the melody tells apart and nothing else does."""
-    fast = melody_task(optimizer=FAST, melody_dropout=0.5)
+    fast = melody_task(optimizer=FAST, optional_dropout=0.5)
     given = batch(size=8)
     tune = np.arange(8) % 2
     given |= {
@@ -170,3 +181,25 @@ def test_a_stage_learns_to_follow_the_melody_and_to_do_without():
     right, other, absent = (loss(melody) for melody in (given["melody"], 1 - given["melody"], np.full_like(given["melody"], ABSENT)))
     # Without a melody, the first token is a guess between two.
     assert right < 0.05 and 0.8 * np.log(2) / 5 < absent < 1.5 * np.log(2) / 5 and other > 3 * absent
+
+
+def pieces(seed: int, size: int = 32) -> dict[str, np.ndarray]:
+    """Crops of 8 steps, one a second here: code 1 until the piece ends, then code 0. The timing says where that is, and nothing else does."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(6, size=size)
+    total = start + rng.integers(1, 9, size=size)
+    tokens = (start[:, None] + np.arange(8) < total[:, None]).astype(np.int32)
+    return {"mulan": np.zeros((size, 3), np.int32), "timing": np.stack([start, total], axis=1).astype(np.int32), "semantic": tokens}
+
+
+def test_a_stage_learns_to_end_where_the_timing_says():
+    streams = {**make_streams(), "timing": TimingConfig(num_codes=16).stream}
+    spec = StageSpec("semantic", Levels("semantic"), (Levels("timing"), Levels("mulan")))
+    fast = task(layout=spec.layout(streams), optimizer=FAST, optional_dropout=0.2)
+    state, step = jax.jit(fast.init_state)(jax.random.key(0)), jax.jit(fast.train_step)
+    for i in range(300):
+        state, _ = step(state, pieces(i), jax.random.fold_in(jax.random.key(1), i))
+    test = pieces(1000, size=200)
+    loss = lambda timing: float(fast.eval_step(state, {**test, "timing": timing}, jax.random.key(2))["loss"])  # noqa: E731
+    right, other, absent = (loss(timing) for timing in (test["timing"], np.roll(test["timing"], 1, axis=0), np.full_like(test["timing"], ABSENT)))
+    assert right < 0.4 * absent and other > 2 * absent, (right, other, absent)
