@@ -53,14 +53,19 @@ class Made:
 
 
 def make_one(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, on_progress: OnProgress) -> Made:
-    """Makes a clip of any length, piece by piece. Ctrl-C ends it after a piece."""
+    """Makes a clip of any length, piece by piece. Ctrl-C ends it after a piece. A file in a bucket is written at the end."""
+    import numpy as np
+
     from musiclm_jax.audio.writer import open_writer
+    from musiclm_jax.files import is_bucket
 
     rate = musiclm.config.audio.sample_rate_hz
     arguments = stream_arguments(recipe, rate)
     if "resynthesize" in arguments:
         recipe = dataclasses.replace(recipe, seconds=len(arguments["resynthesize"]) / rate)
     stream = musiclm.stream(**arguments, sample=recipe.sample, on_progress=on_progress)
+    if is_bucket(path):
+        return write(np.concatenate(list(stream), axis=1)[0], recipe, path, sample_rate_hz=rate)
     with contextlib.ExitStack() as stack:
         stopped, file = stack.enter_context(stop_at_interrupt()), None
         for piece in stream:  # Until the first one is there, an older file stays.

@@ -70,7 +70,6 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
     from musiclm_jax import audio
     from musiclm_jax.audio.writer import SUFFIXES
     from musiclm_jax.cli import clips, words
-    from musiclm_jax.files import is_bucket
     from musiclm_jax.generation.devices import use_all_cores
     from musiclm_jax.musiclm import MusicLM
     from musiclm_jax.progress import ProgressLine
@@ -88,7 +87,7 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
     recipe, prompts = with_words(musiclm, recipe, prompts)
     words.warn(musiclm, list(dict.fromkeys([*texts(recipe, prompts), *recipe.without])))
     try:
-        if len(paths) > 1 or is_bucket(out):
+        if len(paths) > 1:
             made = clips.make_several(musiclm, recipe, prompts or ([] if recipe.is_story else [recipe.prompt]), paths, on_progress=line)
         elif recipe.exact and options["again"] is None:
             made = [clips.make_exact(musiclm, recipe, out, tries=tries, on_progress=line)]
