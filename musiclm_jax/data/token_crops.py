@@ -25,8 +25,9 @@ _COUNTED_RECORDS = 1024
 class TokenCrops(Protocol):
     """The token streams of a stage, from which crops are drawn."""
 
-    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0) -> Source:
-        """step -> {stream: int32 tokens} of random crops. text_share: of crops whose MuLan tokens are those of a caption. UserError: no crop fits."""
+    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0, end_share: float = 0.0) -> Source:
+        """step -> {stream: int32 tokens} of random crops. text_share: of crops whose MuLan tokens are those of a caption. end_share: of crops
+        that are the end of their clip. UserError: no crop fits."""
         ...
 
     def chunks(self, stream: str, split: str, *, levels: slice) -> Iterator[Int[np.ndarray, "n Q"]] | None:
@@ -42,8 +43,8 @@ class StoreCrops:
     streams: Mapping[str, ClipTokens]
     spec: AudioSpec
 
-    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0) -> Source:
-        options = {"split": split, "crop_sec": crop_sec, "batch_size": batch_size, "seed": seed, "text_share": text_share}
+    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0, end_share: float = 0.0) -> Source:
+        options = {"split": split, "crop_sec": crop_sec, "batch_size": batch_size, "seed": seed, "text_share": text_share, "end_share": end_share}
         return crop_source(self.store, self.streams, spec=self.spec, **options)
 
     def chunks(self, stream: str, split: str, *, levels: slice) -> Iterator[Int[np.ndarray, "n Q"]] | None:
@@ -61,7 +62,7 @@ class SetCrops:
     # MuLan's embeddings [b, D] -> its tokens [b, Q].
     quantize: Callable[[Float[np.ndarray, "b D"]], Int[np.ndarray, "b Q"]]
 
-    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0) -> Source:
+    def source(self, *, split: str, crop_sec: float | int, batch_size: int, seed: int, text_share: float = 0.0, end_share: float = 0.0) -> Source:
         length = self.tokens.info.audio.semantic_tokens(crop_sec)
         usable = np.flatnonzero(self.tokens.lengths(split) >= length).astype(np.int32)
         if not len(usable):
@@ -71,7 +72,9 @@ class SetCrops:
         def crop(number: int) -> dict[str, np.ndarray]:
             rng = np.random.default_rng([seed, number])
             record = records[int(usable[shuffled(number, len(usable), seed=seed)])]
-            start = int(rng.integers(len(record["semantic"]) - length + 1))
+            last = len(record["semantic"]) - length
+            start = int(rng.integers(last + 1))
+            start = last if end_share and rng.random() < end_share else start
             return self._crop(record, start, length, rng if rng.random() < text_share else None)
 
         def source(step: int, rows: Rows = np.arange) -> dict[str, np.ndarray]:

@@ -170,6 +170,7 @@ def crop_source(
     seed: int,
     spec: AudioSpec,
     text_share: float = 0.0,
+    end_share: float = 0.0,
 ) -> Source:
     """A source of training batches of random crops: step -> {stream: int32 tokens}. Crops begin at a semantic token.
 
@@ -178,6 +179,7 @@ def crop_source(
         crop_sec: length of the crops.
         spec: the rates.
         text_share: see `ClipTokens.crops`.
+        end_share: of crops that are the end of their clip.
 
     Raises:
         UserError: no clip of the split is as long as a crop.
@@ -195,6 +197,9 @@ def crop_source(
         rng, here = step_rng(seed, step), rows(batch_size)
         clips = [candidates[i] for i in draw(rng, weights, batch_size=batch_size)]
         starts = [draw_start(rng, int(totals[clip]), length) / spec.semantic_rate_hz for clip in clips]
+        if end_share:
+            ends = [(int(totals[clip]) - length) / spec.semantic_rate_hz for clip in clips]
+            starts = [end if chance < end_share else start for start, end, chance in zip(starts, ends, rng.random(batch_size), strict=True)]
         return {name: each.crops(clips, starts, crop_sec, rows=here, rng=rng, text_share=text_share) for name, each in tokens.items()}
 
     return source

@@ -47,9 +47,11 @@ class StagePart(TrainedPart):
     codebook_init: bool = False
     # Share of examples whose MuLan tokens come from a caption instead of the audio. The paper trains without text: 0.
     text_share: float | int = 0.0
+    # Share of examples that are the end of their clip, so that a stage that reads the timing sees endings more often.
+    end_share: float | int = 0.0
 
     def __post_init__(self):
-        check_numbers(self, batch_size=SIZE, text_share=SHARE)
+        check_numbers(self, batch_size=SIZE, text_share=SHARE, end_share=SHARE)
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class StagePart(TrainedPart):
             "codebook_init": self.codebook_init,
             "text_share": self.text_share if self._has_texts(fit) else 0.0,
             "init_seed": fit.seed,
-        }
+        } | ({"end_share": self.end_share} if self.end_share else {})
 
     def batch_shapes(self, fit: FitConfig) -> dict[str, jax.ShapeDtypeStruct]:
         spec, shapes = self.spec_of(fit), {}
@@ -107,7 +109,8 @@ class StagePart(TrainedPart):
 
     def source(self, run: Run, split: str, seed: int) -> Source:
         crop_sec = self.spec_of(run.config).window_sec
-        return self._crops(run).source(split=split, crop_sec=crop_sec, batch_size=self.batch_size, seed=seed, text_share=self.text_share)
+        shares = {"text_share": self.text_share, "end_share": self.end_share}
+        return self._crops(run).source(split=split, crop_sec=crop_sec, batch_size=self.batch_size, seed=seed, **shares)
 
     def _crops(self, run: Run) -> TokenCrops:
         streams = self.token_streams(run.config)

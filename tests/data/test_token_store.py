@@ -107,6 +107,15 @@ def test_a_stream_of_ones_own_is_asked_for_the_same_crops():
     assert (batch["own"][:, 2:] == [20, 3]).all()
 
 
+def test_a_share_of_crops_is_the_end_of_a_clip():
+    store = store_of(12.0, 9.0)
+    last = set(token_arrays(store)[0].at[1:] - 1)
+    ends = lambda share: sum(int(token) in last for step in range(40) for token in source(store, end_share=share)(step)["semantic"][:, -1])  # noqa: E731
+    assert ends(1.0) == 120 and 25 < ends(0.4) < 75 and ends(0.0) < 5
+    for step in range(3):
+        np.testing.assert_array_equal(source(store, end_share=0.0)(step)["semantic"], source(store)(step)["semantic"])
+
+
 def test_rows_of_a_batch_are_those_of_the_whole_batch():
     store = store_of(5.0, 7.0)
     some = source(store, batch_size=7)(4, lambda size: np.arange(size)[2:5])

@@ -225,6 +225,12 @@ def test_captions_stand_for_the_audio(tokens, crops):
     assert 5 < sum(tuple(row) in known for row in half) < 35
 
 
+def test_a_share_of_crops_is_the_end_of_a_record(tokens, crops):
+    source = crops.source(split="train", crop_sec=0.6, batch_size=40, seed=0, end_share=1.0)
+    ends = {tuple(tokens.records("train")[number]["semantic"][-15:]) for number in range(tokens.info.records["train"])}
+    assert {tuple(row) for row in source(0)["semantic"]} <= ends
+
+
 def test_a_crop_longer_than_all_records(crops):
     with pytest.raises(UserError, match="no train record"):
         crops.source(split="train", crop_sec=2.0, batch_size=1, seed=0)
