@@ -85,7 +85,7 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
     musiclm = MusicLM.from_pretrained(recipe.model)
     known = None if index is None else open_index(index, musiclm)
     recipe, prompts = with_words(musiclm, recipe, prompts)
-    words.warn(musiclm, list(dict.fromkeys([*texts(recipe, prompts), *recipe.without])))
+    words.warn(musiclm, [*prompts, *(prompt for _, prompt in recipe.story), *recipe.without])
     try:
         if len(paths) > 1:
             made = clips.make_several(musiclm, recipe, prompts or ([] if recipe.is_story else [recipe.prompt]), paths, on_progress=line)
@@ -198,13 +198,6 @@ def with_words(musiclm, recipe: ClipRecipe, prompts) -> tuple[ClipRecipe, list[s
         return recipe, list(prompts)
     prompts = [word_prompt(musiclm, prompt, ExactWishes(**recipe.exact)) for prompt in prompts]
     return dataclasses.replace(recipe, story=((0.0, prompts[0]),)), prompts
-
-
-def texts(recipe: ClipRecipe, prompts) -> list[str]:
-    """All texts that the text tower reads, apart from what is excluded."""
-    from musiclm_jax.generation.wishes import parse_wish
-
-    return [text for prompt in (*prompts, *(prompt for _, prompt in recipe.story)) for text in parse_wish(prompt).texts]
 
 
 def caption(image) -> str:

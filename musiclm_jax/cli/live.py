@@ -9,6 +9,7 @@ import click
 
 from musiclm_jax.cli.options import Seconds, model_option, seed_option, short, use_compilation_cache
 from musiclm_jax.cli.words import warn
+from musiclm_jax.errors import UserError
 
 
 @click.command(short_help="Plays music that is made while it plays.")
@@ -77,7 +78,12 @@ def open_output(rate: int):
 def read_prompts(stream, musiclm) -> None:
     """Takes lines from the terminal as prompts."""
     for line in sys.stdin:
-        if text := line.strip():
-            warn(musiclm, [text])
+        if not (text := line.strip()):
+            continue
+        try:
             stream.prompt = text
-            click.echo(f"musiclm: {short(text)} from {stream.seconds:.0f} s on, or soon after", err=True)
+        except UserError as error:  # Such as half a mixture: the prompt stays.
+            click.echo(f"musiclm: {error}", err=True)
+            continue
+        warn(musiclm, [text])
+        click.echo(f"musiclm: {short(text)} from {stream.seconds:.0f} s on, or soon after", err=True)

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def warn(musiclm: MusicLM, texts: Sequence[str]) -> None:
-    """Prints a warning for each text that the text tower truncates, or that has words outside its vocabulary, with words of it that are spelled alike."""
+    """Prints a warning for each prompt that the text tower truncates, or that has words outside its vocabulary, with words of it that are spelled alike.
+
+    texts: prompts, which may be mixtures.
+    """
+    from musiclm_jax.generation.wishes import parse_wish
+
+    texts = list(dict.fromkeys(part for text in texts for part in parse_wish(text).texts))
     for text, kept in musiclm.mulan.truncated(texts):
         click.echo(f"musiclm: the prompt {short(text)} is longer than the model reads and is truncated to {short(kept)}", err=True)
     for text in texts:
