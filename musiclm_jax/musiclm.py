@@ -16,7 +16,8 @@ from musiclm_jax.configs import RERANKERS, MusicLMConfig
 from musiclm_jax.errors import UserError
 from musiclm_jax.generation.beginning import read_beginning, read_notes
 from musiclm_jax.generation.devices import Weights
-from musiclm_jax.generation.melody import Melody, no_melody, read_melody
+from musiclm_jax.generation.melody import no_melody, read_melody
+from musiclm_jax.generation.recording import Recording, read_recording
 from musiclm_jax.generation.request import Music, check_request, resolve_sampling
 from musiclm_jax.generation.sampler import Keys, SamplingConfig
 from musiclm_jax.generation.selection import Prefer, SelectionConfig
@@ -163,7 +164,7 @@ class MusicLM:
         story: Story | None = None,
         fade: float | int = 0,
         without: Sequence[str] = (),
-        melody: Melody | None = None,
+        melody: Recording | None = None,
         ending: bool = False,
         prefer: Prefer | None = None,
         on_progress: OnProgress | None = None,
@@ -222,13 +223,13 @@ class MusicLM:
         fade: float | int = 0,
         without: Sequence[str] = (),
         sample: int = 0,
-        melody: Melody | None = None,
+        melody: Recording | None = None,
         prefer: Prefer | None = None,
-        like: Float[np.ndarray, "N"] | None = None,
-        beginning: Float[np.ndarray, "N"] | None = None,
+        like: Recording | None = None,
+        beginning: Recording | None = None,
+        resynthesize: Recording | None = None,
+        voice: Recording | None = None,
         ending: bool = False,
-        voice: Melody | None = None,
-        resynthesize: Float[np.ndarray, "N"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> MusicStream:
         """Music of one clip, piece by piece, in constant memory: an iterator over waves float32 [1, n], whose `prompt` may be set on the way.
@@ -239,7 +240,8 @@ class MusicLM:
             seconds: None: without end.
             sample: which of the samples that `generate` makes of the prompt, from 0 on.
             melody: as in `generate`; of an endless stream, its first hour.
-            like: a recording at the sample rate of the config that conditions the music instead of a prompt, by MuLan's embedding of audio.
+            like: a recording that conditions the music instead of a prompt, by MuLan's embedding of audio. As all recordings: a file, a wave [N] at 24 kHz, or
+                (wave, its rate in Hz).
             beginning: a recording that the music continues (AudioLM, arXiv 2209.03143, section III-D). It is the beginning of the result, and in `seconds`.
                 Without a prompt it conditions the music, too.
             ending: as in `generate`; it needs `seconds`.
@@ -254,6 +256,7 @@ class MusicLM:
         if voice is not None:
             self.config.check_voice()
             voice = read_voice(voice, self.config.audio, seconds=_LONGEST_SEC if seconds is None else seconds)
+        like, beginning, resynthesize = (None if each is None else self._read(each) for each in (like, beginning, resynthesize))
         recordings = [wave for wave in (like, beginning, resynthesize, voice) if wave is not None]
         tries = self.config.selection.replace(num_candidates=num_candidates, num_drafts=num_drafts)
         tokens, texts = None, [prompt] if story is None else [text for _, text in story]
@@ -270,7 +273,7 @@ class MusicLM:
         given = self._given(melody, seconds, ending, voice)
         return MusicStream(self._ensemble(tries, sampling, given, prefer), script, mulan_tokens=tokens, beginning=begun, **options)
 
-    def accompany(self, voice: Melody, prompt: str | None = None, **options: Any) -> Float[np.ndarray, "N"]:
+    def accompany(self, voice: Recording, prompt: str | None = None, **options: Any) -> Float[np.ndarray, "N"]:
         """The band that accompanies a voice, as long as the voice, without it: `generation.voice.mix` mixes both. Without a prompt the voice conditions it.
 
         Args:
@@ -285,7 +288,12 @@ class MusicLM:
         wave = read_voice(voice, self.config.audio, seconds=_LONGEST_SEC)
         return np.concatenate(list(self.stream(prompt, voice=wave, **{"seconds": len(wave) / rate} | options)), axis=1)[0]
 
-    def _given(self, melody: Melody | None, seconds: float | int | None, ending: bool, voice: Float[np.ndarray, "N"] | None = None) -> dict[str, Given]:
+    def _read(self, recording: Recording) -> Float[np.ndarray, "N"]:
+        """A whole recording at the model's rate."""
+        spec = self.config.audio
+        return read_recording(recording, "recording", rate=spec.sample_rate_hz, least=spec.semantic_samples, seconds=None)
+
+    def _given(self, melody: Recording | None, seconds: float | int | None, ending: bool, voice: Float[np.ndarray, "N"] | None = None) -> dict[str, Given]:
         """The tokens of the optional streams that the stages read."""
         if ending:
             self.config.check_timing()
@@ -294,7 +302,7 @@ class MusicLM:
             given["voice"] = GivenVoice(self.config.voice, self.config.audio, lambda wave: self.semantic.encode(wave), voice)
         return given | given_timing(self.config.timing, ending=ending, seconds=seconds)
 
-    def _melody_tokens(self, melody: Melody | None, seconds: float | int | None) -> Given:
+    def _melody_tokens(self, melody: Recording | None, seconds: float | int | None) -> Given:
         if melody is None:
             return lambda stage, start_sec: no_melody(self.config.melody)
         longest = max(stage.window_sec for stage in self.config.stages)

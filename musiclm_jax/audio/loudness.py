@@ -1,7 +1,8 @@
-"""Loudness of music that is made piece by piece: a gain that follows it, and a true-peak limiter. A sample depends on what is before it, and no more.
+"""Loudness of music that is made piece by piece: a gain that follows it, and a true-peak limiter. A second depends on itself and what is before it.
 
-So a short clip is the beginning of a long one also in its level. The first `START_SEC` have one gain, that of their loudness; from then on the gain follows
-the loudness (ITU-R BS.1770, with its gates) of the last `WINDOW_SEC`, each second. The limiter lowers single attacks instead of the whole clip.
+So a clip of whole seconds is the beginning of a long one also in its level. The first `START_SEC` have one gain, that of their loudness; from then on the gain
+follows the loudness (ITU-R BS.1770, with its gates) of the last `WINDOW_SEC`, each second, but no second is much louder than the target. The limiter lowers
+single attacks instead of the whole clip.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ TARGET_LUFS, PEAK = -14.0, 10 ** (-1 / 20)
 START_SEC, WINDOW_SEC, _HOP_SEC = 3.0, 4.0, 1.0
 # What the whole so far lacks of the target, the next second has more, up to 2 dB.
 _MAX_MORE_DB = 2.0
+# No second after the start is louder than the target by more, before the limiter.
+_MAX_ABOVE_DB = 1.0
 # Limits the gain, so that a nearly silent wave does not become loud noise.
 _MAX_GAIN = 10 ** (30 / 20)
 # The largest change of the gain from one second to the next, 3 dB.
@@ -37,8 +40,8 @@ _ROUNDS = 8
 class Leveller:
     """Brings a wave that comes in pieces to `target_lufs`, with peaks of at most -1 dBFS. `push` returns what is finished, `finish` the rest.
 
-    Concatenated results do not depend on how the wave was cut into pieces, and those of the beginning of a wave are the beginning of those of the wave, but
-    for its last 6 ms.
+    Concatenated results do not depend on how the wave was cut into pieces. Those of the first whole seconds of a wave, `START_SEC` or more, are the beginning
+    of those of the wave, but for their last 6 ms.
     """
 
     def __init__(self, *, sample_rate_hz: int, target_lufs: float = TARGET_LUFS, follows: bool = True):
@@ -72,8 +75,10 @@ class Leveller:
             if end - self._levelled < length and not whole:
                 return
             stop = min(self._levelled + length, end)
-            before, self._gain = self._gain, self._next_gain(stop if self._gain is None else self._levelled)
             piece = self._wave[self._levelled - self._first : stop - self._first]
+            before, gain = self._gain, self._next_gain(stop if self._gain is None else self._levelled)
+            most = 10 ** ((self._target + _MAX_ABOVE_DB - self._loudness(piece)) / 20)
+            self._gain = gain if before is None else min(gain, most)
             # A ramp, straight in dB, through a whole second, so that it does not depend on where the wave ends.
             ramp = self._gain if before is None else before * (self._gain / before) ** (np.arange(len(piece)) / length)
             self._levelled = stop

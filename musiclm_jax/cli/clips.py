@@ -82,8 +82,12 @@ def mix_with_voice(band: Made, *, sample_rate_hz: int) -> Made:
     from musiclm_jax.generation.voice import mix
 
     waves = [audio.read(path, sample_rate_hz=sample_rate_hz) for path in (band.path, Path(band.recipe.recordings["voice"]))]
-    path = band.path.with_name(f"{band.path.stem}-mix{band.path.suffix}")
-    return write(mix(*waves, sample_rate_hz=sample_rate_hz), band.recipe, path, sample_rate_hz=sample_rate_hz)
+    return write(mix(*waves, sample_rate_hz=sample_rate_hz), band.recipe, mixed_path(band.path), sample_rate_hz=sample_rate_hz)
+
+
+def mixed_path(path: Path) -> Path:
+    """The file of the mix of a band with its voice."""
+    return path.with_name(f"{path.stem}-mix{path.suffix}")
 
 
 def make_exact(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, tries: int, on_progress: OnProgress) -> Made:
@@ -104,8 +108,9 @@ def make_several(musiclm: MusicLM, recipe: ClipRecipe, prompts: Sequence[str | N
     music = musiclm.generate(prompts, **recipe.arguments(), num_samples=samples, on_progress=on_progress)
     made, seen = [], collections.Counter()
     for path, wave, prompt in zip(paths, music.wave, music.prompts, strict=True):
-        own = dataclasses.replace(recipe, sample=seen[prompt], story=recipe.story if not prompts else ((0.0, prompt),) if prompt else ())
-        seen[prompt] += 1
+        number = seen[musiclm.text.normalize(prompt)]  # Prompts that are read alike are one.
+        seen[musiclm.text.normalize(prompt)] += 1
+        own = dataclasses.replace(recipe, sample=number, story=recipe.story if not prompts else ((0.0, prompt),) if prompt else ())
         made.append(_judge(write(wave, own, path, sample_rate_hz=music.sample_rate_hz), wave))
     return made
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
 import click
 
+from musiclm_jax.cli import clips, words
 from musiclm_jax.cli.options import LocalPlace, PerStage, Place, Seconds, SectionedCommand, model_option, overrides, seed_option, use_compilation_cache
-from musiclm_jax.cli.recipe import ClipRecipe, read_recipe, read_story
+from musiclm_jax.cli.recipe import ClipRecipe, find_recordings, hash_files, read_recipe, read_story
+from musiclm_jax.errors import UserError
 
 # What a story lasts after its last line, as in the paper.
 _LAST_SEC = 15.0
@@ -65,11 +68,10 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
     \b
     musiclm generate "a calm piano melody in a minor key" --seconds 10 --out calm.wav
     """
-    check_together(prompts, samples, **options)
+    check_together(prompts, samples, tries, **options)
     use_compilation_cache()
     from musiclm_jax import audio
     from musiclm_jax.audio.writer import SUFFIXES
-    from musiclm_jax.cli import clips, words
     from musiclm_jax.generation.devices import use_all_cores
     from musiclm_jax.musiclm import MusicLM
     from musiclm_jax.progress import ProgressLine
@@ -81,6 +83,7 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
     for path in paths:
         audio.check_writable(path, suffixes=SUFFIXES)
     recipe = make_recipe(prompts, samples, **options)
+    spare_recordings(recipe, paths)
     began, line = time.perf_counter(), ProgressLine()
     musiclm = MusicLM.from_pretrained(recipe.model)
     known = None if index is None else open_index(index, musiclm)
@@ -106,7 +109,9 @@ def generate(prompts, json, index, tries, samples, out, **options) -> None:
         raise KeyboardInterrupt
 
 
-def check_together(prompts, samples, *, story, fade, like, image, no_prompt, again, beginning, resynthesize, voice, sample, bpm, key, meter, **_) -> None:
+def check_together(
+    prompts, samples, tries, seconds, *, story, fade, like, image, no_prompt, again, beginning, resynthesize, voice, sample, bpm, key, meter, **_
+) -> None:
     """Raises UsageError for options that exclude each other, before anything is loaded."""
     ways = {"PROMPT": prompts, "--story": story, "--like": like, "--image": image, "--no-prompt": no_prompt, "--again": again}
     chosen = [name for name, value in ways.items() if value]
@@ -125,9 +130,13 @@ def check_together(prompts, samples, *, story, fade, like, image, no_prompt, aga
         raise fail(f"--again makes a clip as it was made: leave {' and '.join(map(_option, others))} out.")
     if fade and not story:
         raise fail("--fade goes from one line of a --story to the next: give a story.")
+    if resynthesize and seconds is not None:
+        raise fail("--resynthesize makes as much as the recording has: leave --seconds out.")
     exact = next((name for name, value in {"--bpm": bpm, "--key": key, "--meter": meter}.items() if value is not None), None)
     if exact and not (prompts or image):
         raise fail(f"{exact} goes with a PROMPT: clips are chosen by both.")
+    if _given("tries") and not exact:
+        raise fail("--tries goes with --bpm, --key or --meter: give one of them.")
 
 
 def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **options) -> ClipRecipe:
@@ -136,10 +145,10 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
 
     import musiclm_jax
     from musiclm_jax import pretrained
-    from musiclm_jax.evaluation.exact import ExactWishes, check_length
+    from musiclm_jax.evaluation.exact import ExactWishes, check_measurable
     from musiclm_jax.generation.request import check_request, resolve_sampling
 
-    recordings = {name: str(options[name]) for name in ("like", "beginning", "resynthesize", "voice", "melody") if options[name] is not None}
+    recordings = {name: options[name] for name in ("like", "beginning", "resynthesize", "voice", "melody") if options[name] is not None}
     old = None if again is None else read_recipe(again)
     model = old.model if old is not None and not _given("model") else model
     opened = pretrained.open_pretrained(model)
@@ -148,6 +157,9 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
         if digest != old.model_sha256:
             click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
         recipe = dataclasses.replace(old, model=str(model), model_sha256=digest, sample=old.sample if sample is None else sample - 1)
+        recipe, changed = find_recordings(recipe, again)
+        for path in changed:
+            click.echo(f"musiclm: {path} is not what it was when {again} was made, so this will be other music", err=True)
     else:
         lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
         if seconds is None:
@@ -155,9 +167,11 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
         tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
         defaults = {stage.name: stage.sampling for stage in config.stages}
         sampling = resolve_sampling(defaults, overrides(list(defaults), temperature=options["temperatures"], top_k=options["top_ks"]))
+        if not lines:  # The best of several is that which is nearest to a prompt.
+            tries = tries.replace(num_candidates=1, num_drafts=1)
         exact = ExactWishes(*(options[name] for name in ("bpm", "key", "meter")))
         if exact:
-            check_length(seconds)
+            check_measurable(seconds)
         recipe = ClipRecipe(
             story=tuple(lines),
             seed=options["seed"],
@@ -166,7 +180,8 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
             num_candidates=tries.num_candidates,
             num_drafts=tries.num_drafts,
             sampling={stage: dataclasses.asdict(each) for stage, each in sampling.items()},
-            recordings=recordings,
+            recordings={name: str(path) for name, path in recordings.items()},
+            recordings_sha256=hash_files(recordings),
             model=str(model),
             model_sha256=digest,
             musiclm_jax=musiclm_jax.__version__,
@@ -188,6 +203,14 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
     wanted = list(prompts) or [text for _, text in recipe.story] or [None]
     check_request(wanted, seconds=recipe.seconds if several else 1.0, seed=recipe.seed, num_samples=samples, **few)
     return recipe
+
+
+def spare_recordings(recipe: ClipRecipe, paths) -> None:
+    """Raises UserError if a clip would overwrite a recording from which it is made."""
+    inputs = {os.path.realpath(file) for file in recipe.recordings.values()}
+    for path in [*paths, *(clips.mixed_path(path) for path in paths if "voice" in recipe.recordings)]:
+        if os.path.realpath(path) in inputs:
+            raise UserError(f"{path} is the recording from which the music is made, and would be overwritten: name another file with --out")
 
 
 def with_words(musiclm, recipe: ClipRecipe, prompts) -> tuple[ClipRecipe, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class ClipRecipe:
     fade: float = 0.0
     without: tuple[str, ...] = ()
     ending: bool = False
+    # {name: SHA-256 of its file}, of `recordings`.
+    recordings_sha256: dict[str, str] = dataclasses.field(default_factory=dict)
     # The fields of `evaluation.exact.ExactWishes` that were given.
     exact: dict[str, float | str] = dataclasses.field(default_factory=dict)
 
@@ -72,6 +75,25 @@ class ClipRecipe:
         return {name: audio.read(as_path(file), sample_rate_hz=sample_rate_hz) for name, file in self.recordings.items() if name in _WAVES}
 
 
+def hash_files(paths: dict[str, Path]) -> dict[str, str]:
+    """SHA-256 of each file. Raises UserError if there is none."""
+    found = {}
+    for name, path in paths.items():
+        try:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+    return found
+
+
+def find_recordings(recipe: ClipRecipe, clip: Path) -> tuple[ClipRecipe, list[str]]:
+    """The recipe of a clip with its recordings where they are, here or beside the clip, and those that have changed. UserError: one is not there."""
+    paths = {name: next((path for path in (Path(file), clip.parent / file) if path.exists()), Path(file)) for name, file in recipe.recordings.items()}
+    known = recipe.recordings_sha256
+    changed = [str(paths[name]) for name, found in hash_files(paths).items() if known.get(name, found) != found]
+    return dataclasses.replace(recipe, recordings={name: str(path) for name, path in paths.items()}), changed
+
+
 def read_recipe(path: Path) -> ClipRecipe:
     """The recipe of a file. Raises UserError if it has none."""
     from musiclm_jax.audio.writer import read_comment
@@ -89,6 +111,8 @@ def read_story(path: Path) -> list[tuple[float, str]]:
     """The lines of a story, "M:SS prompt", as (second, prompt). Raises UserError where a line is no such line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): write lines such as 0:15 time to wake up") from error
     story = []

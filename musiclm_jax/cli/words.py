@@ -22,7 +22,7 @@ def warn(musiclm: MusicLM, texts: Sequence[str]) -> None:
 
     texts = list(dict.fromkeys(part for text in texts for part in parse_wish(text).texts))
     for text, kept in musiclm.mulan.truncated(texts):
-        click.echo(f"musiclm: the prompt {short(text)} is longer than the model reads and is truncated to {short(kept)}", err=True)
+        click.echo(f"musiclm: the prompt {short(text)} is longer than the model reads, which is up to {short('... ' + kept[-40:])}", err=True)
     for text in texts:
         unknown, known = musiclm.mulan.unknown_words(text)
         if known and not unknown:

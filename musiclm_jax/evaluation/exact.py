@@ -19,6 +19,7 @@ import numpy as np
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.estimators import METERS, MODES, SAMPLE_RATE_HZ, TEMPI_BPM, ChoiceModel, Features, extract, same_tempo
+from musiclm_jax.evaluation.extras import extra
 from musiclm_jax.generation.selection import Prefer
 
 
@@ -90,8 +91,9 @@ class ExactWishes:
 
 
 def parse_key(text: str) -> str:
-    """A key, such as "A minor", "bb major" or "F# min", in one form: "a minor", "a# major". Raises UserError for anything else."""
-    match = re.fullmatch(r"([a-g][#b♯♭]?)\s*[- ]?\s*(maj|min|major|minor)", text.strip().lower())
+    """A key, such as "A minor", "bb major", "F# min" or "Am", in one form: "a minor", "a# major". Raises UserError for anything else."""
+    short = re.fullmatch(r"([A-Ga-g][#b♯♭]?)m", text.strip())
+    match = re.fullmatch(r"([a-g][#b♯♭]?)\s*[- ]?\s*(maj|min|major|minor)", f"{short[1]} minor".lower() if short else text.strip().lower())
     tonic = match and match[1].replace("♯", "#").replace("♭", "b")
     tonic = _FLATS.get(tonic, tonic)
     if tonic not in _TONICS:
@@ -125,8 +127,9 @@ def scorer(wishes: ExactWishes) -> Prefer:
     return lambda wave: float(count(wave)) if len(wave) >= SAMPLE_RATE_HZ else 0.0
 
 
-def check_length(seconds: float | int) -> None:
-    """Raises UserError for clips that are too short to be measured."""
+def check_measurable(seconds: float | int) -> None:
+    """Raises UserError for clips that are too short to be measured, or where the extra `eval` is missing."""
+    extra("librosa")
     if seconds < 1:
         raise UserError(f"seconds={seconds:g}: tempo, key and meter are measured in clips of 1 s or more: choose 10")
 
@@ -158,7 +161,7 @@ def make_exactly(
     Raises:
         UserError: the clip is too short to be measured; as `MusicLM.stream`.
     """
-    check_length(seconds)
+    check_measurable(seconds)
     best: ExactClip | None = None
     for number in range(sample, sample + tries):
         stream = musiclm.stream(prompt, seconds=seconds, sample=number, prefer=scorer(wishes), **options)

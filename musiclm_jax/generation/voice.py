@@ -10,7 +10,7 @@ import numpy as np
 from musiclm_jax.arrays import Float, Int
 from musiclm_jax.audio.loudness import TARGET_LUFS, gain_to, level
 from musiclm_jax.checks import NOT_NEGATIVE, check_numbers
-from musiclm_jax.generation.melody import Melody, read_recording
+from musiclm_jax.generation.recording import Recording, read_recording
 from musiclm_jax.generation.stages import StageSpec
 from musiclm_jax.specs import AudioSpec
 from musiclm_jax.tokens import ABSENT
@@ -57,7 +57,7 @@ class GivenVoice:
         return found
 
 
-def read_voice(given: Melody, spec: AudioSpec, *, seconds: float | int) -> Float[np.ndarray, "N"]:
+def read_voice(given: Recording, spec: AudioSpec, *, seconds: float | int) -> Float[np.ndarray, "N"]:
     """The first `seconds` of a voice at the model's rate. Raises UserError as `read_recording`."""
     return read_recording(given, "voice", rate=spec.sample_rate_hz, least=spec.sample_rate_hz, seconds=seconds)
 

@@ -25,7 +25,7 @@ from musiclm_jax.tokens import ABSENT
 # (second, prompt) pairs, from 0 on, in order.
 Story = Sequence[tuple[float | int, str]]
 # "0.7: calm piano": a share and a prompt.
-_SHARE = re.compile(r"\s*(\d*\.?\d+)\s*:(.*)", re.DOTALL)
+_SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*:(.*)", re.DOTALL)
 # "without any drums", "with no drums", "no drums".
 _NEGATION = re.compile(r"\b(?:without|no)\s+(?:(?:any|a|an|the)\s+)?([^\W\d_]{3,})", re.IGNORECASE)
 # Seconds between the mixtures of a fade.
@@ -61,15 +61,17 @@ def parse_wish(text: str | None, *, without: Sequence[str] = ()) -> Wish:
     without: what is excluded, beside what the prompt itself says so of: "without drums", "no drums".
 
     Raises:
-        UserError: a prompt of a mixture is empty, some have no share, or their sum is 0.
+        UserError: a prompt of a mixture is empty, some have no share, or their sum is 0; what is excluded is empty.
     """
+    if not all(excluded.strip() for excluded in without):
+        raise UserError("what is excluded is empty: name what should not be heard, such as 'drums', or leave it out")
     if text is None:
         return Wish(without=tuple(without))
     without = tuple(dict.fromkeys([*without, *_NEGATION.findall(text)]))
     if "|" not in text:
         return Wish(text, ((1.0, text),), without)
     found = [_SHARE.fullmatch(each) for each in text.split("|")]
-    shares = [float(match[1]) if match else None for match in found]
+    shares = [float(match[1].replace(",", ".")) if match else None for match in found]
     if all(share is None for share in shares):
         shares, prompts = [1.0] * len(found), text.split("|")
     else:
@@ -111,8 +113,8 @@ def make_script(
     if len(prompts):
         raise UserError("a story has its own prompts: give the prompt as its first line, or leave the story out")
     times = [float(time) for time, _ in story]
-    if times[0] != 0:
-        raise UserError(f"the story begins at {times[0]:g} s: give a prompt for 0:00 first")
+    if min(times) != 0:
+        raise UserError(f"the story begins at {min(times):g} s: give a prompt for 0:00 first")
     for before, after in zip(times, times[1:]):
         if not after > before:
             raise UserError(f"the story has {after:g} s after {before:g} s: put its lines in the order of their times, one for each")

@@ -1,6 +1,7 @@
 """Stories, beginnings, likeness, live music, and files that say how they were made."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -48,8 +49,8 @@ def test_one_line_is_the_prompt_and_a_file_says_how_it_was_made(make, tmp_path):
 
 def test_one_of_several_is_made_again(make):
     options = ("--seconds", "0.3", "--seed", "7", "--samples", "2", "--temperature", "semantic=0.9")
-    assert make("a calm piano melody", "fast drums and bass", *options, "--out", "a.wav")[0] == 0
-    for number in (1, 2, 3, 4):
+    assert make("a calm piano melody", "fast drums and bass", "A calm  PIANO melody", *options, "--out", "a.wav")[0] == 0
+    for number in range(1, 7):
         status, _, err = make("--again", f"a-{number}.wav", "--out", "b.wav")
         assert status == 0, err
         np.testing.assert_allclose(read(f"a-{number}.wav").astype(int), read("b.wav").astype(int), atol=1)  # Other batches round differently.
@@ -115,6 +116,24 @@ def test_a_miss_is_said(make):
     assert status == 0 and "estimated: " in out and "which is not the bpm that was asked for" in out, out + err
 
 
+def test_recordings_are_spared_and_known_again(make, tmp_path):
+    soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.05), 24_000)
+    before = (tmp_path / "in.wav").read_bytes()
+    status, _, err = make("--continue", "in.wav", "--seconds", "2", "--out", str(tmp_path / "in.wav"))
+    assert status == 2 and "would be overwritten" in err and (tmp_path / "in.wav").read_bytes() == before
+    assert make("--like", "in.wav", "--seconds", "0.3", "--out", "a.wav")[0] == 0
+    assert make("--again", "a.wav", "--out", "b.wav")[2].count("not what it was") == 0
+    soundfile.write("in.wav", 0.3 * np.sin(np.arange(24_000) * 0.08), 24_000)
+    status, _, err = make("--again", "a.wav", "--out", "b.wav")
+    assert status == 0 and "in.wav is not what it was when a.wav was made" in err
+    # It is found beside the clip from elsewhere, and missed where it is not.
+    (tmp_path / "sub").mkdir()
+    os.chdir("sub")
+    assert make("--again", "../a.wav", "--out", "b.wav")[0] == 0
+    (tmp_path / "in.wav").unlink()
+    assert "in.wav: no such file" in make("--again", "../a.wav", "--out", "b.wav")[2]
+
+
 def test_any_music_and_mixtures(make):
     assert make("--no-prompt", "--samples", "2", "--seconds", "0.2", "--out", "a.wav")[0] == 0
     assert not np.array_equal(read("a-1.wav"), read("a-2.wav"))
@@ -148,6 +167,10 @@ def test_a_recording_is_played_anew(make):
         (["x", "y", "--sample", "2"], "With --sample one clip is made"),
         (["x", "--fade", "2"], "give a story"),
         (["x", "--ending"], "lists timing"),
+        (["x", "--tries", "3"], "--tries goes with --bpm"),
+        (["x", "--without", " "], "what is excluded is empty"),
+        (["--resynthesize", "in.wav", "--seconds", "3"], "leave --seconds out"),
+        (["--story", "no.txt"], "no.txt: no such file"),
         (["--accompany", "in.wav"], "lists voice"),
         (["--accompany", "in.wav", "--continue", "in.wav"], "--continue and --accompany exclude each other"),
         (["--again", "in.wav", "--seed", "3", "--top-k", "5"], "leave --seed and --top-k out"),

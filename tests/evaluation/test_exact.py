@@ -12,7 +12,16 @@ from musiclm_jax.evaluation.exact import ExactWishes, Facts, make_exactly, measu
 
 
 @pytest.mark.parametrize(
-    "text, key", [("A minor", "a minor"), (" Bb maj", "a# major"), ("f#-min", "f# minor"), ("G♭ major", "f# major"), ("cmajor", "c major")]
+    "text, key",
+    [
+        ("A minor", "a minor"),
+        (" Bb maj", "a# major"),
+        ("f#-min", "f# minor"),
+        ("G♭ major", "f# major"),
+        ("cmajor", "c major"),
+        ("Am", "a minor"),
+        ("f#m", "f# minor"),
+    ],
 )
 def test_keys_have_one_form(text, key):
     assert parse_key(text) == key

@@ -39,6 +39,7 @@ class Tower(MuLanTokenizer):
 def test_a_mixture_has_shares():
     assert parse_wish("0.7: calm piano | 0.3: techno").parts == ((0.7, "calm piano"), (0.3, "techno"))
     assert parse_wish("calm piano|techno").parts == ((0.5, "calm piano"), (0.5, "techno"))
+    assert parse_wish("0,5: a | 1,5: b").parts == ((0.25, "a"), (0.75, "b"))
     assert parse_wish("3:a | 1:b").parts == ((0.75, "a"), (0.25, "b"))
     assert parse_wish("at 4:30 in the morning").parts == ((1.0, "at 4:30 in the morning"),)
     for text in ("0.5: a |", "0.5: a | b", "0: a | 0: b", "|", "-1: a | 2: b"):
