@@ -100,3 +100,5 @@ def test_a_part_of_a_file_is_played_as_such(tmp_path):
     assert link(ClipFile(clip), tmp_path / "out" / "index.html") == "../a%20b.wav"
     assert link(ClipFile(clip, 2.5, 4.0), tmp_path / "index.html") == "a%20b.wav#t=2.5,4"
     assert link(ClipFile(clip, None, 4.0), tmp_path / "index.html") == "a%20b.wav#t=0,4"
+    (tmp_path / "loop").symlink_to("loop")  # It is replaced.
+    assert link(ClipFile(clip), tmp_path / "loop") == "a%20b.wav"
