@@ -19,7 +19,7 @@ _EXTRA = "savedmodel"
 _WHERE = {
     "trill": "google/nonsemantic-speech-benchmark/trill/3 of TensorFlow Hub",
     "leaf": "a classifier that you trained with LEAF, whose authors publish no weights of one",
-    "saved-model": "a function of a wave",
+    "saved-model": "a model that reads a wave",
 }
 
 
