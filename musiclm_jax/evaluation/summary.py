@@ -155,7 +155,8 @@ def _clip_measures(model: str, folder: ClipFolder, generated: Path, wanted: Sequ
 
 def _kept(path: Path, settings: dict[str, Any], evaluate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The report in a file, if it was made with the same settings; or a new one, which is written there."""
-    if is_file(path) and (found := read_json(path)).get("settings") == settings:
+    found = read_json(path) if is_file(path) else None
+    if isinstance(found, dict) and found.get("settings") == settings:
         return found["report"]
     write_json(path, {"settings": settings, "report": (report := evaluate())})
     return report
