@@ -190,8 +190,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of a text in UTF-8. Bytes of names that are not UTF-8 are written as \\udcXX, which JSON reads as they are."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

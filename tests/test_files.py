@@ -16,6 +16,8 @@ from musiclm_jax.files import atomic_path, parse_json, read_json, sha256_file, w
 
 
 def test_json_files(tmp_path):
+    write_json(tmp_path / "b.json", {"a name that is not UTF-8": os.fsdecode(b"\xffa")})
+    assert read_json(tmp_path / "b.json") == {"a name that is not UTF-8": os.fsdecode(b"\xffa")}
     write_json(tmp_path / "new" / "a.json", {"π": [1, None]})
     assert read_json(tmp_path / "new" / "a.json") == {"π": [1, None]}
     (tmp_path / "bom.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')

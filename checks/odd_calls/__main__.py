@@ -21,6 +21,7 @@ from pathlib import Path
 from checks.odd_calls.bundles import bundle_calls
 from checks.odd_calls.calls import lines_of_clips, write_metadata, write_tones
 from checks.odd_calls.data import data_calls
+from checks.odd_calls.evaluations import evaluation_calls
 from checks.odd_calls.gin_values import gin_calls, setting_calls
 from checks.odd_calls.options import option_calls
 from checks.odd_calls.running import Running
@@ -39,8 +40,9 @@ def main() -> None:
     prepare(fixtures)
     import_all()
     warnings.simplefilter("ignore")
-    settings = (fixtures / "work" / "config.gin").read_text()
-    calls = [*option_calls(), *data_calls(), *work_folder_calls(), *gin_calls(), *setting_calls(settings), *bundle_calls(fixtures / "bundle")]
+    settings = (fixtures / "work" / "fine" / "config.gin").read_text()
+    calls = [*option_calls(), *evaluation_calls(), *data_calls(), *work_folder_calls()]
+    calls += [*gin_calls(), *setting_calls(settings), *bundle_calls(fixtures / "bundle")]
     calls = [call for call in calls if not arguments[1:] or any(word in str(call) for word in arguments[1:])]
     began = time.monotonic()
     broken = run(calls, fixtures)
@@ -51,14 +53,17 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Makes clips, work (a finished fit, and a melody embedder) and bundle in `folder`, unless they are there."""
-    if (folder / "bundle").is_dir():
+    """Makes clips, work (a finished fit, and a melody embedder), bundle and passages (an index of the clips) in `folder`, unless they are there."""
+    if (folder / "passages").is_dir():
         return
     write_tones(folder / "clips", [f"{i:02d}.wav" for i in range(12)])
     write_metadata(folder / "clips", lines_of_clips())
+    program = [sys.executable, "-m", "musiclm_jax.cli.main"]
     for command in ("fit clips", "train melody clips"):
-        subprocess.run([sys.executable, "-m", "musiclm_jax.cli.main", *command.split(), "--size", "test", "--workdir", "work"], cwd=folder, check=True)
-    shutil.copytree(folder / "work" / "export" / "bundle", folder / "bundle")
+        subprocess.run([*program, *command.split(), "--size", "test", "--workdir", "work"], cwd=folder, check=True)
+    shutil.copytree(folder / "work" / "export" / "bundle", folder / "bundle", dirs_exist_ok=True)
+    (folder / "passages").mkdir()
+    subprocess.run([*program, *"evaluate index clips --out passages/index.npz --model bundle".split()], cwd=folder, check=True)
 
 
 def import_all() -> None:
@@ -67,12 +72,17 @@ def import_all() -> None:
     import musiclm_jax.corpus
     import musiclm_jax.evaluation.adherence
     import musiclm_jax.evaluation.codec
+    import musiclm_jax.evaluation.diversity
     import musiclm_jax.evaluation.fad
     import musiclm_jax.evaluation.kld
+    import musiclm_jax.evaluation.listening
     import musiclm_jax.evaluation.mcc
     import musiclm_jax.evaluation.melody
+    import musiclm_jax.evaluation.memorization
     import musiclm_jax.evaluation.mulan
-    import musiclm_jax.evaluation.semantic  # noqa: F401
+    import musiclm_jax.evaluation.musiccaps
+    import musiclm_jax.evaluation.semantic
+    import musiclm_jax.evaluation.summary  # noqa: F401
     from musiclm_jax.evaluation.extras import require
 
     require("librosa", "sklearn.metrics", "sklearn.pipeline", "sklearn.linear_model", "pyloudnorm")

@@ -17,6 +17,7 @@ Make = Callable[[], object]
 EVALUATIONS = ("codec", "semantic", "mulan", "adherence", "melody")
 # Evaluations of folders, with judges of the bundle `bundle`, which read clips of 1 s.
 JUDGED = {"fad": ("--embedding", "codec", "--model", "bundle"), "mcc": ("--model", "bundle")}
+OTHER_EVALUATIONS = ("kld", "memorization", "index", "copies", "musiccaps", "listening", "diversity", "all")
 ODD_NUMBERS = ("", " ", "-1", "0", "nan", "inf", "1e400", "٣", "0x10", "1,5", "--", "9" * 5000, "1\n", "10**9", "1000000000")
 LONG = "n" * 300
 

@@ -3,20 +3,42 @@
 import os
 from collections.abc import Iterator
 
-from checks.odd_calls.calls import EVALUATIONS, JUDGED, LONG, ODD_NUMBERS, Call, Turns, make_odd_paths, odd_paths, put, several
+from checks.odd_calls.calls import (
+    EVALUATIONS,
+    JUDGED,
+    LONG,
+    ODD_NUMBERS,
+    OTHER_EVALUATIONS,
+    Call,
+    Turns,
+    make_odd_paths,
+    odd_paths,
+    put,
+    several,
+    write_tones,
+)
 
 
 def option_calls() -> Iterator[Call]:
     yield from _help_calls()
     yield from _generate_calls()
-    yield from _evaluate_calls()
-    yield from _judged_calls()
+    yield from _steering_calls()
     yield from _corpus_calls()
     yield from _training_calls()
 
 
 def _help_calls() -> Iterator[Call]:
-    for command in ("", "generate", "fit", "train", "export", "info", "corpus", "evaluate", *(f"evaluate {each}" for each in (*EVALUATIONS, *JUDGED, "kld"))):
+    for command in (
+        "",
+        "generate",
+        "fit",
+        "train",
+        "export",
+        "info",
+        "corpus",
+        "evaluate",
+        *(f"evaluate {each}" for each in (*EVALUATIONS, *JUDGED, *OTHER_EVALUATIONS)),
+    ):
         yield Call((*command.split(), "--help"), right=(0,))
         yield Call((*command.split(), "--no-such-option"), names="option")
         if command not in ("", "info", "evaluate"):
@@ -53,38 +75,37 @@ def _generate_calls() -> Iterator[Call]:
         yield Call(("info", model), make_odd_paths, names="")
 
 
-def _evaluate_calls() -> Iterator[Call]:
-    bundle = ("clips", "--model", "bundle")
-    for i, value in enumerate(ODD_NUMBERS):
-        fit = ("--fit-clips", "2") if EVALUATIONS[i % 3] == "semantic" else ()
-        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--seconds", "1", *fit, "--clips", value), names="clips" if value else "")
-        if i % 2:
-            yield Call(("evaluate", "semantic", *bundle, "--seconds", "1", "--fit-clips", value), names="fitclips")
-        option = ("--captions", "--seconds", "--batch-size", "--seed")[i % 4]
-        yield Call(("evaluate", "adherence", *bundle, "--captions", "2", "--seconds", "2", option, value), names="")
-        yield Call(("evaluate", EVALUATIONS[i % 3], *bundle, "--clips", "2", *fit, "--seconds", value), names="")
-    for i, model in enumerate(odd_paths("m")):
-        yield Call(("evaluate", EVALUATIONS[i % 4], "clips", "--model", model), make_odd_paths, names="")
-    yield Call(("evaluate", "adherence", *bundle, "--captions", "2", "--seconds", "2", "--out", "f"), put("f"))
-
-
-def _judged_calls() -> Iterator[Call]:
+def _steering_calls() -> Iterator[Call]:
+    """Mixtures, exclusions, stories that fade, exact wishes, and recordings."""
+    rest = ("--model", "bundle", "--seconds", "0.2")
+    short = ("generate", "a calm piano melody", *rest)
+    story = put("story.txt", "0:00 a calm piano\n0:01 fast drums\n")
+    mixtures = ("|", "a |", "0.7: calm piano | fast drums", "0: a | 0: b", "-1: a | 2: b", "0.5: a | 0.5:", "٣: a | 1: b", f"{'9' * 5000}: a | 1: b")
+    for mixture in (*mixtures, "1e400: a | 1: b", "a | b" * 900, "0.7: calm piano | 0.3: fast drums", "calm piano | a\nb", "0.0001: a | 99999: b"):
+        yield Call(("generate", mixture, *rest), names="")
+    for text in ("", " ", "drums", "drums " * 5000, "\udcff", "no such word", "|", "a\nb"):
+        yield Call((*short, "--without", text), names="")
+        yield Call(("generate", "--no-prompt", *rest, "--without", text), names="")
     deal = Turns()
-    for command, judge in JUDGED.items():
-        for value in ODD_NUMBERS:
-            option = deal(("--seconds", "--seed", *(("--clips",) if command == "fad" else ())))
-            yield Call(("evaluate", command, "clips", "clips", *judge, option, value), names="")
-        for path in odd_paths("m"):
-            folders = deal(((path, "clips"), ("clips", path)))
-            yield Call(("evaluate", command, *folders, *judge), make_odd_paths, names="")
-            yield Call(("evaluate", command, "clips", "clips", *judge, "--out", path), make_odd_paths, names="")
-    for path in odd_paths("m"):
-        yield Call(("evaluate", "fad", "clips", "clips", *JUDGED["fad"], "--save-reference", path), make_odd_paths, names="")
-    for name in ("", "trill", "w2v-bert:", "w2v-bert:0", "w2v-bert:99999", "w2v-bert:²", "mulan:1", "vggish", "clap", "mert:-1"):
-        yield Call(("evaluate", "fad", "clips", "clips", "--embedding", name, "--model", "bundle"), names="")
-        yield Call(("evaluate", "fad", "clips", "clips", "--embedding", name, "--weights", "no/such"), names="")
-        yield Call(("evaluate", "mcc", "clips", "--judge", name, "--model", "bundle"), names="")
-        yield Call(("evaluate", "kld", "clips", "clips", "--classifier", name), names="")
+    for value in ODD_NUMBERS:
+        yield Call(("generate", "--story", "story.txt", "--model", "bundle", "--seconds", "2", "--fade", value), story, names="")
+        yield Call((*short, deal(("--fade", "--sample")), value), names="")
+        yield Call(("generate", "a calm piano", "--model", "bundle", "--seconds", "6", "--tries", "1", deal(("--bpm", "--tries")), value), names="")
+    for key in ("", "H minor", "a", "C# major", "c♯ minor", "A minor A", "Cb major"):
+        yield Call((*short[:-1], "6", "--tries", "1", "--key", key), names="")
+    for meter in ("", "5/4", "4/4 ", "3/4\n", "4"):
+        yield Call((*short[:-1], "6", "--tries", "1", "--meter", meter), names="")
+    for option in (("--bpm", "100"), ("--key", "A minor"), ("--meter", "3/4")):
+        yield Call((*short, *option), note="a short clip", names="")
+        yield Call(("generate", "--no-prompt", *rest, *option), names=option[0][2:])
+    yield Call((*short, "--no-prompt"), names="")
+    yield Call(("generate", "--no-prompt", *rest, "--samples", "2", "--json"))
+    yield Call((*short, "--samples", "3", "--sample", "2"), names="sample")
+    yield Call((*short, "--sample", "2", "--json"))
+    recordings = several(make_odd_paths, lambda: write_tones(".", ["a.wav"], seconds=1), lambda: write_tones(".", ["silent.wav"], gain=0.0))
+    for path in (*odd_paths("r"), "silent.wav", "a.wav", "bundle"):
+        yield Call(("generate", *rest, "--resynthesize", path), recordings, names="")
+        yield Call((*short, "--resynthesize", path, "--continue", path), recordings, names="")
 
 
 def _corpus_calls() -> Iterator[Call]:

@@ -21,7 +21,7 @@ LIMIT_BYTES = 8 * 2**30
 # Lines on stderr that are not errors: progress, and warnings.
 _PROGRESS = re.compile(
     r"\r|\S+ +\d+/\d+ |\S+ +\d+ \S+ in [\d.]+ s|k-means of|making|(coding|embedding|judging|reading|estimating|generating|clustering|fitting|tokeniz)|"
-    r".* not listed in|WARNING:|\d+ clips of|musiclm: the (model|prompt|step) "
+    r"(comparing|continuing|cutting|drawing|measuring)|.* not listed in|WARNING:|\d+ clips of|musiclm: the (model |step |prompt .* is longer)"
 )
 
 
@@ -33,8 +33,8 @@ class Running:
         self.call, self.folder, self.began = call, folder, time.monotonic()
         self.home = folder / "home"
         self.home.mkdir(parents=True)
-        for name in ("clips", "work", "bundle"):
-            if name in call.argv:
+        for name in ("clips", "work", "bundle", "passages"):
+            if any(word.split("/")[0] == name for word in call.argv):
                 shutil.copytree(fixtures / name, self.home / name, symlinks=True)
         with contextlib.chdir(self.home):
             call.make()

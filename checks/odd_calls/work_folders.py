@@ -13,7 +13,7 @@ _STEPS = (
 )
 _FILES = (
     *("codec/step.json", "codec/done.json", "prepare/done.json", "prepare/clips.json", "prepare/index.json", "prepare/samples.npy", "fine/metrics.jsonl"),
-    *("config.gin", "hashes.json", "mulan/vocabulary.json", "acoustic_tokens/acoustic.npy", "rvq/windows.npy", "rvq/texts.npy", "rvq/step.json"),
+    *("fine/config.gin", "hashes.json", "mulan/vocabulary.json", "acoustic_tokens/acoustic.npy", "rvq/windows.npy", "rvq/texts.npy", "rvq/step.json"),
     *("semantic_reranker/spectra.npy", "mulan/variables.safetensors", "export/bundle/config.json", "export/step.json"),
 )
 _MELODY_FILES = (
@@ -106,7 +106,7 @@ def _rebuilt() -> dict[str, Make]:
         "a folder for done.json": folder("work/fine/done.json"),
         "a folder for step.json": folder("work/fine/step.json"),
         "a folder for hashes.json": folder("work/hashes.json"),
-        "a folder for config.gin": folder("work/config.gin"),
+        "a folder for config.gin": folder("work/fine/config.gin"),
         "a step that is a link": several(lambda: os.rename("work/fine", "fine"), lambda: os.symlink("../fine", "work/fine")),
         "a step that is a broken link": link("work/fine", "nowhere"),
         "a step that is a loop": link("work/fine", "fine"),

@@ -88,6 +88,16 @@ def mel_filterbank(*, sample_rate_hz: int, num_fft: int, num_mels: int, min_hz: 
 
 
 @functools.lru_cache(maxsize=32)
+def htk_filterbank(*, sample_rate_hz: int, num_fft: int, num_mels: int, min_hz: float, max_hz: float) -> np.ndarray:
+    """HTK's and Kaldi's mel filters, float32 [num_fft // 2 + 1, M]: triangles of height 1 over the mel scale."""
+    mel = lambda hz: 1127 * np.log(1 + np.asarray(hz) / 700)  # noqa: E731
+    bins = mel(np.linspace(0, sample_rate_hz / 2, num_fft // 2 + 1))[:, None]
+    edges = np.linspace(mel(min_hz), mel(max_hz), num_mels + 2)
+    rising, falling = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
 def octave_filterbank(*, sample_rate_hz: int, num_fft: int, num_bands: int, min_hz: float, max_hz: float) -> np.ndarray:
     """Triangular filters of unit area, float32 [num_fft // 2 + 1, num_bands], with centers in geometric progression from `min_hz` to `max_hz`.
 

@@ -126,7 +126,8 @@ def melody(workdir) -> None:
 def memorization(directory, clips, prompts, batch_size, seed, picture, out, model) -> None:
     """Measures how often the model continues its training clips with their own tokens.
 
-    DIR is the folder of clips of the training, as for `musiclm fit`. Held-out clips are the control.
+    DIR is the folder of clips of the training, as for `musiclm fit`. Held-out clips are the control. With --out REPORT.json, what the model continues is kept
+    in REPORT.continued.npz beside it, and a call that was stopped is continued.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.memorization import PROMPT_TOKENS, evaluate_memorization, format_memorization_report
@@ -138,6 +139,7 @@ def memorization(directory, clips, prompts, batch_size, seed, picture, out, mode
         require_matplotlib()
     use_all_cores()
     options = {"num_clips": clips, "prompt_tokens": prompts or PROMPT_TOKENS, "batch_size": batch_size, "seed": seed, "progress": say}
+    options["kept"] = None if out is None else out.with_name(f"{out.stem}.continued.npz")
     report = evaluate_memorization(MusicLM.from_pretrained(model), directory, **options)
     if picture is not None:
         draw_memorization(report, picture)

@@ -16,7 +16,13 @@ generated_argument = click.argument("generated", metavar="GENERATED", type=Place
 @click.command()
 @reference_argument
 @generated_argument
-@click.option("--embedding", default="musicnn", show_default=True, metavar="NAME", help="musicnn, mulan, w2v-bert, codec, vggish, clap, encodec or mert.")
+@click.option(
+    "--embedding",
+    default="musicnn",
+    show_default=True,
+    metavar="NAME",
+    help="musicnn, mulan, w2v-bert, codec, vggish, clap, encodec, mert, trill or saved-model.",
+)
 @model_option
 @weights_option
 @click.option("--clips", type=click.IntRange(min=1), show_default="all", help="The most clips of each folder, drawn at random.")
@@ -43,7 +49,7 @@ def fad(reference, generated, embedding, model, weights, clips, seconds, seed, s
 @click.command()
 @reference_argument
 @generated_argument
-@click.option("--classifier", default="musicnn", show_default=True, metavar="NAME", help="musicnn (50 tags) or ast (527 classes of AudioSet).")
+@click.option("--classifier", default="musicnn", show_default=True, metavar="NAME", help="musicnn (50 tags), ast, passt, leaf or saved-model.")
 @weights_option
 @excerpt_option
 @seed_option

@@ -15,6 +15,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -84,6 +85,8 @@ def read_musiccaps(folder: AnyPath, audio: Sequence[str], *, table: AnyPath | No
             video, start, end, caption = row["ytid"], float(row["start_s"]), float(row["end_s"]), row["caption"]
         except (KeyError, ValueError) as error:
             raise UserError(f"{path} line {number} lacks ytid, start_s, end_s or caption ({error}): take the table that was published") from None
+        if not 0 <= start < end < math.inf:
+            raise UserError(f"{path} line {number}: is from {start:g} to {end:g} s, expected numbers from 0 on, in order: take the table that was published")
         clip, part = next((stems[stem] for stem in _clip_stems(video, start, end) if stem in stems), None), (None, None)
         if clip is None and video in stems:
             clip = stems[video]

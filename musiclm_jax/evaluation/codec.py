@@ -14,6 +14,7 @@ from musiclm_jax import audio
 from musiclm_jax.arrays import Float
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import ClipFile, read_clips
+from musiclm_jax.evaluation.tables import Table, number, page
 from musiclm_jax.files import AnyPath
 from musiclm_jax.nn.quantize import perplexity
 from musiclm_jax.training.losses import mel_distance
@@ -102,15 +103,10 @@ def evaluate_codec(
 
 def format_codec_report(report: dict[str, Any]) -> str:
     """The report as two tables in plain text: quality by number of levels, and the perplexity of each level, marked if it is below half of its codes."""
-    lines = [
-        f"Codec on {report['num_clips']} held-out clips, {report['seconds']:g} s each",
-        "",
-        "levels  mel distance  SI-SDR",
-        *(f"{row['levels']:6}  {row['mel_distance']:12.3f}  {row['si_sdr_db']:3.1f} dB" for row in report["quality"]),
-        "",
-        # The number of frames limits the perplexity.
-        f"level  perplexity  (half of {report['num_codes']} codes is {report['num_codes'] / 2:g}; {report['num_frames']} frames)",
-    ]
-    for level, value in enumerate(report["perplexity"], start=1):
-        lines.append(f"{level:5}  {value:10.1f}" + ("  below half" if value < report["num_codes"] / 2 else ""))
-    return "\n".join(lines)
+    half = report["num_codes"] / 2
+    quality = tuple((f"{row['levels']}", number(row["mel_distance"]), f"{row['si_sdr_db']:.1f} dB") for row in report["quality"])
+    used = tuple((f"{level}", f"{value:.1f}", "below half" if value < half else "") for level, value in enumerate(report["perplexity"], start=1))
+    # The number of frames limits the perplexity.
+    limits = f"(half of {report['num_codes']} codes is {half:g}; {report['num_frames']} frames)"
+    title = f"Codec on {report['num_clips']} held-out clips, {report['seconds']:g} s each"
+    return page(title, Table(("levels", "mel distance", "SI-SDR"), quality).text(), Table(("level", "perplexity", limits), used).text())

@@ -43,7 +43,7 @@ def element(tag: str, text: str) -> str:
 def link(clip: ClipFile, page: Path) -> str:
     """The address of a clip, relative to the page that names it. Browsers play the part of a file that is after "#t="."""
     part = "" if clip.start_sec is None and clip.end_sec is None else f"#t={clip.start_sec or 0:g}{'' if clip.end_sec is None else f',{clip.end_sec:g}'}"
-    return urllib.parse.quote(os.path.relpath(Path(clip.path).resolve(), page.resolve().parent).replace(os.sep, "/")) + part
+    return urllib.parse.quote(os.path.relpath(Path(clip.path).resolve(), page.parent.resolve()).replace(os.sep, "/")) + part
 
 
 def player(clip: ClipFile, page: Path) -> str:

@@ -16,6 +16,7 @@ from musiclm_jax.data.clips import Clip, ClipStore
 from musiclm_jax.data.pairs import renderings
 from musiclm_jax.data.token_store import wave_batches
 from musiclm_jax.errors import UserError
+from musiclm_jax.evaluation.tables import Table, number, page
 from musiclm_jax.files import AnyPath, as_path, read_json
 from musiclm_jax.models import melody
 from musiclm_jax.models.melody import MelodyConfig
@@ -113,7 +114,7 @@ def _vectors(
         decoded = rvq_decode(variables["quantizer"]["codebooks"], melody.tokens(config, variables, embedding))
         return {"embedding": embedding, "codes": decoded, "log_mel": jnp.mean(log_mel(wave, config.mel), axis=1)}
 
-    numbers = {clip.file_name: number for number, clip in enumerate(store.clips)}
+    numbers = {clip.file_name: i for i, clip in enumerate(store.clips)}
     where = [(numbers[melodies[m][r].file_name], w * config.hop_samples) for r, m, w in np.ndindex(shape)]
     found = []
     for wave in wave_batches(store, where, samples=config.window_samples, batch_size=_BATCH_SIZE):
@@ -128,14 +129,7 @@ def _vectors(
 def format_melody_report(report: dict[str, Any]) -> str:
     """The report as a table in plain text."""
     titles = {"embedding": "embedding", "codes": "its codes", "log_mel": "mean log-mel", "chance": "chance"}
-    return "\n".join(
-        [
-            f"{report['num_melodies']} held-out melodies, {report['num_renderings']} renderings, {report['num_windows']} windows of {report['window_sec']:g} s",
-            "",
-            "              recall@1  recall@10  mean reciprocal rank",
-            *(
-                f"{titles[name]:12}  {row['recall_at_1']:8.3f}  {row['recall_at_10']:9.3f}  {row['mean_reciprocal_rank']:20.3f}"
-                for name, row in report["rows"].items()
-            ),
-        ]
-    )
+    keys = ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
+    rows = tuple((titles[name], *(number(row[key]) for key in keys)) for name, row in report["rows"].items())
+    title = f"{report['num_melodies']} held-out melodies, {report['num_renderings']} renderings, {report['num_windows']} windows of {report['window_sec']:g} s"
+    return page(title, Table(("", "recall@1", "recall@10", "mean reciprocal rank"), rows).text())

@@ -21,13 +21,12 @@ from musiclm_jax.data.folder import ClipFolder, Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.continuations import Given, continue_clips
 from musiclm_jax.evaluation.distances import centroid_distances, matching_costs
 from musiclm_jax.evaluation.identity import tokenizer_name
 from musiclm_jax.evaluation.tables import Table, number, page, percent
 from musiclm_jax.evaluation.token_index import PASSAGE_TOKENS, entropy_bits, tokenize
 from musiclm_jax.files import AnyPath
-from musiclm_jax.generation.request import clip_keys
-from musiclm_jax.generation.sampler import SamplingConfig
 from musiclm_jax.generation.stages import StageSpec
 from musiclm_jax.musiclm import MusicLM
 
@@ -37,7 +36,6 @@ FALSE_POSITIVES, _NUM_UNRELATED = 1e-4, 15_000
 # Weight of the entropy in the transport distance, in mean distances of two tokens, and the most iterations.
 _EPSILON, _ITERATIONS = 0.05, 200
 _SPLITS = {"train": "training", "test": "held-out"}
-_GREEDY = SamplingConfig(temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +50,10 @@ class _Clips:
         """The clips' own tokens after a prompt."""
         return self.tokens[:, prompt : prompt + PASSAGE_TOKENS]
 
+    def given(self, split: str, prompt: int) -> Given:
+        """What the stage gets of the clips."""
+        return Given(_SPLITS[split], self.mulan, self.tokens[:, :prompt])
+
 
 def evaluate_memorization(
     musiclm: MusicLM,
@@ -61,6 +63,7 @@ def evaluate_memorization(
     prompt_tokens: Sequence[int] = PROMPT_TOKENS,
     batch_size: int = 20,
     seed: int = 0,
+    kept: AnyPath | None = None,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """How often the semantic stage continues clips with their own tokens.
@@ -72,6 +75,7 @@ def evaluate_memorization(
         prompt_tokens: lengths T of the prompts, in semantic tokens.
         batch_size: clips that are continued at once.
         seed: random seed of the choice of clips and pairs, and of the bootstrap.
+        kept: a .npz file of continuations, with which a call that was stopped is continued; see `continue_clips`. None: none.
         progress: called with one line per step.
 
     Returns:
@@ -80,20 +84,22 @@ def evaluate_memorization(
         mean bits per token of continuations and of the clips' own tokens; "matches", a list of each; "notes" and the settings.
 
     Raises:
-        UserError: a number is out of range, the stage has other conditions, or fewer than 2 training clips are long enough.
+        UserError: a number is out of range, the stage has other conditions, fewer than 2 training clips are long enough, or `kept` is another file.
     """
     check_seed(seed)
     stage = _semantic_stage(musiclm)
     prompts = _check_prompts(prompt_tokens, num_clips, batch_size)
     folder = read_clips(data_dir, progress=progress)
     clips, skipped = _read_splits(musiclm, folder, num_clips, max(prompts) + PASSAGE_TOKENS, np.random.default_rng([seed, 0]), progress)
-    continued = {split: _continue_after(musiclm, stage, some, split, prompts, batch_size, progress) for split, some in clips.items()}
+    given = {(split, prompt): some.given(split, prompt) for split, some in clips.items() for prompt in prompts}
+    made = continue_clips(musiclm, stage, list(given.values()), batch_size=batch_size, file=kept, progress=progress)
+    continued = dict(zip(given, made, strict=True))
 
     progress("comparing histograms of tokens")
     costs = _cost_settings(musiclm, clips["train"].tokens)
-    unrelated = _unrelated_costs(clips["train"], continued["train"], costs, np.random.default_rng([seed, 1]))
+    unrelated = _unrelated_costs(clips["train"], {prompt: continued["train", prompt] for prompt in prompts}, costs, np.random.default_rng([seed, 1]))
     threshold, num_below = calibrate(unrelated)
-    rows = {split: [_compare(some, prompt, continued[split][prompt], costs) for prompt in prompts] for split, some in clips.items()}
+    rows = {split: [_compare(some, prompt, continued[split, prompt], costs) for prompt in prompts] for split, some in clips.items()}
     rng = np.random.default_rng([seed, 2])
     return {
         "tokenizer": tokenizer_name(musiclm),
@@ -115,7 +121,7 @@ def evaluate_memorization(
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------- Continuations
+# ---------------------------------------------------------------------------------------------------------------------- Clips
 
 
 def _semantic_stage(musiclm: MusicLM) -> StageSpec:
@@ -167,31 +173,6 @@ def _read(musiclm: MusicLM, folder: ClipFolder, entries: Sequence[Entry], split:
         return None, skipped
     tokens, mulan = (np.stack([result[i] for _, result, _ in done]) for i in range(2))
     return _Clips(tuple(names[file] for file, _, _ in done), tokens, mulan), skipped
-
-
-def _continue_after(
-    musiclm: MusicLM, stage: StageSpec, clips: _Clips, split: str, prompts: Sequence[int], batch_size: int, progress: Progress
-) -> dict[int, Int[np.ndarray, "n T"]]:
-    """The continuations of the clips of a split, by length of the prompt."""
-    found = {}
-    for prompt in prompts:
-        progress(f"continuing {len(clips.names)} {_SPLITS[split]} clips after {prompt} tokens")
-        found[prompt] = _continue(musiclm, stage, clips, prompt, batch_size)
-    return found
-
-
-def _continue(musiclm: MusicLM, stage: StageSpec, clips: _Clips, prompt: int, batch_size: int) -> Int[np.ndarray, "n T"]:
-    """The most likely tokens after the first `prompt` tokens of each clip. The last batch repeats clips, so that one program serves all."""
-    count, size = len(clips.names), min(batch_size, len(clips.names))
-    keys = clip_keys(["greedy"] * size, seed=0)
-    found = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        known = clips.tokens[rows, :prompt, None].astype(np.int32) if prompt else None
-        conditions = {"mulan": clips.mulan[rows]} if stage.prefix else {}
-        codes = musiclm.draw_stage(stage, conditions, steps=prompt + PASSAGE_TOKENS, keys=keys, sampling=_GREEDY, prompt=known)
-        found.append(codes[:, prompt:, 0])
-    return np.concatenate(found)[:count]
 
 
 # ---------------------------------------------------------------------------------------------------------------------- Matches

@@ -22,6 +22,7 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import ClipFile, Prompt, check_seed, choose_prompts, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
 from musiclm_jax.evaluation.statements import facts, lacking, num_disagreements, stated
+from musiclm_jax.evaluation.tables import Table, number, page
 from musiclm_jax.files import AnyPath
 
 
@@ -167,26 +168,19 @@ def _mean(values) -> float | None:
 
 def format_mulan_report(report: dict[str, Any]) -> str:
     """The report as two tables in plain text: recall with bound and chance, and AUC by attribute."""
-    lines = [
-        f"MuLan on {report['num_clips']} held-out clips, one caption each, {report['seconds']:g} s",
-        "",
-        f"{'':24}  recall  perfect reader  chance",
-    ]
-    for way, ranks in report["retrieval"].items():
-        for k, row in ranks.items():
-            lines.append(f"{f'{way}, first {k}':24}  {row['recall']:6.3f}  {_number(row['bound']):>14}  {row['chance']:6.3f}")
-    left_out = ["", "left out", *report["left_out"]] if report["left_out"] else []
-    if not report["tags"]:
-        return "\n".join([*lines, *left_out])
-    lines += ["", "zero-shot tagging, area under the ROC curve (0.5 is chance)"]
-    for name, tag in report["tags"].items():
-        cells = ", ".join(f"{_TAG_NAMES.get((name, value), value)} {_number(auc)}" for value, auc in tag["values"].items())
-        lines.append(f"{name:12} {_number(tag['auc'])}  ({cells})")
-    return "\n".join([*lines, f"{'mean':12} {_number(report['macro_auc'])}", *left_out])
+    recalls = tuple(
+        (f"{way}, first {k}", *(number(row[key]) for key in ("recall", "bound", "chance")))
+        for way, ranks in report["retrieval"].items()
+        for k, row in ranks.items()
+    )
+    tags = tuple(
+        (name, number(tag["auc"]), ", ".join(f"{_TAG_NAMES.get((name, value), value)} {number(auc)}" for value, auc in tag["values"].items()))
+        for name, tag in report["tags"].items()
+    )
+    tables = [Table(("", "recall", "perfect reader", "chance"), recalls)]
+    tables += [Table(("zero-shot tagging", "AUC (0.5 is chance)", "of each value"), (*tags, ("mean", number(report["macro_auc"]), "")))] if tags else []
+    title = f"MuLan on {report['num_clips']} held-out clips, one caption each, {report['seconds']:g} s"
+    return page(title, *(table.text() for table in tables), notes=[f"left out: {each}" for each in report["left_out"]])
 
 
 _TAG_NAMES = {("drums", "True"): "with", ("drums", "False"): "without"}
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -101,6 +101,10 @@ def evaluate_musiccaps(
     for judge in (*judges.embeddings, *judges.classifiers, *judges.matchers):
         Excerpt(judge.sample_rate_hz, judge.min_samples, seconds)  # Raises UserError for clips that are too short, before they are generated.
     out, chosen = as_path(out), _choose(as_path(table), as_path(audio_dir), subset, num_clips)
+    if len(chosen.lines) < 2:
+        raise UserError(
+            f"{audio_dir}: has the audio of {len(chosen.lines)} clips of the subset {subset!r}, expected at least 2; name files by the ids of {table}"
+        )
     skipped = _write_reference(chosen, as_path(audio_dir), out / REFERENCE, seconds, musiclm.config.audio.sample_rate_hz, progress)
     wanted = [Wanted(f"{name}.wav", line.captions[0]) for name, line in chosen.lines.items() if is_file(out / REFERENCE / f"{name}.wav")]
     if len(wanted) < 2:

@@ -1,7 +1,7 @@
-"""Judges from outside, with weights that the user has: CLAP, EnCodec and MERT through transformers, AST's AudioSet classes, and VGGish.
+"""Judges from outside, with weights that the user has: CLAP, EnCodec and MERT through transformers, AudioSet's classes by AST and PaSST, and VGGish.
 
 transformers' models are given as a folder, or by their name on the hub (`interop/hub.py`). None of their code is executed: MERT is loaded as the HuBERT that it
-is. All of them run in PyTorch on the CPU, but VGGish, which runs in JAX.
+is. All of them run in PyTorch on the CPU, but VGGish and PaSST, which run in JAX. SavedModels of TensorFlow are in `evaluation/saved.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation.embeddings import batched, pieces, windows
 from musiclm_jax.evaluation.extras import extra
 from musiclm_jax.interop import hub
-from musiclm_jax.models import vggish
+from musiclm_jax.models import passt, vggish
 
 _HUB = {
     "clap": "laion/larger_clap_music",
@@ -149,7 +149,7 @@ def load_mert(weights: str | None, *, layer: int | None = None) -> MertJudge:
     return MertJudge(_pretrained("HubertModel", source, config=config), chosen, f"mert@{source}:{chosen}", rate, rate)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- AST, VGGish
+# ---------------------------------------------------------------------------------------------------------------------- AST, PaSST, VGGish
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,6 +181,28 @@ def load_ast(weights: str | None) -> AstJudge:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PasstJudge:
+    """PaSST as a classifier of AudioSet's 527 classes, of windows of the length that its weights were trained on."""
+
+    config: passt.PasstConfig
+    params: Any
+    labels: tuple[str, ...]
+    name: str
+    sample_rate_hz: int = passt.SAMPLE_RATE_HZ
+    min_samples: int = passt.SAMPLE_RATE_HZ
+
+    def logits(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T V"]:
+        length = self.config.window_samples
+        return batched(lambda waves: passt.apply(self.config, self.params, waves), windows(wave, window=length, hop=length), size=1)
+
+
+def load_passt(weights: str | None) -> PasstJudge:
+    """PaSST from a file of its authors, such as passt-s-f128-p16-s10-ap.476-swa.pt, or the same arrays as safetensors."""
+    path, config, params = _read("passt", weights, passt.from_torch, passt.variable_shapes, of="PaSST", example="passt-s-f128-p16-s10-ap.476-swa.pt")
+    return PasstJudge(config, params, tuple(f"AudioSet {i}" for i in range(config.num_classes)), f"passt@{path.name}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class VggishJudge:
     """VGGish: an embedding of 128 dimensions for each 0.96 s."""
 
@@ -196,17 +218,29 @@ class VggishJudge:
 
 def load_vggish(weights: str | None) -> VggishJudge:
     """VGGish from the state dict of torchvggish: its file .pth, or the same arrays as safetensors."""
+    path, config, params = _read("vggish", weights, vggish.from_torch, vggish.variable_shapes, of="torchvggish", example="vggish-10086976.pth")
+    return VggishJudge(config, params, f"vggish@{path.name}")
+
+
+def _read(
+    kind: str, weights: str | None, convert: Callable[[dict[str, np.ndarray]], tuple[Any, Any]], shapes: Callable[[Any], Any], *, of: str, example: str
+) -> tuple[Path, Any, Any]:
+    """Returns (the file, config, parameters) of a model that runs in JAX, from a state dict in a file of PyTorch or safetensors.
+
+    Raises:
+        UserError: there is no file, or it is another model's.
+    """
     if weights is None:
-        raise UserError("vggish: name its weights with --weights, the file .pth of torchvggish or the same arrays as safetensors")
+        raise UserError(f"{kind}: name its weights with --weights, such as {example} of {of}, or the same arrays as safetensors")
     path = Path(weights)
     try:
-        config, params = vggish.from_torch(_read_state(path))
+        config, params = convert(_read_state(path))
     except OSError as error:
         raise unreadable(path, error) from error
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: not the weights of torchvggish ({error} is missing or of another shape); choose the file vggish-10086976.pth") from error
-    bundle.check_shapes(params, vggish.variable_shapes(config), where=weights)
-    return VggishJudge(config, params, f"vggish@{path.name}")
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: not the weights of {of} ({error} is missing or of another shape); choose a file such as {example}") from error
+    bundle.check_shapes(params, shapes(config), where=weights)
+    return path, config, params
 
 
 def _read_state(path: Path) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import ClipFile, check_seed, draw_clips, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require
+from musiclm_jax.evaluation.tables import Table, number, page
 from musiclm_jax.files import AnyPath, as_path
 from musiclm_jax.nn.clustering import assign, kmeans
 
@@ -225,27 +226,21 @@ def evaluate_semantic(
 
 
 def format_semantic_report(report: dict[str, Any]) -> str:
-    """The report as a table in plain text: mutual information with chance in brackets, and the shares of repeated tokens."""
-    results = report["results"]
-    lines = [
+    """The report as two tables in plain text: mutual information with chance in brackets, and the shares of pairs that have the same token."""
+    results, ours = report["results"], report["results"]["tokens"]
+    title = (
         f"Semantic tokens on {report['num_clips']} held-out clips, {report['seconds']:g} s each; {report['num_clusters']} clusters, "
-        f"log-mel: k-means fitted on {report['fit_clips']} training clips",
-        "",
-        f"{'mutual information with':40}  {'tokens':^15}  {'log-mel':^15}",
-    ]
-
-    def row(title: str, cells: list[str]) -> str:
-        return (f"{title:40}  " + "  ".join(f"{cell:15}" for cell in cells)).rstrip()
-
-    for label in results["tokens"]["information"]:
-        values = [result["information"][label] for result in results.values()]
-        lines.append(row(label, [f"{value['nmi']:.3f} ({value['chance']:.3f})" for value in values]))
-    lines += ["", row("neighbours that repeat", [f"{result['neighbours_repeat']:.3f}" for result in results.values()])]
-    left_out = ["", "left out", *report["left_out"]] if report["left_out"] else []
-    if not report["num_notes"]:
-        return "\n".join([*lines, "no notes: the folder is not a whole corpus of this version of `musiclm corpus`", *left_out])
-    lines += ["", f"two of the {report['num_notes']} notes have the same token in their middle"]
-    for name in results["tokens"]["notes_repeat"]:
-        shares = [result["notes_repeat"][name] for result in results.values()]
-        lines.append(row(name, ["-" if share is None else f"{share:.3f}" for share in shares]))
-    return "\n".join([*lines, *left_out])
+        f"log-mel: k-means fitted on {report['fit_clips']} training clips"
+    )
+    information = tuple(
+        (label, *("{nmi:.3f} ({chance:.3f})".format(**result["information"][label]) for result in results.values())) for label in ours["information"]
+    )
+    pairs = [("neighbours", *(number(result["neighbours_repeat"]) for result in results.values()))]
+    notes = [f"left out: {each}" for each in report["left_out"]]
+    if report["num_notes"]:
+        pairs += [(f"notes, {which}", *(number(result["notes_repeat"][which]) for result in results.values())) for which in ours["notes_repeat"]]
+        notes.insert(0, f"the tokens in the middle of {report['num_notes']} notes")
+    else:
+        notes.insert(0, "no notes: the folder is not a whole corpus of this version of `musiclm corpus`")
+    tables = (Table(("mutual information with", *results), information), Table(("pairs with the same token", *results), tuple(pairs)))
+    return page(title, *(table.text() for table in tables), notes=notes)

@@ -94,7 +94,8 @@ def evaluate_all(
         generate_clips(musiclm, wanted, out / GENERATED, seconds=seconds, seed=seed, progress=progress)
     settings = {"model": model_name(musiclm), "data": str(data_dir), "seconds": seconds, "seed": seed, "num_captions": num_captions, "num_clips": num_clips}
     options = {"seed": seed, "progress": progress}
-    measures = _model_measures(musiclm, folder, seconds, num_clips, options)
+    memorization = {"num_clips": num_clips, "kept": out / "memorization.continued.npz"}
+    measures = _model_measures(musiclm, folder, seconds, memorization, options)
     if wanted:
         measures |= _clip_measures(model, folder, out / GENERATED, wanted, seconds, options)
     texts, missing = {}, {}
@@ -124,8 +125,8 @@ def _wanted(folder: ClipFolder, num_captions: int, seed: int) -> list[Wanted]:
     return [Wanted(f"{stem(prompt)}.wav", prompt.caption) for prompt in prompts]
 
 
-def _model_measures(musiclm: MusicLM, folder: ClipFolder, seconds: float, num_clips: int, options: dict[str, Any]) -> dict[str, _Measure]:
-    """Of the models of a bundle, on clips of the folder."""
+def _model_measures(musiclm: MusicLM, folder: ClipFolder, seconds: float, memorization: dict[str, Any], options: dict[str, Any]) -> dict[str, _Measure]:
+    """Of the models of a bundle, on clips of the folder. memorization: further options of `evaluate_memorization`."""
     data, fit_clips = folder.path, min(_FIT_CLIPS, len(folder.split("train")))
     return {
         "codec": _Measure("Codec", lambda: evaluate_codec(musiclm.acoustic, data, seconds=seconds, progress=options["progress"]), format_codec_report),
@@ -133,7 +134,7 @@ def _model_measures(musiclm: MusicLM, folder: ClipFolder, seconds: float, num_cl
             "Semantic tokens", lambda: evaluate_semantic(musiclm.semantic, data, seconds=seconds, fit_clips=fit_clips, **options), format_semantic_report
         ),
         "mulan": _Measure("MuLan", lambda: evaluate_mulan(musiclm.mulan, data, seconds=seconds, **options), format_mulan_report),
-        "memorization": _Measure("Memorization", lambda: evaluate_memorization(musiclm, data, num_clips=num_clips, **options), format_memorization_report),
+        "memorization": _Measure("Memorization", lambda: evaluate_memorization(musiclm, data, **memorization, **options), format_memorization_report),
     }
 
 
@@ -154,7 +155,8 @@ def _clip_measures(model: str, folder: ClipFolder, generated: Path, wanted: Sequ
 
 def _kept(path: Path, settings: dict[str, Any], evaluate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The report in a file, if it was made with the same settings; or a new one, which is written there."""
-    if is_file(path) and (found := read_json(path)).get("settings") == settings:
+    found = read_json(path) if is_file(path) else None
+    if isinstance(found, dict) and found.get("settings") == settings:
         return found["report"]
     write_json(path, {"settings": settings, "report": (report := evaluate())})
     return report

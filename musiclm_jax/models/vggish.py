@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.arrays import Array, Float
-from musiclm_jax.audio.features import magnitude, stft
+from musiclm_jax.audio.features import htk_filterbank, magnitude, stft
 from musiclm_jax.checks import SIZE, check_numbers
 
 SAMPLE_RATE_HZ = 16_000
@@ -63,20 +63,11 @@ def patches(wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "P n"]:
     return np.stack([wave[start : start + PATCH_SAMPLES] for start in range(0, len(wave) - PATCH_SAMPLES + 1, PATCH_HOP)])
 
 
-@functools.cache
-def mel_filterbank() -> np.ndarray:
-    """VGGish's filters, float32 [F, M]: triangles over the mel scale of HTK, of height 1."""
-    mel = lambda hz: 1127 * np.log(1 + np.asarray(hz) / 700)  # noqa: E731
-    bins = mel(np.linspace(0, SAMPLE_RATE_HZ / 2, _NUM_FFT // 2 + 1))[:, None]
-    edges = np.linspace(mel(_MIN_HZ), mel(_MAX_HZ), _MELS + 2)
-    rising, falling = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-
-
 def log_mel(patches: Float[Array, "B n"]) -> Float[Array, "B T M"]:
     """The network's input: log(0.01 + x), of a mel spectrogram of magnitudes x."""
     spectrum = magnitude(stft(patches, window=_WINDOW, hop=_HOP, num_fft=_NUM_FFT)[:, :_FRAMES], epsilon=0.0)
-    return jnp.log(jnp.einsum("btf,fm->btm", spectrum, mel_filterbank(), precision=jax.lax.Precision.HIGHEST) + _FLOOR)
+    filters = htk_filterbank(sample_rate_hz=SAMPLE_RATE_HZ, num_fft=_NUM_FFT, num_mels=_MELS, min_hz=_MIN_HZ, max_hz=_MAX_HZ)
+    return jnp.log(jnp.einsum("btf,fm->btm", spectrum, filters, precision=jax.lax.Precision.HIGHEST) + _FLOOR)
 
 
 @functools.partial(jax.jit, static_argnums=0)

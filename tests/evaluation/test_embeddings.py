@@ -68,16 +68,19 @@ def test_names():
     judge = load_embedding("musicnn")
     assert isinstance(judge, Embedding) and isinstance(load_classifier("musicnn"), Classifier) and len(judge.labels) == 50
     for load, known in ((load_embedding, EMBEDDINGS), (load_classifier, CLASSIFIERS), (load_matcher, MATCHERS)):
-        with pytest.raises(UserError, match=f"'trill': choose one of {', '.join(known)}"):
-            load("trill")
+        with pytest.raises(UserError, match=f"'other': choose one of {', '.join(known)}"):
+            load("other")
     for name, message in [
         ("musicnn:3", "choose 'musicnn' alone"),
         ("mert:", "choose 'mert' alone, or with the number of a layer, such as 'mert:3'"),
         ("w2v-bert:x", "such as 'w2v-bert:3'"),
+        ("w2v-bert:²", "such as 'w2v-bert:3'"),
+        ("trill:layer3", "choose 'trill' alone, or with one of its outputs, 'trill:layer19'"),
+        ("saved-model:a@0", "an output and a rate, such as 'saved-model:logits', 'saved-model:@32000' or 'saved-model:logits@32000'"),
     ]:
         with pytest.raises(UserError, match=message):
             load_embedding(name)
-    with pytest.raises(UserError, match="mulan has no --weights of its own: leave them out, or choose one of vggish, clap, encodec, mert"):
+    with pytest.raises(UserError, match="mulan has no --weights of its own: leave them out, or choose one of vggish, clap, encodec, mert, trill, saved-model"):
         load_embedding("mulan", weights="x")
 
 
@@ -88,3 +91,6 @@ def test_what_a_judge_from_outside_lacks_is_named(monkeypatch, tmp_path):
     for load in (outside.load_clap, outside.load_encodec, outside.load_mert, outside.load_ast):
         with pytest.raises(UserError, match=r"needs the package transformers; install it with: pip install 'musiclm-jax\[judges\]'"):
             load(str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
+    with pytest.raises(UserError, match=r"needs the package tensorflow; install it with: pip install 'musiclm-jax\[savedmodel\]'"):
+        load_embedding("trill", weights=str(tmp_path))

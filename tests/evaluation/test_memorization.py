@@ -117,6 +117,51 @@ def test_a_model_as_it_is(data):
     assert any("the stage sees 0.4 s at once" in note for note in report["notes"])
 
 
+class Stopped(Exception):
+    pass
+
+
+def test_a_call_that_was_stopped_is_continued(songs, data, tmp_path):
+    """Batches that were made are not made again, if model, clips and prompts are the same; others are."""
+    known = by_mulan({name: songs[name] for name in ("00.wav", "01.wav", "02.wav", "03.wav")})
+    whole = evaluate_memorization(Parrot(known), data, prompt_tokens=PROMPTS, batch_size=4)
+    kept, options = tmp_path / "m.npz", {"prompt_tokens": PROMPTS, "batch_size": 4, "kept": tmp_path / "m.npz"}
+
+    class Mortal(Parrot):
+        def draw_stage(self, *args, **more):
+            if len(self.calls) == 4:
+                raise Stopped
+            return super().draw_stage(*args, **more)
+
+    with pytest.raises(Stopped):
+        evaluate_memorization(Mortal(known), data, **options)
+    model = Parrot(known)
+    assert evaluate_memorization(model, data, **options) == whole
+    # Of 2 times 3 batches of training clips and 2 of held-out ones, 4 were made.
+    assert model.calls == [(4, 175), (4, 175), (3, 125), (3, 175)]
+    again = Parrot(known)
+    assert evaluate_memorization(again, data, **options) == whole and again.calls == []
+    for change in ({"num_clips": 8}, {"seed": 1, "num_clips": 5}):
+        evaluate_memorization(other := Parrot(known), data, **options | change)
+        assert len(other.calls) >= 4
+    evaluate_memorization(Parrot(known), data, **options | {"prompt_tokens": (0, 20)})
+    # The clips are shorter now, their first tokens are the same: only the new prompt is continued.
+    evaluate_memorization(other := Parrot(known), data, **options | {"prompt_tokens": (0, 10, 20)})
+    assert other.calls == [(4, 135)] * 3 + [(3, 135)]
+    changed = Parrot(known)
+    changed.config = dataclasses.replace(changed.config, selection=dataclasses.replace(changed.config.selection, num_candidates=7))
+    evaluate_memorization(changed, data, **options | {"prompt_tokens": (0, 10, 20)})
+    assert len(changed.calls) == 12
+    for content in (b"no arrays", b""):
+        kept.write_bytes(content)
+        with pytest.raises(UserError, match="m.npz: is not a file of continuations; move it away"):
+            evaluate_memorization(Parrot(known), data, **options)
+    with kept.open("wb") as file:
+        np.savez(file, tokens=np.zeros(3))
+    with pytest.raises(UserError, match="m.npz: is not a file of continuations"):
+        evaluate_memorization(Parrot(known), data, **options)
+
+
 def test_mistakes(data, tmp_path):
     with pytest.raises(UserError, match="prompt_tokens=\\[-1\\]: choose lengths"):
         evaluate_memorization(TINY, data, prompt_tokens=(-1,))

@@ -93,12 +93,15 @@ def test_mistakes(source, tmp_path):
 
     bare = tmp_path / "bare.csv"
     bare.write_text("ytid,start_s,end_s,caption\nabc,30,40,a melody\n")
+    odd = tmp_path / "odd.csv"
+    odd.write_text("ytid,start_s,end_s,caption\nabc,nan,40,a melody\n")
     (tmp_path / "empty").mkdir()
     for options, message in [
         ({"table": tmp_path / "none.csv"}, "none.csv"),
         ({"table": bare}, "bare.csv: flags no clip as is_balanced_subset; take the table that was published"),
+        ({"table": odd}, "odd.csv line 2: is from nan to 40 s, expected numbers from 0 on, in order"),
         ({"audio_dir": tmp_path / "none"}, "none: is not a folder; name the folder of MusicCaps' audio"),
-        ({"audio_dir": tmp_path / "empty"}, "empty: 0 clips of the subset 'balanced' can be used, expected at least 2"),
+        ({"audio_dir": tmp_path / "empty"}, "empty: has the audio of 0 clips of the subset 'balanced', expected at least 2"),
         ({"subset": "train"}, "subset 'train': choose one of balanced, eval"),
     ]:
         with pytest.raises(UserError, match=message):

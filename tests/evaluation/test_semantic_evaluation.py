@@ -196,7 +196,7 @@ def test_clips_that_are_no_corpus(tmp_path):
     assert report["num_clips"] == num_clips and report["num_notes"] == 0
     assert report["results"]["tokens"]["information"] == {} and report["results"]["tokens"]["neighbours_repeat"] == pytest.approx(25 / 49)
     assert report["left_out"] == [f"{name}: not all clips have that attribute" for name in ("instrument", "tonic", "mode", "drums")]
-    assert "left out\ninstrument: not all" in format_semantic_report(report)
+    assert "note: left out: instrument: not all" in format_semantic_report(report)
 
     lines = [{"file_name": f"{i}.wav", "split": ("test", "train")[i % 2], "attributes": {"mode": [i % 4 > 1], "tonic": i}} for i in range(8)]
     del lines[2]["attributes"]["tonic"]

@@ -42,7 +42,7 @@ def test_what_a_folder_allows_is_on_the_page_and_the_rest_has_its_reason(bundle,
     assert len(list((out / "generated").glob("*.wav"))) == 2
     assert json.loads((out / "kld.json").read_text())["report"]["num_pairs"] == 2
     # A second call makes only what is missing, and one with other settings all.
-    (out / "mcc.json").unlink()
+    (out / "mcc.json").write_text("[]")
     called = []
     for name in ("evaluate_fad", "evaluate_mcc", "evaluate_codec"):
         monkeypatch.setattr(summary, name, lambda *args, name=name, call=getattr(summary, name), **options: called.append(name) or call(*args, **options))
@@ -100,3 +100,5 @@ def test_a_part_of_a_file_is_played_as_such(tmp_path):
     assert link(ClipFile(clip), tmp_path / "out" / "index.html") == "../a%20b.wav"
     assert link(ClipFile(clip, 2.5, 4.0), tmp_path / "index.html") == "a%20b.wav#t=2.5,4"
     assert link(ClipFile(clip, None, 4.0), tmp_path / "index.html") == "a%20b.wav#t=0,4"
+    (tmp_path / "loop").symlink_to("loop")  # It is replaced.
+    assert link(ClipFile(clip), tmp_path / "loop") == "a%20b.wav"

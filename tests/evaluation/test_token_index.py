@@ -110,7 +110,7 @@ def test_an_index_is_built_continued_and_read(tmp_path, monkeypatch):
 
 def test_other_files_and_other_tokenizers_are_refused(tmp_path):
     out = tmp_path / "index.npz"
-    with pytest.raises(UserError, match="index.npz cannot be read, No such file"):
+    with pytest.raises(UserError, match="index.npz: there is no such file; make an index"):
         read_index(out)
     out.write_text("{}")
     with pytest.raises(UserError, match="is not an index of tokens; make one with `musiclm evaluate index`"):
