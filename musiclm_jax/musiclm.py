@@ -267,7 +267,7 @@ class MusicLM:
         check_request(texts, seconds=1 if seconds is None else min(seconds, 1), seed=seed, **few)
         begun = None if beginning is None else read_beginning(beginning, self.config.audio, self.semantic, self.acoustic, seconds=seconds)
         if resynthesize is not None:
-            begun, seconds = read_notes(resynthesize, self.config.audio, self.semantic), len(resynthesize) / self.config.audio.sample_rate_hz
+            begun, seconds = read_notes(resynthesize, self.semantic), len(resynthesize) / self.config.audio.sample_rate_hz
         script = make_script([prompt] if story is None else [], story, without=without, fade=fade, seconds=seconds)
         options = {"seed": seed, "seconds": seconds, "sample": sample, "tries": tries, "ending": ending, "on_progress": on_progress}
         given = self._given(melody, seconds, ending, voice)

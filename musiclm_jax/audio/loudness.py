@@ -19,7 +19,9 @@ TARGET_LUFS, PEAK = -14.0, 10 ** (-1 / 20)
 START_SEC, WINDOW_SEC, _HOP_SEC = 3.0, 4.0, 1.0
 # What the whole so far lacks of the target, the next second has more, up to 2 dB.
 _MAX_MORE_DB = 2.0
-# No second after the start is louder than the target by more, before the limiter.
+# In which the gain falls at a burst.
+_BURST_SEC = 0.1
+# No second after the start is louder than the target by more.
 _MAX_ABOVE_DB = 1.0
 # Limits the gain, so that a nearly silent wave does not become loud noise.
 _MAX_GAIN = 10 ** (30 / 20)
@@ -77,10 +79,11 @@ class Leveller:
             stop = min(self._levelled + length, end)
             piece = self._wave[self._levelled - self._first : stop - self._first]
             before, gain = self._gain, self._next_gain(stop if self._gain is None else self._levelled)
-            most = 10 ** ((self._target + _MAX_ABOVE_DB - self._loudness(piece)) / 20)
-            self._gain = gain if before is None else min(gain, most)
-            # A ramp, straight in dB, through a whole second, so that it does not depend on where the wave ends.
-            ramp = self._gain if before is None else before * (self._gain / before) ** (np.arange(len(piece)) / length)
+            most = gain_to(piece, target_lufs=self._target + _MAX_ABOVE_DB, sample_rate_hz=self._rate)
+            self._gain = gain if before is None or most is None else min(gain, most)
+            # A ramp, straight in dB, through a whole second, so that it does not depend on where the wave ends; down by more than 6 dB, at a burst, at once.
+            turn = length if before is None or self._gain > before / 2 else _BURST_SEC * self._rate
+            ramp = self._gain if before is None else before * (self._gain / before) ** np.minimum(1, np.arange(len(piece)) / turn)
             self._levelled = stop
             drop = max(0, stop - round(WINDOW_SEC * self._rate) - self._first)
             self._wave, self._first = self._wave[drop:], self._first + drop

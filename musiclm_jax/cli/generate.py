@@ -146,8 +146,10 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
     import musiclm_jax
     from musiclm_jax import pretrained
     from musiclm_jax.evaluation.exact import ExactWishes, check_measurable
-    from musiclm_jax.generation.request import check_request, resolve_sampling
+    from musiclm_jax.generation.request import MAX_ROWS, check_request, resolve_sampling
+    from musiclm_jax.generation.wishes import parse_wish
 
+    parse_wish(None, without=options["without"])
     recordings = {name: options[name] for name in ("like", "beginning", "resynthesize", "voice", "melody") if options[name] is not None}
     old = None if again is None else read_recipe(again)
     model = old.model if old is not None and not _given("model") else model
@@ -200,6 +202,8 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
             check()
     several = samples > 1 or len(prompts) > 1
     few = {"num_candidates": options["candidates"], "num_drafts": options["drafts"]}
+    if recipe.sample >= MAX_ROWS:
+        raise UserError(f"--sample {recipe.sample + 1}: choose one up to {MAX_ROWS}; with another --seed there are others")
     wanted = list(prompts) or [text for _, text in recipe.story] or [None]
     check_request(wanted, seconds=recipe.seconds if several else 1.0, seed=recipe.seed, num_samples=samples, **few)
     return recipe

@@ -50,8 +50,6 @@ def read_beginning(
     return Beginning(whole, semantic.encode(whole)[:, :-unheard], acoustic.encode(whole)[:, :frames], fade=spec.frame_samples)
 
 
-def read_notes(wave: Float[np.ndarray, "N"], spec: AudioSpec, semantic: SemanticTokenizer) -> Beginning:
-    """The semantic tokens of a recording, and no acoustic ones. UserError: it is shorter than a semantic token."""
-    if len(wave) < spec.semantic_samples:
-        raise UserError(f"a recording of {len(wave)} samples is too short to be made anew: give one of at least {spec.semantic_samples}")
+def read_notes(wave: Float[np.ndarray, "N"], semantic: SemanticTokenizer) -> Beginning:
+    """The semantic tokens of a recording, and no acoustic ones."""
     return Beginning(np.zeros((1, 0), np.float32), semantic.encode(wave[None]), None, fade=1)

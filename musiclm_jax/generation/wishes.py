@@ -25,7 +25,7 @@ from musiclm_jax.tokens import ABSENT
 # (second, prompt) pairs, from 0 on, in order.
 Story = Sequence[tuple[float | int, str]]
 # "0.7: calm piano": a share and a prompt.
-_SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*:(.*)", re.DOTALL)
+_SHARE = re.compile(r"\s*(\d{0,9}[.,]?\d{1,9})\s*:(.*)", re.DOTALL)
 # "without any drums", "with no drums", "no drums".
 _NEGATION = re.compile(r"\b(?:without|no)\s+(?:(?:any|a|an|the)\s+)?([^\W\d_]{3,})", re.IGNORECASE)
 # Seconds between the mixtures of a fade.
@@ -63,8 +63,9 @@ def parse_wish(text: str | None, *, without: Sequence[str] = ()) -> Wish:
     Raises:
         UserError: a prompt of a mixture is empty, some have no share, or their sum is 0; what is excluded is empty.
     """
-    if not all(excluded.strip() for excluded in without):
-        raise UserError("what is excluded is empty: name what should not be heard, such as 'drums', or leave it out")
+    for excluded in without:
+        if not excluded.strip() or not _is_text(excluded):
+            raise UserError(f"what is excluded is {excluded!r}: name what should not be heard, such as 'drums', or leave it out")
     if text is None:
         return Wish(without=tuple(without))
     without = tuple(dict.fromkeys([*without, *_NEGATION.findall(text)]))
@@ -80,6 +81,11 @@ def parse_wish(text: str | None, *, without: Sequence[str] = ()) -> Wish:
         raise UserError(f"the mixture {text!r}: write a share and a prompt for each part, such as '0.7: calm piano | 0.3: techno'")
     total = sum(shares)
     return Wish(text, tuple((share / total, prompt.strip()) for share, prompt in zip(shares, prompts, strict=True)), without)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text is valid Unicode. An argument of a command need not be."""
+    return text == text.encode(errors="ignore").decode()
 
 
 def mix(before: Wish, after: Wish, share: float | int) -> Wish:

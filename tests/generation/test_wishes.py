@@ -149,7 +149,7 @@ def test_the_notes_of_a_recording_are_played_anew(model, monkeypatch):
     list(model.stream("piano", resynthesize=wave))
     read = next(conditions["semantic"] for name, conditions in given if name == "coarse")
     np.testing.assert_array_equal(read[0, :, 0], notes[0, : read.shape[1]])
-    with pytest.raises(UserError, match="too short to be made anew"):
+    with pytest.raises(UserError, match="the recording of 0.00 s is too short"):
         model.stream(resynthesize=wave[:100])
 
 
