@@ -11,7 +11,7 @@ import click
 
 from musiclm_jax.cli import clips, words
 from musiclm_jax.cli.options import LocalPlace, PerStage, Place, Seconds, SectionedCommand, model_option, overrides, seed_option, use_compilation_cache
-from musiclm_jax.cli.recipe import ClipRecipe, find_recordings, hash_files, read_recipe, read_story
+from musiclm_jax.cli.recipe import RECORDINGS, ClipRecipe, find_recordings, read_recipe, read_story
 from musiclm_jax.errors import UserError
 
 # What a story lasts after its last line, as in the paper.
@@ -139,60 +139,19 @@ def check_together(
         raise fail("--tries goes with --bpm, --key or --meter: give one of them.")
 
 
-def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **options) -> ClipRecipe:
+def make_recipe(prompts, samples, *, model, again, sample, **options) -> ClipRecipe:
     """What the options say: that of the first clip, if there are several. Raises UserError for what the model cannot do, before its weights are read."""
-    import jax
-
-    import musiclm_jax
     from musiclm_jax import pretrained
-    from musiclm_jax.evaluation.exact import ExactWishes, check_measurable
-    from musiclm_jax.generation.request import MAX_ROWS, check_request, resolve_sampling
-    from musiclm_jax.generation.wishes import parse_wish
+    from musiclm_jax.generation.request import MAX_ROWS, check_request
 
-    parse_wish(None, without=options["without"])
-    recordings = {name: options[name] for name in ("like", "beginning", "resynthesize", "voice", "melody") if options[name] is not None}
     old = None if again is None else read_recipe(again)
     model = old.model if old is not None and not _given("model") else model
     opened = pretrained.open_pretrained(model)
     config, digest = pretrained.read_config(opened), pretrained.digest(opened)
-    if old is not None:
-        if digest != old.model_sha256:
-            click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
-        recipe = dataclasses.replace(old, model=str(model), model_sha256=digest, sample=old.sample if sample is None else sample - 1)
-        recipe, changed = find_recordings(recipe, again)
-        for path in changed:
-            click.echo(f"musiclm: {path} is not what it was when {again} was made, so this will be other music", err=True)
-    else:
-        lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
-        if seconds is None:
-            seconds = lines[-1][0] + _LAST_SEC if story is not None else 10.0 if options["voice"] is None else _length_sec(options["voice"])
-        tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
-        defaults = {stage.name: stage.sampling for stage in config.stages}
-        sampling = resolve_sampling(defaults, overrides(list(defaults), temperature=options["temperatures"], top_k=options["top_ks"]))
-        if not lines:  # The best of several is that which is nearest to a prompt.
-            tries = tries.replace(num_candidates=1, num_drafts=1)
-        exact = ExactWishes(*(options[name] for name in ("bpm", "key", "meter")))
-        if exact:
-            check_measurable(seconds)
-        recipe = ClipRecipe(
-            story=tuple(lines),
-            seed=options["seed"],
-            seconds=float(seconds),
-            sample=0 if sample is None else sample - 1,
-            num_candidates=tries.num_candidates,
-            num_drafts=tries.num_drafts,
-            sampling={stage: dataclasses.asdict(each) for stage, each in sampling.items()},
-            recordings={name: str(path) for name, path in recordings.items()},
-            recordings_sha256=hash_files(recordings),
-            model=str(model),
-            model_sha256=digest,
-            musiclm_jax=musiclm_jax.__version__,
-            jax=jax.__version__,
-            fade=options["fade"],
-            ending=options["ending"],
-            without=options["without"],
-            exact={name: value for name, value in dataclasses.asdict(exact).items() if value is not None},
-        )
+    if old is not None and digest != old.model_sha256:
+        click.echo(f"musiclm: {again} was made by another model than {model}, so this will be other music: --model names that one", err=True)
+    recipe = _new_recipe(prompts, config, **options) if old is None else old
+    recipe = dataclasses.replace(recipe, model=str(model), model_sha256=digest, sample=recipe.sample if sample is None else sample - 1)
     for is_wanted, check in (
         ("melody" in recipe.recordings, config.check_melody),
         (recipe.ending, config.check_timing),
@@ -200,13 +159,55 @@ def make_recipe(prompts, samples, *, story, seconds, model, again, sample, **opt
     ):
         if is_wanted:
             check()
-    several = samples > 1 or len(prompts) > 1
-    few = {"num_candidates": options["candidates"], "num_drafts": options["drafts"]}
+    recipe, changed = find_recordings(recipe, Path() if again is None else again.parent)
+    for path in changed:
+        click.echo(f"musiclm: {path} is not what it was when {again} was made, so this will be other music", err=True)
     if recipe.sample >= MAX_ROWS:
         raise UserError(f"--sample {recipe.sample + 1}: choose one up to {MAX_ROWS}; with another --seed there are others")
+    several = samples > 1 or len(prompts) > 1
+    few = {"num_candidates": options["candidates"], "num_drafts": options["drafts"]}
     wanted = list(prompts) or [text for _, text in recipe.story] or [None]
     check_request(wanted, seconds=recipe.seconds if several else 1.0, seed=recipe.seed, num_samples=samples, **few)
     return recipe
+
+
+def _new_recipe(prompts, config, *, story, seconds, **options) -> ClipRecipe:
+    """The recipe of a clip that is made for the first time, but for its model."""
+    import jax
+
+    import musiclm_jax
+    from musiclm_jax.evaluation.exact import ExactWishes, check_measurable
+    from musiclm_jax.generation.request import resolve_sampling
+    from musiclm_jax.generation.wishes import parse_wish
+
+    parse_wish(None, without=options["without"])
+    lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
+    if seconds is None:
+        seconds = lines[-1][0] + _LAST_SEC if story is not None else 10.0 if options["voice"] is None else _length_sec(options["voice"])
+    tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
+    if not lines:  # The best of several is that which is nearest to a prompt.
+        tries = tries.replace(num_candidates=1, num_drafts=1)
+    defaults = {stage.name: stage.sampling for stage in config.stages}
+    sampling = resolve_sampling(defaults, overrides(list(defaults), temperature=options["temperatures"], top_k=options["top_ks"]))
+    exact = ExactWishes(*(options[name] for name in ("bpm", "key", "meter")))
+    if exact:
+        check_measurable(seconds)
+    return ClipRecipe(
+        story=tuple(lines),
+        seed=options["seed"],
+        seconds=float(seconds),
+        sample=0,
+        num_candidates=tries.num_candidates,
+        num_drafts=tries.num_drafts,
+        sampling={stage: dataclasses.asdict(each) for stage, each in sampling.items()},
+        recordings={name: str(options[name]) for name in RECORDINGS if options[name] is not None},
+        musiclm_jax=musiclm_jax.__version__,
+        jax=jax.__version__,
+        fade=options["fade"],
+        ending=options["ending"],
+        without=options["without"],
+        exact={name: value for name, value in dataclasses.asdict(exact).items() if value is not None},
+    )
 
 
 def spare_recordings(recipe: ClipRecipe, paths) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from musiclm_jax.errors import UserError
+from musiclm_jax.files import as_path
 from musiclm_jax.records import from_dict, to_dict
 
 # Recordings that are read as waves at the model's rate. A melody is read by the model.
 _WAVES = ("like", "beginning", "resynthesize", "voice")
+RECORDINGS = (*_WAVES, "melody")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +31,13 @@ class ClipRecipe:
     num_drafts: int
     # {stage: {field of SamplingConfig: value}}, of all stages.
     sampling: dict[str, dict[str, float]]
-    # {"like", "beginning", "melody", "resynthesize", "voice": file} that were given.
+    # {one of `RECORDINGS`: file} that were given.
     recordings: dict[str, str]
-    # As given, and the hash of its weights (`pretrained.digest`).
-    model: str
-    model_sha256: str
     musiclm_jax: str
     jax: str
+    # As given, and the hash of its weights (`pretrained.digest`).
+    model: str = ""
+    model_sha256: str = ""
     fade: float = 0.0
     without: tuple[str, ...] = ()
     ending: bool = False
@@ -70,28 +72,20 @@ class ClipRecipe:
     def read_recordings(self, *, sample_rate_hz: int) -> dict[str, Any]:
         """The further arguments of `MusicLM.stream`: waves. Raises UserError where a file cannot be read, or is silent."""
         from musiclm_jax import audio
-        from musiclm_jax.files import as_path
 
         return {name: audio.read(as_path(file), sample_rate_hz=sample_rate_hz) for name, file in self.recordings.items() if name in _WAVES}
 
 
-def hash_files(paths: dict[str, Path]) -> dict[str, str]:
-    """SHA-256 of each file. Raises UserError if there is none."""
-    found = {}
-    for name, path in paths.items():
-        try:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-    return found
-
-
-def find_recordings(recipe: ClipRecipe, clip: Path) -> tuple[ClipRecipe, list[str]]:
-    """The recipe of a clip with its recordings where they are, here or beside the clip, and those that have changed. UserError: one is not there."""
-    paths = {name: next((path for path in (Path(file), clip.parent / file) if path.exists()), Path(file)) for name, file in recipe.recordings.items()}
-    known = recipe.recordings_sha256
-    changed = [str(paths[name]) for name, found in hash_files(paths).items() if known.get(name, found) != found]
-    return dataclasses.replace(recipe, recordings={name: str(path) for name, path in paths.items()}), changed
+def find_recordings(recipe: ClipRecipe, folder: Path) -> tuple[ClipRecipe, list[str]]:
+    """The recipe with its recordings where they are, here or in a folder, and their hashes; and those that have changed since. UserError: one is not there."""
+    found, hashes = {}, {}
+    for name, file in recipe.recordings.items():
+        path = next((path for path in (as_path(file), folder / file) if path.exists()), None)
+        if path is None:
+            raise UserError(f"{file}: no such file")
+        found[name], hashes[name] = str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    changed = [found[name] for name, known in recipe.recordings_sha256.items() if hashes[name] != known]
+    return dataclasses.replace(recipe, recordings=found, recordings_sha256=hashes), changed
 
 
 def read_recipe(path: Path) -> ClipRecipe:
