@@ -110,6 +110,10 @@ class MuLanJudge:
     def min_samples(self) -> int:
         return self.sample_rate_hz
 
+    @property
+    def full_sec(self) -> float:
+        return self.tokenizer.config.window_samples / self.sample_rate_hz
+
     def embed(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T D"]:
         config = self.tokenizer.config
         return batched(self.tokenizer.embed_audio, windows(wave, window=config.window_samples, hop=config.hop_samples))

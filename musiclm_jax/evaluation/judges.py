@@ -35,6 +35,8 @@ class Matcher(Protocol):
     name: str
     sample_rate_hz: int
     min_samples: int
+    # What it was trained on: shorter clips are padded with silence, and their embeddings are worth less.
+    full_sec: float
 
     def embed_clip(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "D"]:
         """The unit embedding of a clip. Threads may call it at once."""

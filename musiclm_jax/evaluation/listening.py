@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import html
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,11 @@ def score(paths: Sequence[str | Path]) -> dict[str, Any]:
         "num_results".
 
     Raises:
-        UserError: there are none, or a file is none.
+        UserError: there are none, a file is none, or two are the same.
     """
     if not paths:
         raise UserError("there are no results: name the JSON files that raters have saved")
+    _check_distinct(paths)
     # {the two systems, in the order of their names: preferences for the second of them}.
     ratings: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for first, second, rating in itertools.chain.from_iterable(map(_answers, paths)):
@@ -105,6 +107,16 @@ def score(paths: Sequence[str | Path]) -> dict[str, Any]:
         corrected = min(1.0, p * len(ratings))
         pairs.append({"systems": systems, "answers": len(values), "wins": won, "ties": len(values) - sum(won), "p": p, "p_corrected": corrected})
     return {"wins": dict(wins), "comparisons": dict(comparisons), "pairs": pairs, "num_results": len(paths)}
+
+
+def _check_distinct(paths: Sequence[str | Path]) -> None:
+    """Raises UserError if two files are the same, whose answers would count twice."""
+    known: dict[str, str | Path] = {}
+    for path in paths:
+        content = json.dumps(read_json(path), sort_keys=True)
+        if content in known:
+            raise UserError(f"{known[content]} and {path} are the same results: name each file once")
+        known[content] = path
 
 
 def _answers(path: str | Path) -> Iterable[tuple[str, str, int]]:

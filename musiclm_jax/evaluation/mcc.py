@@ -64,6 +64,8 @@ def evaluate_mcc(
     cosines = {what: (texts @ embeddings.T).astype(np.float64) for what, embeddings in zip(columns, clips)}
     num_missing = len(pairs) - len(captions)
     notes = [] if made is None else unpaired(real, made, len(pairs))
+    if seconds is not None and seconds < judge.full_sec:
+        notes.append(f"{judge.name} was trained on clips of {judge.full_sec:g} s: with {seconds:g} s the cosines are lower, also those of real clips")
     notes += [f"{num_missing} clips have no caption and are left out"] if num_missing else []
     return {
         "judge": judge.name,

@@ -46,6 +46,8 @@ class ClapJudge:
     name: str
     sample_rate_hz: int = 48_000
     min_samples: int = 48_000
+    # Shorter clips are repeated to it.
+    full_sec: float = 10.0
 
     def embed(self, wave: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T D"]:
         return batched(self._embed_windows, windows(wave, window=10 * self.sample_rate_hz, hop=self.sample_rate_hz))

@@ -114,7 +114,8 @@ def read_index(path: str | AnyPath) -> TokenIndex:
     """Reads what `build_index` wrote. Raises UserError if it cannot be read, or is another file."""
     path = as_path(path)
     if not is_file(path):
-        raise UserError(f"{path}: there is no such file; make an index with `musiclm evaluate index`")
+        what = "it is no file" if path.exists() else "there is no such file"
+        raise UserError(f"{path}: {what}; make an index with `musiclm evaluate index`")
     try:
         with np.load(local_copy(path), allow_pickle=False) as file:
             header, lengths, tokens = json.loads(str(file["header"])), file["lengths"], file["tokens"]

@@ -92,8 +92,8 @@ def test_listening(folders, tmp_path, capsys):
     assert status == 0 and out.endswith("page.html: 3 pairs; open it in a browser\n")
     answers = tmp_path / "answers.json"
     answers.write_text('{"format": 1, "answers": [{"first": "real", "second": "made", "rating": -1}]}')
-    status, out, _ = run("evaluate", "listening", "--score", answers, answers, capsys=capsys)
-    assert status == 0 and "made and real  2        0 : 2" in out
+    status, out, _ = run("evaluate", "listening", "--score", answers, capsys=capsys)
+    assert status == 0 and "made and real  1        0 : 1" in out
     status, _, err = run("evaluate", "listening", folders[0], capsys=capsys)
     assert status == 2 and "name two folders and --out FILE.html" in err
 

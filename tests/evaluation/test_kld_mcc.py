@@ -31,6 +31,7 @@ class Pitches:
     labels: tuple = PITCHES_HZ
     sample_rate_hz: int = RATE_HZ
     min_samples: int = 4000
+    full_sec: float = 2.0
 
     def logits(self, wave):
         return 2 * np.log(bands(wave) + 1)
@@ -104,6 +105,8 @@ def test_direction_and_normalization(real, tmp_path):
 
 def test_captions_match_their_clips(real, tmp_path):
     report = evaluate_mcc(PITCH, real)
+    short = "pitches was trained on clips of 2 s: with 1 s the cosines are lower, also those of real clips"
+    assert report["notes"] == [] and evaluate_mcc(PITCH, real, seconds=1.0)["notes"] == [short]
     assert list(report["results"]) == ["real"] and report["results"]["real"]["pairs"] == pytest.approx(1, abs=0.02)
     assert report["results"]["real"]["shuffled"] == pytest.approx(0, abs=0.1)
     assert [clip["caption"] for clip in report["clips"]] == list(CAPTIONS.values())

@@ -91,6 +91,8 @@ def test_wins_and_tests(tmp_path):
     one = write_answers(tmp_path / "1.json", *[("a", "b", 2)] * 4, *[("b", "a", 1)] * 2, ("a", "b", 0), ("b", "c", -1))
     two = write_answers(tmp_path / "2.json", *[("b", "a", -1)] * 3, ("c", "a", 0))
     report = score([one, two])
+    with pytest.raises(UserError, match="are the same results"):
+        score([one, two, one])
     assert report["wins"] == {"a": 2, "b": 8, "c": 0} and report["comparisons"] == {"a": 11, "b": 11, "c": 2}
     ab, ac, bc = report["pairs"]
     assert ab["systems"] == ("a", "b") and ab["wins"] == [2, 7] and ab["ties"] == 1
