@@ -1,5 +1,5 @@
 // The page of a listening test. `test` has the trials; answers stay in this browser until they are saved.
-const key = "musiclm listening " + JSON.stringify([test.systems, test.seed, test.trials.length]);
+const key = "musiclm listening " + JSON.stringify([test.systems, test.trials]);
 let ratings = {};
 try {
   ratings = JSON.parse(localStorage.getItem(key) || "{}");

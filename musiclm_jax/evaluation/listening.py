@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from musiclm_jax.audio import SAMPLE_RATE_HZ
 from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError
-from musiclm_jax.evaluation.clips import ClipFile, Progress, check_seed, pair_clips, read_clips, unpaired
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.html import as_script, document, element, link
 from musiclm_jax.evaluation.tables import Table, page
 from musiclm_jax.files import local_path, read_json, write_text
@@ -27,6 +28,8 @@ FORMAT = 1
 # What a rater says of the first clip and of the second one, as preference for the second.
 SCALE = {-2: "much more the first", -1: "rather the first", 0: "no difference", 1: "rather the second", 2: "much more the second"}
 QUESTION = "Which clip fits the text better? Judge the music, not the quality of the sound."
+# Clips are no shorter, 0.04 s, and of a pair whose lengths differ by a factor above the other, one can be told by its length.
+_LEAST_SAMPLES, _UNEVEN = 960, 1.02
 _SCRIPT = Path(__file__).with_name("listening.js")
 
 
@@ -42,14 +45,17 @@ def write_page(
         (the number of pairs, notes about clips that are left out).
 
     Raises:
-        UserError: a folder cannot be read, both have the same name, fewer than 2 clips have a partner, or the page cannot be written.
+        UserError: a folder cannot be read, both have the same name, fewer than 2 pairs have clips that can be heard, or the page cannot be written.
     """
     check_seed(seed)
     out, folders = local_path(out), [read_clips(local_path(path), progress=progress) for path in (a_dir, b_dir)]
     systems = [folder.path.resolve().name for folder in folders]
     if systems[0] == systems[1]:
         raise UserError(f"both folders are called {systems[0]!r}, which is the name of the system in the results: rename one of them")
-    pairs, rng = pair_clips(*folders), np.random.default_rng(seed)
+    paired, rng = pair_clips(*folders), np.random.default_rng(seed)
+    files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip(folders, pair)) for pair in paired]
+    lengths, skipped = map_groups(len, files, Excerpt(SAMPLE_RATE_HZ, _LEAST_SAMPLES), columns=tuple(systems), progress=progress)
+    pairs = [paired[number] for number, _ in lengths]
     order = rng.permutation(len(pairs))[:num_pairs]
     trials = [_trial(folders, systems, pairs[i], bool(rng.integers(2)), out) for i in order.tolist()]
     scale = "".join(f'<button value="{value}">{html.escape(text)}</button>' for value, text in SCALE.items())
@@ -61,7 +67,9 @@ def write_page(
         f"<script>const test = {as_script(data)};\n{_SCRIPT.read_text(encoding='utf-8')}</script>",
     ]
     write_text(out, document("Listening test", *body))
-    return len(trials), unpaired(*folders, len(pairs))
+    uneven = sum(max(both) > _UNEVEN * min(both) for _, both in lengths)
+    notes = [f"{uneven} of {len(pairs)} pairs have clips of different lengths, by which raters can tell the systems apart"] if uneven else []
+    return len(trials), [*unpaired(*folders, len(paired)), *left_out(skipped), *notes]
 
 
 def _trial(folders: Sequence[ClipFolder], systems: Sequence[str], pair: Sequence[Any], swapped: bool, page: Path) -> dict[str, Any]:

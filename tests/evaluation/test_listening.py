@@ -45,6 +45,15 @@ def test_the_page_has_each_pair_once_in_random_order(folders, tmp_path):
     assert len(orders) > 3 and all(len(order) == 2 for order in orders) and {first for order in orders for _, first in order} == {"ours", "theirs"}
 
 
+def test_clips_that_cannot_be_heard_are_left_out_and_lengths_are_said(folders, tmp_path):
+    broken = write_clips(tmp_path / "broken", {name: tone(300, seconds=0.1 if name != NAMES[1] else 0.2) for name in NAMES})
+    (broken / NAMES[0]).write_bytes(b"no audio")
+    page = tmp_path / "page.html"
+    count, notes = write_page(folders[0], broken, page)
+    assert count == 3 and NAMES[0] not in {trial["clip"] for trial in data_of(page)["trials"]}
+    assert "1 clips cannot be used and are left out" in notes[0] and "1 of 3 pairs have clips of different lengths" in notes[1]
+
+
 # As much of a browser as the page uses. Presses the buttons that are named, and prints what is saved.
 BROWSER = """
 const elements = {};
