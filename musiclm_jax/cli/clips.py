@@ -60,10 +60,7 @@ def make_one(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, on_progress: O
     from musiclm_jax.files import is_bucket
 
     rate = musiclm.config.audio.sample_rate_hz
-    arguments = stream_arguments(recipe, rate)
-    if "resynthesize" in arguments:
-        recipe = dataclasses.replace(recipe, seconds=len(arguments["resynthesize"]) / rate)
-    stream = musiclm.stream(**arguments, sample=recipe.sample, on_progress=on_progress)
+    stream = musiclm.stream(**_with_prompt(recipe), sample=recipe.sample, on_progress=on_progress)
     if is_bucket(path):
         return write(np.concatenate(list(stream), axis=1)[0], recipe, path, sample_rate_hz=rate)
     with contextlib.ExitStack() as stack:
@@ -94,12 +91,11 @@ def make_exact(musiclm: MusicLM, recipe: ClipRecipe, path: Path, *, tries: int, 
     """Makes a clip up to `tries` times, and writes the one that meets most of its exact wishes."""
     from musiclm_jax.evaluation.exact import ExactWishes, make_exactly
 
-    rate = musiclm.config.audio.sample_rate_hz
-    arguments = {name: value for name, value in stream_arguments(recipe, rate).items() if name != "prefer"}
+    arguments = {name: value for name, value in _with_prompt(recipe).items() if name != "prefer"}
     wishes = ExactWishes(**recipe.exact)
     clip = make_exactly(musiclm, arguments.pop("prompt"), wishes, tries=tries, sample=recipe.sample, on_progress=on_progress, **arguments)
-    recipe = dataclasses.replace(recipe, sample=clip.sample)
-    return dataclasses.replace(write(clip.wave, recipe, path, sample_rate_hz=rate), facts=clip.facts, missed=clip.missed)
+    made = write(clip.wave, dataclasses.replace(recipe, sample=clip.sample), path, sample_rate_hz=musiclm.config.audio.sample_rate_hz)
+    return dataclasses.replace(made, facts=clip.facts, missed=clip.missed)
 
 
 def make_several(musiclm: MusicLM, recipe: ClipRecipe, prompts: Sequence[str | None], paths: Sequence[Path], *, on_progress: OnProgress) -> list[Made]:
@@ -125,9 +121,9 @@ def _judge(made: Made, wave) -> Made:
     return dataclasses.replace(made, facts=facts, missed=ExactWishes(**made.recipe.exact).missed(facts))
 
 
-def stream_arguments(recipe: ClipRecipe, sample_rate_hz: int) -> dict[str, Any]:
-    arguments = recipe.arguments() | recipe.read_recordings(sample_rate_hz=sample_rate_hz)
-    return arguments if "story" in arguments else {"prompt": recipe.prompt} | arguments
+def _with_prompt(recipe: ClipRecipe) -> dict[str, Any]:
+    """The arguments of `MusicLM.stream`."""
+    return recipe.arguments() | ({} if recipe.is_story else {"prompt": recipe.prompt})
 
 
 def write(wave, recipe: ClipRecipe, path: Path, *, sample_rate_hz: int) -> Made:

@@ -183,7 +183,7 @@ def _new_recipe(prompts, config, *, story, seconds, **options) -> ClipRecipe:
     parse_wish(None, without=options["without"])
     lines = read_story(story) if story is not None else [(0.0, prompt) for prompt in prompts[:1]]
     if seconds is None:
-        seconds = lines[-1][0] + _LAST_SEC if story is not None else 10.0 if options["voice"] is None else _length_sec(options["voice"])
+        seconds = lines[-1][0] + _LAST_SEC if story is not None else _length_sec(options["voice"], options["resynthesize"])
     tries = config.selection.replace(num_candidates=options["candidates"], num_drafts=options["drafts"])
     if not lines:  # The best of several is that which is nearest to a prompt.
         tries = tries.replace(num_candidates=1, num_drafts=1)
@@ -237,11 +237,14 @@ def caption(image) -> str:
     return found
 
 
-def _length_sec(path) -> float:
-    """The length of a recording, at most an hour."""
+def _length_sec(voice, resynthesize) -> float:
+    """The length of music that no option says: that of a recording, of a voice at most an hour, or 10 s."""
     from musiclm_jax import audio
 
-    return len(audio.read(path, end_sec=3600.0)) / audio.SAMPLE_RATE_HZ
+    if voice is None and resynthesize is None:
+        return 10.0
+    wave = audio.read(voice, end_sec=3600.0) if resynthesize is None else audio.read(resynthesize)
+    return len(wave) / audio.SAMPLE_RATE_HZ
 
 
 def open_index(path, musiclm):

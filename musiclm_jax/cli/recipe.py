@@ -12,9 +12,8 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.files import as_path
 from musiclm_jax.records import from_dict, to_dict
 
-# Recordings that are read as waves at the model's rate. A melody is read by the model.
-_WAVES = ("like", "beginning", "resynthesize", "voice")
-RECORDINGS = (*_WAVES, "melody")
+# Arguments of `MusicLM.stream` that are recordings.
+RECORDINGS = ("like", "beginning", "resynthesize", "voice", "melody")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +58,14 @@ class ClipRecipe:
         return self.story[0][1] if self.story else None
 
     def arguments(self) -> dict[str, Any]:
-        """Those of `MusicLM.generate`, apart from the prompts of clips that have no story."""
+        """Those of `MusicLM.stream`, and of `generate` where there are no recordings but a melody; without the prompts of clips that have no story."""
         from musiclm_jax.evaluation.exact import ExactWishes, scorer
 
         names = ("seconds", "seed", "num_candidates", "num_drafts", "sampling", "fade", "without")
         found = {name: getattr(self, name) for name in names}
         found |= {"story": self.story} if self.is_story else {}
-        found |= {"ending": True} if self.ending else {}
-        found |= {"melody": self.recordings["melody"]} if "melody" in self.recordings else {}
-        return found | ({"prefer": scorer(ExactWishes(**self.exact))} if self.exact else {})
-
-    def read_recordings(self, *, sample_rate_hz: int) -> dict[str, Any]:
-        """The further arguments of `MusicLM.stream`: waves. Raises UserError where a file cannot be read, or is silent."""
-        from musiclm_jax import audio
-
-        return {name: audio.read(as_path(file), sample_rate_hz=sample_rate_hz) for name, file in self.recordings.items() if name in _WAVES}
+        found |= {"prefer": scorer(ExactWishes(**self.exact))} if self.exact else {}
+        return found | self.recordings | {"ending": self.ending}
 
 
 def find_recordings(recipe: ClipRecipe, folder: Path) -> tuple[ClipRecipe, list[str]]:

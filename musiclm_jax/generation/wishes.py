@@ -158,17 +158,13 @@ def embed_wishes(judge: MuLanTokenizer, wishes: Sequence[Wish], *, away: float |
 
 def wish_tokens(mulan: MuLanTokenizer, wishes: Sequence[Wish]) -> Int[np.ndarray, "R Q"]:
     """MuLan tokens of what wishes want, int32. Without a prompt: ABSENT."""
-    return _tokens(mulan, wishes)
-
-
-def excluded_tokens(mulan: MuLanTokenizer, wishes: Sequence[Wish]) -> Int[np.ndarray, "R Q"]:
-    """MuLan tokens of what wishes exclude, int32. Where they exclude nothing: ABSENT."""
-    return _tokens(mulan, [Wish(parts=tuple((1 / len(wish.without), text) for text in wish.without)) for wish in wishes])
-
-
-def _tokens(mulan: MuLanTokenizer, wishes: Sequence[Wish]) -> Int[np.ndarray, "R Q"]:
     tokens = np.full((len(wishes), mulan.config.num_levels), ABSENT, np.int32)
     some = [number for number, wish in enumerate(wishes) if wish.parts]
     if some:
         tokens[some] = mulan.quantize_text(embed_wishes(mulan, [wishes[number] for number in some], away=0))
     return tokens
+
+
+def excluded_tokens(mulan: MuLanTokenizer, wishes: Sequence[Wish]) -> Int[np.ndarray, "R Q"]:
+    """MuLan tokens of what wishes exclude, int32. Where they exclude nothing: ABSENT."""
+    return wish_tokens(mulan, [Wish(parts=tuple((1 / len(wish.without), text) for text in wish.without)) for wish in wishes])
