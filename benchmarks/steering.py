@@ -42,7 +42,7 @@ def exclusions(musiclm: MusicLM, count: int) -> None:
         f"{LOUD}, no drums": {},
         f"{LOUD}, excluded: drums": {"without": ["drums"]},
     }
-    print(f"drums are heard in, of {count} clips of {SECONDS} s, one candidate and one draft")
+    print(f"number of clips in which the classifier finds drums, of {count} clips of {SECONDS} s, with one candidate and one draft")
     for text, options in asked.items():
         prompt = text.split(", excluded")[0]
         waves = musiclm.generate([prompt], seconds=SECONDS, num_samples=count, num_candidates=1, num_drafts=1, **options).wave

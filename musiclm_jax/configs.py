@@ -48,7 +48,7 @@ class MusicLMConfig:
     melody: MelodyConfig | None = None
     # Where a window lies in its piece, as a condition of stages, so that music can end by itself. None: it cannot.
     timing: TimingConfig | None = None
-    # How a voice is heard that the music accompanies, whose semantic tokens are a condition of stages. None: it accompanies none.
+    # How a voice is prepared whose semantic tokens are a condition of stages, so that the music accompanies it. None: the model accompanies no voice.
     voice: VoiceConfig | None = None
     # In the order in which they run.
     stages: tuple[StageSpec, ...] = musiclm_stages()

@@ -33,7 +33,7 @@ _SECTIONS = {
 @click.option("--image", type=Place(), metavar="FILE", help="Instead of PROMPT: a picture. Its caption is the prompt, and is printed.")
 @click.option("--no-prompt", is_flag=True, help="Instead of PROMPT: any music that the model knows.")
 @click.option("--again", type=LocalPlace(), metavar="FILE", help="Instead of PROMPT: makes the clip anew that an earlier call wrote to FILE.")
-@click.option("--without", multiple=True, metavar="TEXT", help="What should not be heard, such as drums. May be given several times.")
+@click.option("--without", multiple=True, metavar="TEXT", help="What to exclude, such as drums. May be given several times.")
 @click.option("--melody", type=Place(), metavar="FILE", help="A recording whose tune the music follows, such as a hum. The model must know melodies.")
 @click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
 @click.option("--resynthesize", type=Place(), metavar="FILE", help="A recording whose notes are played anew, with or without a PROMPT.")

@@ -21,7 +21,7 @@ _RMS, _SILENCE = 0.1, 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class VoiceConfig:
-    """How a voice is heard. SingSong adds white noise to it, in training and in generation, so that a stage cannot read from it what has leaked of the band."""
+    """How a voice is prepared before it is tokenized. SingSong adds white noise, in training and in generation, to hide traces of the band in the voice."""
 
     # Level of the noise, as a share of the voice's. The value is ours.
     noise: float = 0.1
