@@ -24,7 +24,7 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.corpus import make_corpus, render_variant
-from musiclm_jax.corpus.attributes import clip_split
+from musiclm_jax.corpus.synthesized.attributes import clip_split
 from musiclm_jax.generation.voice import VoiceConfig
 from musiclm_jax.parts.fit import run_step
 from musiclm_jax.parts.part import FitConfig

@@ -25,8 +25,9 @@ from musiclm_jax import MusicLM
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import log_mel
 from musiclm_jax.cli.gin_config import load_config
-from musiclm_jax.corpus import make_corpus, render_clip, synthesis
-from musiclm_jax.corpus.attributes import clip_split
+from musiclm_jax.corpus import make_corpus, render_clip
+from musiclm_jax.corpus.synthesized import synthesis
+from musiclm_jax.corpus.synthesized.attributes import clip_split
 from musiclm_jax.generation.timing import TimingConfig
 from musiclm_jax.parts.fit import run_step
 from musiclm_jax.parts.part import FitConfig

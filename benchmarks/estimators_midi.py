@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from musiclm_jax import audio
-from musiclm_jax.corpus.attributes import INSTRUMENTS
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS
 from musiclm_jax.evaluation.clips import read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
 

@@ -25,10 +25,11 @@ from musiclm_jax import MusicLM
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
-from musiclm_jax.corpus import make_corpus, synthesis
-from musiclm_jax.corpus.attributes import Attributes, clip_rng, clip_split
-from musiclm_jax.corpus.captions import write_captions
-from musiclm_jax.corpus.compose import Note, compose
+from musiclm_jax.corpus import make_corpus
+from musiclm_jax.corpus.synthesized import synthesis
+from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng, clip_split
+from musiclm_jax.corpus.synthesized.captions import write_captions
+from musiclm_jax.corpus.synthesized.compose import Note, compose
 from musiclm_jax.corpus.write import clip_notes
 from musiclm_jax.models import melody
 from musiclm_jax.parts.fit import run_step

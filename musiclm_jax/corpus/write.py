@@ -25,12 +25,12 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from musiclm_jax.corpus import synthesis
-from musiclm_jax.corpus.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
-from musiclm_jax.corpus.captions import write_captions
-from musiclm_jax.corpus.compose import Note, compose
-from musiclm_jax.corpus.endings import end, has_ending
-from musiclm_jax.corpus.variants import arrange
+from musiclm_jax.corpus.synthesized import synthesis
+from musiclm_jax.corpus.synthesized.attributes import Attributes, Split, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.synthesized.captions import write_captions
+from musiclm_jax.corpus.synthesized.compose import Note, compose
+from musiclm_jax.corpus.synthesized.endings import end, has_ending
+from musiclm_jax.corpus.synthesized.variants import arrange
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
 
@@ -106,7 +106,7 @@ def make_corpus(
         num_clips: at least 1.
         seed: at least 0.
         num_variants: variants of each clip, at least 0. The melody embedder learns from them.
-        endings: share of the pieces that end (`corpus/endings.py`), 0 to 1. The others are cut after 30 s.
+        endings: share of the pieces that end (`corpus/synthesized/endings.py`), 0 to 1. The others are cut after 30 s.
         stems: whether the lead and the band of each clip are written apart, too. An accompanist learns from them.
         workers: processes, at least 1.
         on_clip: called with 0, 1, 2, ..., each time one more file is done.

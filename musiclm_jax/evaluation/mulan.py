@@ -17,7 +17,7 @@ import numpy as np
 
 from musiclm_jax import audio
 from musiclm_jax.arrays import Bool, Float
-from musiclm_jax.corpus import captions
+from musiclm_jax.corpus.synthesized import captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import ClipFile, Prompt, check_seed, choose_prompts, read_clips, read_waves
 from musiclm_jax.evaluation.extras import extra, require

@@ -22,9 +22,9 @@ import numpy as np
 from musiclm_jax import audio
 from musiclm_jax.arrays import Int
 from musiclm_jax.audio.features import log_mel
-from musiclm_jax.corpus.attributes import Attributes
-from musiclm_jax.corpus.compose import Note, onset_sec
-from musiclm_jax.corpus.variants import arrange
+from musiclm_jax.corpus.synthesized.attributes import Attributes
+from musiclm_jax.corpus.synthesized.compose import Note, onset_sec
+from musiclm_jax.corpus.synthesized.variants import arrange
 from musiclm_jax.corpus.write import CORPUS_VERSION, clip_notes
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""Parses captions of the corpus into the attributes that they state, with the tables of the grammar that writes them (corpus/captions.py).
+"""Parses captions of the corpus into the attributes that they state, with the tables of the grammar that writes them (corpus/synthesized/captions.py).
 
 Each phrase of the tables allows certain values of an attribute: "bowed strings" the instrument strings, "leisurely pace" the tempo slow, "sad" the mode
 minor, "calm" soft dynamics at a slow or mid tempo. Moods count here, although they are hints rather than names (see `named_attributes`), because the
@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from musiclm_jax.corpus import captions
-from musiclm_jax.corpus.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
+from musiclm_jax.corpus.synthesized import captions
+from musiclm_jax.corpus.synthesized.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
 
 # {attribute: the values that a caption allows}.
 Statements = dict[str, frozenset]
@@ -52,8 +52,8 @@ def num_disagreements(statements: Statements, truth: Mapping[str, Any]) -> int:
     return sum(truth[name] not in values for name, values in statements.items())
 
 
-# Words with which captions of the corpus (corpus/captions.py) name an attribute. Moods are hints, not names: "sad" does not count as naming the mode, nor
-# "waltz" the tempo.
+# Words with which captions of the corpus (corpus/synthesized/captions.py) name an attribute. Moods are hints, not names: "sad" does not count as naming
+# the mode, nor "waltz" the tempo.
 _NAMES = {
     "instrument": r"piano|guitar|flute|strings?|violins?|organ|rhodes|bells?|glockenspiel|chimes?|synth|synthesizer",
     "drums": r"drums?|percussion",

@@ -8,8 +8,8 @@ import soundfile
 
 from musiclm_jax.cli.main import main
 from musiclm_jax.corpus import make_corpus, render_clip, render_variant
-from musiclm_jax.corpus.endings import end, has_ending
-from musiclm_jax.corpus.variants import arrange
+from musiclm_jax.corpus.synthesized.endings import end, has_ending
+from musiclm_jax.corpus.synthesized.variants import arrange
 from musiclm_jax.corpus.write import clip_notes
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import read_clips

@@ -6,11 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus import attributes as attributes_lib
-from musiclm_jax.corpus import compose as compose_lib
-from musiclm_jax.corpus import render_clip, synthesis
-from musiclm_jax.corpus.attributes import INSTRUMENTS, MODES, STYLES, clip_rng, clip_split, draw_attributes
-from musiclm_jax.corpus.voices import DRUMS, VOICES
+from musiclm_jax.corpus import render_clip
+from musiclm_jax.corpus.synthesized import attributes as attributes_lib
+from musiclm_jax.corpus.synthesized import compose as compose_lib
+from musiclm_jax.corpus.synthesized import synthesis
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, MODES, STYLES, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.synthesized.voices import DRUMS, VOICES
 
 RATE_HZ = 24000
 

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus import compose, render_clip, render_variant, synthesis
-from musiclm_jax.corpus.attributes import INSTRUMENTS, STREAMS, clip_rng, clip_split, draw_attributes
-from musiclm_jax.corpus.variants import MOUTHS, arrange
+from musiclm_jax.corpus import render_clip, render_variant
+from musiclm_jax.corpus.synthesized import compose, synthesis
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, STREAMS, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.synthesized.variants import MOUTHS, arrange
 
 
 def melody(notes):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.corpus.attributes import INSTRUMENTS, clip_rng, clip_split, draw_attributes
-from musiclm_jax.corpus.captions import KINDS, write_captions
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.synthesized.captions import KINDS, write_captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import adherence
 from musiclm_jax.evaluation.adherence import HEADLINE, MEASURES, evaluate_adherence, format_report, in_band, score

@@ -9,8 +9,8 @@ import pytest
 
 from musiclm_jax import audio
 from musiclm_jax.audio.features import LogMelConfig
-from musiclm_jax.corpus.attributes import Attributes
-from musiclm_jax.corpus.compose import Note
+from musiclm_jax.corpus.synthesized.attributes import Attributes
+from musiclm_jax.corpus.synthesized.compose import Note
 from musiclm_jax.corpus.write import CORPUS_VERSION, _metadata
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus.attributes import clip_split
-from musiclm_jax.corpus.captions import KINDS, write_captions
+from musiclm_jax.corpus.synthesized.attributes import clip_split
+from musiclm_jax.corpus.synthesized.captions import KINDS, write_captions
 from musiclm_jax.corpus.write import _describe
 from musiclm_jax.evaluation.statements import ATTRIBUTES, facts, lacking, num_disagreements, stated
 

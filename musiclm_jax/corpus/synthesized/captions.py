@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from musiclm_jax.corpus.attributes import Attributes, Split
+from musiclm_jax.corpus.synthesized.attributes import Attributes, Split
 
 # instrument -> its names, as (form before a noun, form on its own with article). The first is the plain name, the others are synonyms.
 INSTRUMENT_NAMES = {

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from musiclm_jax.corpus.attributes import STYLES, Attributes
+from musiclm_jax.corpus.synthesized.attributes import STYLES, Attributes
 
 CLIP_SEC = 30
 # Silence before the first beat, so that no early note starts before the clip.

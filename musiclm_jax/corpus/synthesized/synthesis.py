@@ -10,9 +10,9 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from musiclm_jax.corpus.attributes import Attributes
-from musiclm_jax.corpus.compose import CLIP_SEC, Note, onset_sec
-from musiclm_jax.corpus.voices import DRUMS, VOICES, Layer
+from musiclm_jax.corpus.synthesized.attributes import Attributes
+from musiclm_jax.corpus.synthesized.compose import CLIP_SEC, Note, onset_sec
+from musiclm_jax.corpus.synthesized.voices import DRUMS, VOICES, Layer
 
 SAMPLE_RATE_HZ = 24000
 CLIP_SAMPLES = CLIP_SEC * SAMPLE_RATE_HZ
