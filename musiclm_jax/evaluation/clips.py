@@ -137,11 +137,19 @@ def choose_prompts(clips: Sequence[Entry], *, num_captions: int | None, rng: np.
     held_out = [clip for clip in clips if clip.split == "test"]
     prompts = []
     for clip in draw_clips(held_out, len(held_out) if num_captions is None else num_captions, name=name, rng=rng):
-        names = [named_attributes(caption) for caption in clip.captions]
+        names = named_by_captions(clip)
         most = max(len(named - {"tempo_bpm"}) for named in names)
         pick = int(rng.choice([i for i, named in enumerate(names) if len(named - {"tempo_bpm"}) == most]))
         prompts.append(Prompt(clip.captions[pick], clip.file_name, clip.attributes, names[pick], clip.start_sec, clip.end_sec))
     return prompts
+
+
+def named_by_captions(clip: Entry) -> list[frozenset[str]]:
+    """The attributes that each caption of a clip names: what the metadata say, as those of a sampled corpus do, or else what the grammar finds."""
+    told = clip.attributes.get("named", [])
+    if len(told) == len(clip.captions):
+        return [frozenset(names) | ({"instrument"} if "family" in names else set()) for names in told]
+    return [named_attributes(caption) for caption in clip.captions]
 
 
 def read_waves(files: Sequence[ClipFile], num_samples: int) -> Float[np.ndarray, "B N"]:
