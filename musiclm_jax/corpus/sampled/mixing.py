@@ -2,8 +2,8 @@
 
     parts, balanced -> lead and band -> room, equalizer and band of the medium (one filter) -> wow -> gain of the master -> hiss
 
-All but the hiss is linear for the two stems, also compression, saturation and limiter: the gain that these give the mix is the gain of each stem. So the
-stems add up to the mix, but for the hiss.
+All but the noise is linear for the two stems, also compression, saturation and limiter: the gain that these give the mix is the gain of each stem. Noise
+belongs to the band, so the stems add up to the mix, but for a hiss of the lead's own.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float
 from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ
 
 # Loudness of each part beside the lead, in dB (ITU-R BS.1770, with its gates: while it plays), and how much of it the room hears.
-LEVELS_DB = {"lead": 0.0, "counter": -5.0, "chords": -6.0, "pad": -9.0, "bass": -5.0, "drums": -1.0}
+LEVELS_DB = {"lead": 0.0, "counter": -6.0, "chords": -9.0, "pad": -11.0, "bass": -7.0, "drums": -3.0}
 _SENDS = {"bass": 0.3, "drums": 0.5}
 _BALANCE_DB = 1.5  # Standard deviation over clips.
 # Loudness of a clip by dynamics, in LUFS, which the limiter may lower; and the highest sample.
@@ -78,7 +78,8 @@ def master(parts: dict[str, Float[np.ndarray, " N"]], *, num_samples: int, room:
         dynamics: a key of LOUDNESS_LUFS.
 
     Returns:
-        {"mix", "lead", "band"}, float32 [num_samples] each in [-1, 1]. The mix is lead + band, but for white noise of HISS in each of the three.
+        {"mix", "lead", "band"}, float32 [num_samples] each in [-1, 1]. The mix is lead + band, but for the white noise of HISS that the lead alone has.
+        Noise of the mix is in the band.
     """
     response = _impulse(room, rng)
     size = scipy.fft.next_fast_len(num_samples + len(response), real=True)
@@ -92,9 +93,10 @@ def master(parts: dict[str, Float[np.ndarray, " N"]], *, num_samples: int, room:
     stems = _scaled(stems, _compression(stems.mix))
     stems = _scaled(stems, _saturation(stems.mix, colour))
     stems = _levelled(stems, LOUDNESS_LUFS[dynamics])
-    stems = dataclasses.replace(stems, band=stems.band + _noise(num_samples, colour, rng))
-    waves = {"mix": stems.mix, "lead": stems.lead, "band": stems.band}
-    return {name: np.clip(wave + HISS * rng.standard_normal(num_samples, np.float32), -1.0, 1.0) for name, wave in waves.items()}
+    hiss = lambda: HISS * rng.standard_normal(num_samples, np.float32)  # noqa: E731
+    stems = dataclasses.replace(stems, band=stems.band + _noise(num_samples, colour, rng) + hiss())
+    waves = {"mix": stems.mix, "lead": stems.lead + hiss(), "band": stems.band}
+    return {name: np.clip(wave, -1.0, 1.0) for name, wave in waves.items()}
 
 
 def loudness_lufs(wave: Float[np.ndarray, " N"]) -> float:

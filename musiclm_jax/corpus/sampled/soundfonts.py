@@ -98,7 +98,7 @@ def _events(tones: Sequence[Tone]) -> list[tuple[int, int, int]]:
     """(block, velocity, pitch) of starts, and of ends with a velocity of 0, in order. A tone ends at the latest where the next one of its pitch starts."""
     block = lambda sec: round(sec * _SYNTH_RATE_HZ / _BLOCK)  # noqa: E731
     events, next_start = [], {}
-    for tone in sorted(tones, key=lambda tone: (-tone.start_sec, tone.velocity)):
+    for tone in sorted(tones, key=lambda tone: (-tone.start_sec, -tone.velocity)):
         start = block(tone.start_sec)
         end = max(start + 1, block(tone.end_sec)) if np.isfinite(tone.end_sec) else None
         after = next_start.get(tone.pitch)
@@ -127,8 +127,8 @@ def _synth(api: types.SimpleNamespace):
 
 
 @functools.cache
-def _load(name: str) -> ctypes.c_void_p:
-    """The soundfont in memory. The synthesizer that loaded it is never deleted, for it would delete the soundfont, too."""
+def _load(name: str) -> int:
+    """The address of a soundfont in memory. The synthesizer that loaded it is never deleted, for it would delete the soundfont, too."""
     soundfont, api = SOUNDFONTS[name], _api()
     if not os.path.exists(soundfont.path):
         raise UserError(f"{soundfont.path} is missing, which sampled instruments need; install it with: apt-get install {soundfont.package}")
@@ -157,7 +157,5 @@ def _api() -> types.SimpleNamespace:
         module=fluidsynth,
         add_sfont=fluidsynth.cfunc("fluid_synth_add_sfont", integer, *arguments(pointer, pointer)),
         remove_sfont=fluidsynth.cfunc("fluid_synth_remove_sfont", integer, *arguments(pointer, pointer)),
-        write_float=fluidsynth.cfunc(
-            "fluid_synth_write_float", integer, *arguments(pointer, integer, pointer, integer, integer, pointer, integer, integer)
-        ),
+        write_float=fluidsynth.cfunc("fluid_synth_write_float", integer, *arguments(pointer, integer, pointer, integer, integer, pointer, integer, integer)),
     )
