@@ -25,6 +25,8 @@ _SYNTH_RATE_HZ = 48000
 _BLOCK = 64
 # Gain of the synthesizer, with which a stroke of a drum has a peak as high as recorded ones in `kits`. Samples are float: none clips.
 _GAIN = 1.5
+# Notes that sound at once. More would only let instruments that ring for many seconds do so below -50 dB, and take twice the time for a harp.
+_VOICES = 32
 _WARNING, _INFO = 2, 3  # FluidSynth's levels of logging.
 PERCUSSION_BANK = 128
 
@@ -121,6 +123,7 @@ def _write(api: types.SimpleNamespace, synth, stereo: Float[np.ndarray, "2 N"], 
 
 def _synth(api: types.SimpleNamespace):
     synth = api.module.Synth(gain=_GAIN, samplerate=float(_SYNTH_RATE_HZ), channels=16)
+    synth.setting("synth.polyphony", _VOICES)
     synth.setting("synth.reverb.active", 0)
     synth.setting("synth.chorus.active", 0)
     return synth
@@ -151,7 +154,9 @@ def _api() -> types.SimpleNamespace:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     arguments = lambda *kinds: [(f"argument{number}", kind, 1) for number, kind in enumerate(kinds)]  # noqa: E731
     log = fluidsynth.cfunc("fluid_set_log_function", pointer, *arguments(integer, pointer, pointer))
-    for level in (_WARNING, _INFO):  # It warns that a synthesizer without a soundfont has no programs.
+    for level in (# Notes that sound at once. More would only let instruments that ring for many seconds do so below -50 dB, and take twice the time for a harp.
+_VOICES = 32
+_WARNING, _INFO):  # It warns that a synthesizer without a soundfont has no programs.
         log(level, None, None)
     return types.SimpleNamespace(
         module=fluidsynth,
