@@ -42,7 +42,8 @@ _PROFILES = {
     "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
     "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
 }
-_WIDEST = 21
+# In semitones, and in shares of the whole.
+_WIDEST, _MOST_REST = 21, 0.1
 _TOKEN = re.compile(
     r'"[^"]*"|![^!]*!|\{[^}]*\}|\[[A-Z]:[^\]]*\]|\((?P<tuplet>\d)(?::(?P<q>\d?))?(?::(?P<r>\d?))?'
     r"|(?P<bar>:*\|[\]|:]*:*|::|\[\|)\s*(?P<ending>\[?[12])?|(?P<opening>\[[12])"
@@ -209,7 +210,9 @@ def _section(bars: list[list], bar: fractions.Fraction, ticks: int, joined: int)
             line[-1] += int(length)
         else:
             line += [pitch, int(length)]
-    return [len(whole) // joined, int(pickup * ticks), line] if sum(map(bool, line[::2])) >= len(whole) else None
+    rests = sum(length for tone, length in zip(line[::2], line[1::2], strict=True) if not tone)
+    sparse = sum(map(bool, line[::2])) < len(whole) or rests > _MOST_REST * sum(line[1::2])
+    return None if sparse else [len(whole) // joined, int(pickup * ticks), line]
 
 
 def _in_key(sections: list, tonic: int, mode: str) -> bool:

@@ -10,7 +10,7 @@ from musiclm_jax.corpus.sampled.bars import TICKS, Chord
 from musiclm_jax.corpus.sampled.form import Piece
 from musiclm_jax.corpus.sampled.harmony import add_seventh
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS
-from musiclm_jax.corpus.sampled.patterns import CLAP, CONGA, CONGA_SLAP, CRASH, HAT, HIGH_BONGO, KICK, LOW_CONGA, OPEN, PEDAL, RIDE, SHAKER, SNARE, STICK
+from musiclm_jax.corpus.sampled.patterns import CLAP, CRASH, KICK, SNARE, STICK
 from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.written import Written
 
@@ -24,7 +24,6 @@ _DRUM_ACCENTS = {"X": 14, "x": 0, "g": -30}
 # Drums may be silent for so long at the beginning.
 _LATEST_DRUMS_SEC = 3.0
 _FILL_RATE, _CRASH_RATE = 0.7, 0.5
-_HAND_DRUMS = {KICK: LOW_CONGA, SNARE: CONGA_SLAP, CLAP: CONGA_SLAP, STICK: HIGH_BONGO, HAT: SHAKER, PEDAL: SHAKER, RIDE: SHAKER, OPEN: CONGA}
 _ACOUSTIC_DRUMS = {CLAP: SNARE}
 
 
@@ -50,13 +49,13 @@ def write_band(piece: Piece, attributes: Attributes, rng: np.random.Generator) -
 
 def _silent(piece: Piece, name: str, number: int, rng: np.random.Generator) -> frozenset[str]:
     """The parts that do not play in a passage."""
-    first = draws = rng.random(4)
+    draws = rng.random(4)
     if name == "ending" or len(piece.passages) < 2:
         return frozenset()
     if name == "intro":
         return frozenset({"counter", "pad"} | ({"bass"} if draws[0] < 0.6 else set()))
     if name == "break":
-        return frozenset({("chords", "bass", "pad")[int(3 * first[1])], "counter"})
+        return frozenset({("chords", "bass", "pad")[int(3 * draws[1])], "counter"})
     if name == "verse":
         return frozenset(({"counter"} if draws[2] < 0.5 else set()) | ({"pad"} if draws[3] < 0.35 else set()))
     return frozenset()
@@ -203,7 +202,7 @@ def _drums(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> li
     groove = grooves[int(rng.integers(len(grooves)))]
     hands = attributes.kit == "hand drums"
     fills = (patterns.HAND_FILLS if hands else patterns.FILLS)[attributes.meter]
-    kit = _HAND_DRUMS if hands else _ACOUSTIC_DRUMS if attributes.kit in ("acoustic", "brushes") else {}
+    kit = _ACOUSTIC_DRUMS if attributes.kit in ("acoustic", "brushes") else {}
     bar_sec = piece.seconds(piece.meter.bar, attributes.tempo_bpm) - piece.seconds(0, attributes.tempo_bpm)
     notes: list[Written] = []
     for bar in range(piece.bars):

@@ -23,6 +23,9 @@ DECAY_SEC = 2.2
 # How much longer the last beats are with a ritardando.
 _RITARDANDO = 0.35
 _TUNE_RATE = 0.5
+# Tunes are drawn anew, a few times, if the tempo would make them slower or faster than this.
+_NOTES_PER_SEC = (0.8, 5.5)
+_TRIES = 6
 _ORDERS = (
     ("intro", "verse", "verse", "chorus", "chorus", "break"),
     ("verse", "chorus", "verse", "chorus", "break"),
@@ -62,7 +65,7 @@ class Piece:
     # Name of the tune; empty if it is composed.
     tune: str
 
-    def seconds(self, tick: float, tempo_bpm: int) -> float:
+    def seconds(self, tick: int | float, tempo_bpm: int) -> float:
         """When a tick is, from the start of the clip."""
         late = max(0.0, tick - (self.bars - 2) * self.meter.bar)
         return LEAD_IN_SEC + (tick + self.lead_in + self.ritardando * late) * 60 / (TICKS * tempo_bpm)
@@ -83,7 +86,7 @@ def make_piece(attributes: Attributes, *, split: Split, ending: bool, rng: np.ra
     if ending:
         most = int((CLIP_SEC - DECAY_SEC - LEAD_IN_SEC - 2 * ritardando * bar_sec) / bar_sec - 0.5)
         least = min(most, max(4, int(np.ceil((LEAST_SEC - DECAY_SEC) / bar_sec))))
-        clip_bars = int(rng.integers(least, most + 1))
+        clip_bars = int(rng.integers(least, most + 1, size=2).max())
     # The longest piece that is needed, from which the clip is cut.
     sequence = _sequence(themes, 2 * clip_bars + 16, bar_sec, meter, rng)
     starts = np.cumsum([0, *(section.bars for _, section in sequence)])
@@ -100,13 +103,18 @@ def make_piece(attributes: Attributes, *, split: Split, ending: bool, rng: np.ra
 
 
 def _from_tune(attributes: Attributes, split: Split, clip_bars: int, rng: np.random.Generator) -> tuple[str, list[Section]]:
-    tune, meter = draw_tune(split=split, meter=attributes.meter, mode=attributes.mode, rng=rng), METERS[attributes.meter]
+    meter, style = METERS[attributes.meter], STYLES[attributes.style]
+    for _ in range(_TRIES):
+        tune = draw_tune(split=split, meter=attributes.meter, mode=attributes.mode, rng=rng)
+        seconds = sum(section.bars for section in tune.sections) * meter.beats * 60 / attributes.tempo_bpm
+        if _NOTES_PER_SEC[0] <= sum(len(section.melody) for section in tune.sections) / seconds <= _NOTES_PER_SEC[1]:
+            break
     sections = list(tune.sections)
     if clip_bars < 12 and rng.random() < 0.6:  # Halves of sections, so that more than one is in the clip.
         sections = [cut(section, 4, 8, meter.bar) if section.bars == 8 else section for section in sections]
     sections = [section for section in sections if section.melody]
-    pair = [sections[0], sections[-1]]
-    return tune.name, [dataclasses.replace(section, chords=harmony.find_chords(section, meter, attributes.mode)) for section in pair]
+    pair, calm = [sections[0], sections[-1]], rng.uniform(0.4, 1.2) * (0.5 if style.sevenths else 1.0)
+    return tune.name, [dataclasses.replace(section, chords=harmony.find_chords(section, meter, attributes.mode, calm=calm)) for section in pair]
 
 
 def _composed(attributes: Attributes, clip_bars: int, rng: np.random.Generator) -> list[Section]:

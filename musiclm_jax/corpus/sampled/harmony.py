@@ -13,15 +13,15 @@ _TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7), "diminished": (0, 3, 6)}
 # Progressions of four bars, by what they are for, mode and whether they close on the tonic. Two chords of a bar are joined by "-".
 PROGRESSIONS = {
     "pop": {
-        "major": (("I V vi IV", "vi IV I V", "I vi IV V", "I IV vi V", "I iii IV V"), ("I V IV I", "IV V vi-V I", "IV I V I", "I vi IV-V I", "vi IV V I")),
+        "major": (("I V vi IV", "I vi IV V", "I IV vi V", "I iii IV V"), ("I V IV I", "IV V vi-V I", "IV I V I", "I vi IV-V I", "vi IV V I")),
         "minor": (("i bVI bIII bVII", "i iv bVI V", "i bVII bVI V", "i bVI iv V", "i bIII bVII iv"), ("bVI bVII i i", "iv V i i", "i bVI V i", "bVI iv V i")),
     },
     "rock": {
-        "major": (("I IV I V", "I V IV V", "I I IV V", "vi IV I V"), ("IV V I I", "I IV V I", "IV I V I")),
+        "major": (("I IV I V", "I V IV V", "I I IV V", "I vi IV V"), ("IV V I I", "I IV V I", "IV I V I")),
         "minor": (("i bVII bVI bVII", "i bIII bVII iv", "i i bVI bVII", "i bVI bVII V"), ("bVI bVII i i", "iv V i i", "i bVII V i")),
     },
     "loop": {
-        "major": (("I vi IV V", "I IV I V", "IV V I vi", "I ii IV V"), ("I vi IV-V I", "IV V I I", "ii V I I")),
+        "major": (("I vi IV V", "I IV I V", "I V vi IV", "I ii IV V"), ("I vi IV-V I", "IV V I I", "ii V I I")),
         "minor": (("i i bVI bVII", "i iv i V", "i bVI bVII v", "i i iv v", "i bIII iv bVI"), ("i bVI bVII i", "i iv V i", "bVI V i i")),
     },
     "folk": {
@@ -33,15 +33,15 @@ PROGRESSIONS = {
         "minor": (("i V i V", "i iv ii° V", "i bVI iv V", "i i-iv V V7"), ("i iv i-V7 i", "ii° V7 i i", "bVI iv V7 i", "iv V7 i i")),
     },
     "modal": {
-        "major": (("I IV I V", "I iii IV V", "vi IV I V", "I ii vi V"), ("IV V I I", "IV ii I I", "I IV V I")),
+        "major": (("I IV I V", "I iii IV V", "I V IV IV", "I ii vi V"), ("IV V I I", "IV ii I I", "I IV V I")),
         "minor": (("i bVI bIII bVII", "i i bVI bVI", "i bIII bVI v", "i iv bVI bVII"), ("bVI bVII i i", "iv bVI i i", "iv V i i")),
     },
     "jazz": {
         "major": (
-            ("I vi ii V7", "I vi-ii V7 V7", "iii vi ii V7", "I IV ii V7", "ii V7 I vi-V7"),
+            ("I vi ii V7", "I vi-ii V7 V7", "I iii ii V7", "I IV ii V7", "ii V7 I vi-V7"),
             ("ii V7 I I", "ii-V7 I-vi ii-V7 I", "IV ii V7 I", "vi ii V7 I"),
         ),
-        "minor": (("i bVI ii° V7", "i iv ii° V7", "i bIII bVI V7", "iv bVII bIII V7"), ("ii° V7 i i", "iv V7 i i", "i bVI-V7 i i", "bVI ii°-V7 i i")),
+        "minor": (("i bVI ii° V7", "i iv ii° V7", "i bIII bVI V7", "i i-iv ii° V7"), ("ii° V7 i i", "iv V7 i i", "i bVI-V7 i i", "bVI ii°-V7 i i")),
     },
     "blues": {
         "major": (("I7 IV7 I7 I7", "I7 I7 I7 I7", "IV7 IV7 I7 I7", "I7 V7 IV7 IV7"), ("V7 IV7 I7 I7", "ii V7 I7 I7", "I7 V7 I7 I7")),
@@ -50,14 +50,16 @@ PROGRESSIONS = {
 }
 # Chords that are tried for a tune, with the cost of each, in the cost of one beat that no chord tone has.
 _CANDIDATES = {
-    "major": {"I": 0.0, "V": 0.05, "IV": 0.1, "V7": 0.15, "ii": 0.25, "vi": 0.25, "iii": 0.7},
-    "minor": {"i": 0.0, "V": 0.05, "iv": 0.1, "V7": 0.2, "bVI": 0.2, "bVII": 0.25, "bIII": 0.25, "ii°": 0.7},
+    "major": {"I": 0.05, "V": 0.0, "IV": 0.0, "V7": 0.05, "ii": 0.15, "vi": 0.15, "iii": 0.6},
+    "minor": {"i": 0.05, "V": 0.0, "iv": 0.0, "V7": 0.1, "bVI": 0.1, "bVII": 0.15, "bIII": 0.15, "ii°": 0.6},
 }
 _COMMON = frozenset(
     "I-IV I-V I-vi I-ii IV-V IV-I IV-V7 IV-ii V-I V-vi V7-I V7-vi ii-V ii-V7 vi-ii vi-IV vi-V iii-vi iii-IV I-V7 V-V7 "
     "i-iv i-V i-bVI i-bVII i-bIII iv-V iv-V7 iv-i V-i V-bVI V7-i bVI-bVII bVI-V bVI-iv bVII-i bVII-bIII bIII-bVI bIII-iv bIII-bVII ii°-V ii°-V7 i-V7".split()
 )
-_CHANGE, _RARE_CHANGE, _MID_BAR_CHANGE = 0.35, 0.9, 0.4
+_CHANGE, _RARE_CHANGE, _MID_BAR_CHANGE = 0.12, 0.5, 0.3
+# Weight of notes at the start of a slot, on beats, and between them.
+_FIRST, _ON_BEAT, _BETWEEN = 1.5, 1.0, 0.6
 _FAR = 100.0
 
 
@@ -78,8 +80,11 @@ def add_seventh(triad: Chord) -> Chord:
     return Chord(root=triad.root, tones=(*triad.tones, 11 if major and triad.root not in (7, 10) else 10))
 
 
-def find_chords(section: Section, meter: Meter, mode: str) -> tuple[Chord, ...]:
-    """The chords that fit a melody best, one for each slot of the meter: the shortest path over chords, with a cadence at the end (Viterbi)."""
+def find_chords(section: Section, meter: Meter, mode: str, *, calm: float = 1.0) -> tuple[Chord, ...]:
+    """The chords that fit a melody best, one for each slot of the meter: the shortest path over chords, with a cadence at the end (Viterbi).
+
+    calm: factor on the costs of changes. Less gives more chords.
+    """
     names = list(_CANDIDATES[mode])
     costs = np.array([[_misfit(chord(name), weights) + _CANDIDATES[mode][name] for name in names] for weights in _slot_weights(section, meter)])
     tonic, dominants = 0, [names.index("V"), names.index("V7")]
@@ -91,10 +96,10 @@ def find_chords(section: Section, meter: Meter, mode: str) -> tuple[Chord, ...]:
     else:
         costs[-1, dominants] -= 0.4
     change = np.array([[0.0 if a == b else _CHANGE if f"{a}-{b}" in _COMMON else _RARE_CHANGE for b in names] for a in names])
-    slots = meter.bar // meter.slot
+    change, slots = calm * change, meter.bar // meter.slot
     paths, total = [], costs[0]
     for slot, cost in enumerate(costs[1:], 1):
-        steps = total[:, None] + change + (_MID_BAR_CHANGE * (change > 0) if slot % slots else 0.0)
+        steps = total[:, None] + change + (calm * _MID_BAR_CHANGE * (change > 0) if slot % slots else 0.0)
         paths.append(steps.argmin(axis=0))
         total = steps.min(axis=0) + cost
     path = [int(total.argmin())]
@@ -120,7 +125,7 @@ def _slot_weights(section: Section, meter: Meter) -> np.ndarray:
     """Weights in beats of the twelve pitch classes in each slot. Notes on beats weigh more."""
     weights = np.zeros((section.bars * meter.bar // meter.slot, 12))
     for tone in section.melody:
-        accent = 1.0 if tone.tick % TICKS == 0 else 0.6
+        accent = _FIRST if tone.tick % meter.slot == 0 else _ON_BEAT if tone.tick % TICKS == 0 else _BETWEEN
         for slot in range(max(0, tone.tick // meter.slot), min(len(weights), -(-tone.end // meter.slot))):
             shared = min(tone.end, (slot + 1) * meter.slot) - max(tone.tick, slot * meter.slot)
             weights[slot, tone.pitch % 12] += max(0, shared) / TICKS * accent

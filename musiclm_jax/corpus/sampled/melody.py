@@ -20,9 +20,25 @@ _CELLS = {
 }
 # Bars of a phrase: equal letters have equal rhythms and steps. The last bar closes.
 _FORMS = {4: ("aab", "aba", "abc", "abb"), 8: ("abacaba", "aabcaab", "abcdabc", "aabbaab", "ababcab")}
-_SHAPES = ((1, 1, -1, -1), (-1, -1, 1, 1), (2, -1, -1, 1), (1, 1, 1, -2), (0, 0, 1, -1), (4, -1, -1, -1), (-2, 1, 1, 0), (1, -1, 1, -1), (2, 2, -1, -1))
+_SHAPES = (
+    (1, 1, -1, -1),
+    (-1, -1, -1, 2),
+    (2, -1, -1, 2),
+    (1, 1, 1, -2),
+    (0, 0, 2, -1),
+    (4, -1, -1, -1),
+    (-2, 1, 1, 1),
+    (2, -1, 2, -1),
+    (2, 2, -1, -1),
+    (-2, 3, -2, 3),
+    (2, 2, 3, -1, -1, -2),
+    (-1, 3, -1, -1),
+    (0, 4, -1, 0, -1),
+)
 LOWEST, HIGHEST = -3, 9
 _VARY_RATE = 0.16
+# Share of a bar that rests should not exceed.
+_LONGEST_REST = 0.13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +54,7 @@ def draw_motifs(meter: Meter, notes_per_bar: float, syncopation: float, rng: np.
     for letter in "abcd":
         rhythm = _draw_rhythm(meter, notes_per_bar * rng.uniform(0.8, 1.25), syncopation, rng)
         shape = _SHAPES[int(rng.integers(len(_SHAPES)))]
-        steps = [shape[index % len(shape)] if rng.random() < 0.8 else int(rng.integers(-1, 2)) for index in range(len(rhythm))]
+        steps = [shape[index % len(shape)] if rng.random() < 0.8 else int(rng.integers(-2, 3)) for index in range(len(rhythm))]
         motifs[letter] = Motif(rhythm=rhythm, steps=tuple(steps))
     return motifs
 
@@ -103,7 +119,7 @@ def density(tones: tuple[Tone, ...], seconds: float) -> str:
 
 
 def _draw_rhythm(meter: Meter, notes: float, syncopation: float, rng: np.random.Generator) -> tuple[int, ...]:
-    """Of some rhythms of a bar the one whose notes are nearest in number."""
+    """Of some rhythms of a bar the one whose notes are nearest in number, and which rests little."""
     cells = _CELLS[meter.step]
     best, least = (), float("inf")
     for _ in range(8):
@@ -115,7 +131,8 @@ def _draw_rhythm(meter: Meter, notes: float, syncopation: float, rng: np.random.
             if filled + size <= meter.bar:
                 rhythm += cell
                 filled += size
-        distance = abs(sum(length > 0 for length in rhythm) - notes)
+        silent = -sum(length for length in rhythm if length < 0) / meter.bar
+        distance = abs(sum(length > 0 for length in rhythm) - notes) + 6 * max(0.0, silent - _LONGEST_REST)
         if distance < least:
             best, least = tuple(rhythm), distance
     return best

@@ -76,8 +76,11 @@ GROOVES = {
         "6/8": (_SLOW_SIX, {KICK: "X...x.....x.", STICK: "......X.....", RIDE: "x.x.x.x.x.x."}),
     },
     "ambient": {
-        "4/4": ({KICK: "x.........x.....", SHAKER: "x.g.x.g.x.g.x.g."}, {KICK: "x...............", STICK: "............x...", HAT: "..x...x...x...x."}),
-        "3/4": ({KICK: "x...........", SHAKER: "x.g.x.g.x.g."},),
+        "4/4": (
+            {KICK: "X.........x.....", SHAKER: "x.g.x.g.x.g.x.g.", STICK: "....x.......x..."},
+            {KICK: "X.......x.......", SNARE: "............x...", HAT: "x.x.x.x.x.x.x.x."},
+        ),
+        "3/4": ({KICK: "X...........", SHAKER: "x.g.x.g.x.g.", STICK: "........x..."},),
     },
     "lo-fi": {
         "4/4": (
@@ -172,9 +175,13 @@ GROOVES = {
         "3/4": (_SOFT_TRIPLE, {KICK: "X...........", SNARE: "....x...x...", HAT: "x...x...x..."}),
     },
     "classical": {
-        "4/4": ({KICK: "x...............", SNARE: "............x.xx"}, {LOW_TOM: "x.......x.......", MID_TOM: "............x..."}),
-        "3/4": ({KICK: "x...........", TAMBOURINE: "....x...x..."}, {LOW_TOM: "x.......x..."}),
-        "6/8": ({LOW_TOM: "x.....x.....", TAMBOURINE: "....x.....x."},),
+        "4/4": (
+            {KICK: "X.......x.......", SNARE: "x..gx...x..gx.xx"},
+            {LOW_TOM: "X.....x.X...x.x.", KICK: "X...............", CRASH: "........x......."},
+            {KICK: "X...x...X...x...", SNARE: "..x...x...x...x.", TAMBOURINE: "....x.......x..."},
+        ),
+        "3/4": ({KICK: "X...........", TAMBOURINE: "....x...x.x."}, {LOW_TOM: "X.......x.x.", SNARE: "....x...x..."}),
+        "6/8": ({LOW_TOM: "X.....x...x.", TAMBOURINE: "....x.....x.", KICK: "X.....x....."},),
     },
     "hip hop": {
         "4/4": (

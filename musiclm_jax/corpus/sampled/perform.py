@@ -18,7 +18,8 @@ _VELOCITY_SPREAD = 4.0
 _SPREAD_SEC = {"lead": 0.009, "counter": 0.011, "chords": 0.007, "pad": 0.012, "bass": 0.007, "drums": 0.004}
 # Seconds between the notes of a chord, by family.
 _STRUM_SEC = {"guitar": 0.016, "plucked": 0.02, "piano": 0.004, "electric piano": 0.004}
-_STACCATO, _LEGATO = 0.5, 0.97
+# Staccato notes sound for a share of their length, but are not followed by longer silence than this.
+_STACCATO, _STACCATO_REST_SEC, _LEGATO = 0.5, 0.2, 0.97
 _SHORTEST_SEC = 0.07
 
 
@@ -32,14 +33,14 @@ def play_notes(written: list[Written], piece: Piece, attributes: Attributes, rng
         start, stop = (piece.seconds(_swing(tick, attributes), attributes.tempo_bpm) for tick in (note.tick, note.tick + note.length))
         strum = 0.0 if note.part != "chords" else note.rank * _STRUM_SEC.get(INSTRUMENTS[attributes.chords].family, 0.002)
         begin = max(0.0, start + late * _SPREAD_SEC[note.part] + strum)
-        length = (stop - start) * (_articulation(note, piece, attributes) if note.part == "lead" else 1.0)
+        length = stop - start if note.part != "lead" else _sounding_sec(note, stop - start, piece, attributes)
         velocity = _velocity(note, piece, attributes) + loud * _VELOCITY_SPREAD
         if begin < length_sec:
             notes.append(Note(note.part, note.pitch, round(begin, 4), round(max(_SHORTEST_SEC, length), 4), int(np.clip(round(velocity), 8, 127))))
     return tuple(sorted(notes, key=lambda note: note.start_sec))
 
 
-def _swing(tick: int, attributes: Attributes) -> float:
+def _swing(tick: int, attributes: Attributes) -> int | float:
     """The tick with swing: the first of two eighths, or sixteenths, has up to two thirds of both."""
     if attributes.feel != "swing":
         return tick
@@ -51,10 +52,12 @@ def _swing(tick: int, attributes: Attributes) -> float:
     return whole * pair + (part * share / 0.5 if part < half else pair * share + (part - half) * (1 - share) / 0.5)
 
 
-def _articulation(note: Written, piece: Piece, attributes: Attributes) -> float:
-    """The share of its written length for which a note of the lead sounds. Long notes are held in staccato, too."""
-    held = note.length > 2 * TICKS or note.tick >= (piece.bars - 1) * piece.meter.bar and piece.ends
-    return _STACCATO if attributes.articulation == "staccato" and not held else _LEGATO
+def _sounding_sec(note: Written, length_sec: float, piece: Piece, attributes: Attributes) -> float:
+    """How long a note of the lead sounds. Long notes, and the last, are held in staccato, too."""
+    held = note.length > 2 * TICKS or (piece.ends and note.tick >= (piece.bars - 1) * piece.meter.bar)
+    if attributes.articulation == "staccato" and not held:
+        return max(_STACCATO * length_sec, length_sec - _STACCATO_REST_SEC)
+    return _LEGATO * length_sec
 
 
 def _velocity(note: Written, piece: Piece, attributes: Attributes) -> float:
