@@ -7,12 +7,12 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import Split
 from musiclm_jax.corpus.sampled import harmony, melody
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.bars import METERS, TICKS, Chord, Meter, Section, Tone
 from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.tunes import cut, draw_tune
-from musiclm_jax.corpus.synthesized.attributes import Split
 
 CLIP_SEC = 30.0
 # Before the first beat, so that early notes are in the clip.

@@ -12,8 +12,8 @@ import zlib
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import Split
 from musiclm_jax.corpus.sampled.bars import METERS, Section, Tone
-from musiclm_jax.corpus.synthesized.attributes import Split
 
 # Share of the tunes that are written in the asked mode; the others are moved to it, since few tunes are in minor.
 _NATIVE_RATE = 0.5
