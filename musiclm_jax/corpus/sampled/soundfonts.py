@@ -25,6 +25,8 @@ _SYNTH_RATE_HZ = 48000
 _BLOCK = 64
 # Gain of the synthesizer, with which a stroke of a drum has a peak as high as recorded ones in `kits`. Samples are float: none clips.
 _GAIN = 1.5
+# Notes that sound at once. More would only let instruments that ring for many seconds do so below -50 dB, and take twice the time for a harp.
+_VOICES = 32
 _WARNING, _INFO = 2, 3  # FluidSynth's levels of logging.
 PERCUSSION_BANK = 128
 
@@ -121,6 +123,7 @@ def _write(api: types.SimpleNamespace, synth, stereo: Float[np.ndarray, "2 N"], 
 
 def _synth(api: types.SimpleNamespace):
     synth = api.module.Synth(gain=_GAIN, samplerate=float(_SYNTH_RATE_HZ), channels=16)
+    synth.setting("synth.polyphony", _VOICES)
     synth.setting("synth.reverb.active", 0)
     synth.setting("synth.chorus.active", 0)
     return synth
