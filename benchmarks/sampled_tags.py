@@ -1,8 +1,8 @@
 """What musicnn hears in clips of the sampled corpus: `python benchmarks/sampled_tags.py [CLIPS [SEED]]`.
 
-For each of some leads, the first CLIPS composed clips (10) that it leads are played. The table has the share of them in which musicnn, which was trained on recordings
-of other people, gives a tag of the lead among its three strongest of 50; apart for clips with drums, and for the others. Then, for each kit, the mean of its tag
-"drums" for clips with drums, and for the same clips without the notes of the drums. Last the speed, beside real time, in CPU time of one core.
+For each of some leads, the first CLIPS composed clips (10) that it leads are played. The first table has the share of them in which musicnn, which was
+trained on recordings of people, gives a tag of the lead among its three strongest of 50: for clips without drums, and for those with drums. Then, for each
+kit, the mean of its tag "drums" in clips with drums, and in the same clips without the notes of the drums. Last the speed, in CPU time of its one thread.
 """
 
 import collections
@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import soxr
-
 from musiclm_jax.corpus.sampled.compose import compose_clip
+
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
 from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ
@@ -71,9 +71,9 @@ def main(num: int = 10, seed: int = 0) -> None:
     for index, score in clips[:5]:
         play(score, seed=seed, index=index)  # The soundfonts are loaded.
     for index, score in clips:
-        began = time.process_time()
+        began = time.thread_time()
         wave = play(score, seed=seed, index=index)["mix"]
-        speeds[len({note.part for note in score.notes})].append(score.length_sec / (time.process_time() - began))
+        speeds[len({note.part for note in score.notes})].append(score.length_sec / (time.thread_time() - began))
         found, attributes = tags(wave), score.attributes
         hits[attributes.instrument, attributes.drums].append(not set(LEADS[attributes.instrument]).isdisjoint(top(found)))
         heard[attributes.instrument].update(top(found))

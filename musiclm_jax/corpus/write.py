@@ -24,11 +24,12 @@ from typing import Literal
 import soundfile
 
 from musiclm_jax.corpus.clip import CLIP_SAMPLES, SAMPLE_RATE_HZ, STEMS, Corpus, Variant
+from musiclm_jax.corpus.sampled.clip import SampledCorpus
 from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
 
-CORPORA = {"synthesized": SynthesizedCorpus}
+CORPORA = {"synthesized": SynthesizedCorpus, "sampled": SampledCorpus}
 # 8,333 hours of 30 s clips.
 MAX_CLIPS = 1_000_000
 _FILE_NAME = re.compile(r"audio/(\d{6,})(?:-([1-9]\d*|lead|band))?\.flac")

@@ -214,7 +214,7 @@ def _compression(mix: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     mean = power[power > 1e-3 * power.mean()].mean()
     over_db = 10 * np.log10(np.maximum(np.maximum(*meters), 1e-12) / mean) - _THRESHOLD_DB
     gain_db = np.minimum(0.0, -over_db * (1 - 1 / _RATIO))
-    return np.interp(np.arange(len(mix)), np.arange(num) * _METER_SAMPLES, 10 ** (gain_db / 20)).astype(np.float32)
+    return _lines(10 ** (gain_db / 20), _METER_SAMPLES)[: len(mix)]
 
 
 def _saturation(mix: Float[np.ndarray, " N"], colour: str) -> Float[np.ndarray, " N"] | np.float32:
@@ -243,7 +243,14 @@ def _limit(magnitude: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     allowed = np.minimum(1.0, (PEAK - 4 * HISS) / np.maximum(peaks, 1e-9))
     # A mean over 5 ms of minima over 13 ms; between steps the gain is a line, so that each end needs the minimum of its neighbours.
     smooth = scipy.ndimage.uniform_filter1d(scipy.ndimage.minimum_filter1d(allowed, 13, mode="nearest"), 5, mode="nearest")
-    return np.interp(np.arange(len(magnitude)), np.arange(num) * _LIMIT_SAMPLES, smooth).astype(np.float32)
+    return _lines(smooth, _LIMIT_SAMPLES)[: len(magnitude)]
+
+
+def _lines(points: Float[np.ndarray, " T"], step: int) -> Float[np.ndarray, " N"]:
+    """Straight lines from point to point, float32, `step` samples each; the last point stays."""
+    points = np.append(points, points[-1]).astype(np.float32)
+    ramp = np.arange(step, dtype=np.float32) / step
+    return (points[:-1, None] + np.diff(points)[:, None] * ramp).ravel()
 
 
 def _noise(num_samples: int, colour: str, rng: np.random.Generator) -> Float[np.ndarray, " N"] | np.float32:

@@ -154,9 +154,7 @@ def _api() -> types.SimpleNamespace:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     arguments = lambda *kinds: [(f"argument{number}", kind, 1) for number, kind in enumerate(kinds)]  # noqa: E731
     log = fluidsynth.cfunc("fluid_set_log_function", pointer, *arguments(integer, pointer, pointer))
-    for level in (# Notes that sound at once. More would only let instruments that ring for many seconds do so below -50 dB, and take twice the time for a harp.
-_VOICES = 32
-_WARNING, _INFO):  # It warns that a synthesizer without a soundfont has no programs.
+    for level in (_WARNING, _INFO):  # It warns that a synthesizer without a soundfont has no programs.
         log(level, None, None)
     return types.SimpleNamespace(
         module=fluidsynth,
