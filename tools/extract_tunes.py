@@ -176,7 +176,7 @@ def _pitch(name: str, altered: dict[str, int], accidentals: dict[str, int]) -> i
 
 
 def _title(text: str, number: str) -> str:
-    return re.sub(r"\s*--.*$", "", text).strip(" .") or f"number {number}"
+    return re.sub(r"\s*--.*$", "", text).strip(" .,;:") or f"number {number}"
 
 
 def _tune(title: str, collection: str, meter: tuple[int, int], tonic: int, mode: str, parts: list[Part]) -> list | None:

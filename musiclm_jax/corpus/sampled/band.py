@@ -10,7 +10,7 @@ from musiclm_jax.corpus.sampled.bars import TICKS, Chord
 from musiclm_jax.corpus.sampled.form import Piece
 from musiclm_jax.corpus.sampled.harmony import add_seventh
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS
-from musiclm_jax.corpus.sampled.patterns import CLAP, CRASH, KICK, SNARE, STICK
+from musiclm_jax.corpus.sampled.patterns import CLAP, CRASH, HAT, KICK, OPEN, RIDE, SNARE, STICK
 from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.written import Written
 
@@ -18,12 +18,14 @@ from musiclm_jax.corpus.sampled.written import Written
 _BASS_FLOOR = 28
 _CHORD_FLOORS = {"guitar": 47, "strings": 50, "plucked": 50, "brass": 50, "voice": 50, "mallets": 55}
 _PAD_FLOOR, _FLOOR = 53, 50
+# Instruments that speak too slowly for short chords, and the patterns that they play.
+_SLOW, _SUSTAINED = ("synth pad", "choir", "strings", "church organ"), ("held", "halves", "beats", "eighths")
 # Without a bass, patterns begin on a low root.
 _LOW_FLOOR = 41
 _DRUM_ACCENTS = {"X": 14, "x": 0, "g": -30}
 # Drums may be silent for so long at the beginning.
 _LATEST_DRUMS_SEC = 3.0
-_FILL_RATE, _CRASH_RATE = 0.7, 0.5
+_FILL_RATE, _CRASH_RATE, _RIDE_RATE, _OPEN_HAT_RATE = 0.7, 0.5, 0.4, 0.4
 _ACOUSTIC_DRUMS = {CLAP: SNARE}
 
 
@@ -140,6 +142,8 @@ def _chords(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> l
     floor = _CHORD_FLOORS.get(INSTRUMENTS[attributes.chords].family, _FLOOR)
     voicings = _voicings(chords, attributes.tonic, floor)
     names = [name for name in style.comps if attributes.meter in patterns.COMPS[name]]
+    if attributes.chords in _SLOW:
+        names = [name for name in names if name in _SUSTAINED] or ["held"]
     options = patterns.COMPS[names[int(rng.integers(len(names)))]][attributes.meter]
     notes = []
     for tick, length, name, slot in _played(piece, options, chords, rng):
@@ -204,6 +208,7 @@ def _drums(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> li
     fills = (patterns.HAND_FILLS if hands else patterns.FILLS)[attributes.meter]
     kit = _ACOUSTIC_DRUMS if attributes.kit in ("acoustic", "brushes") else {}
     bar_sec = piece.seconds(piece.meter.bar, attributes.tempo_bpm) - piece.seconds(0, attributes.tempo_bpm)
+    rides = attributes.kit in ("acoustic", "brushes") and HAT in groove and bool(rng.random() < _RIDE_RATE)
     notes: list[Written] = []
     for bar in range(piece.bars):
         passage = piece.passage(bar)
@@ -212,6 +217,10 @@ def _drums(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> li
         fill = fills[int(rng.integers(len(fills)))] if last and rng.random() < _FILL_RATE else {}
         thin = passage.name in ("intro", "break") and not last
         played = {drum: line for drum, line in groove.items() if not (thin and drum in (SNARE, CLAP, STICK))} or groove
+        if rides and passage.name == "chorus":
+            played = {RIDE if drum == HAT else drum: line for drum, line in played.items()}
+        if HAT in played and bar % 4 == 3 and not fill and rng.random() < _OPEN_HAT_RATE:
+            played = {**played, HAT: played[HAT][:-2] + "..", OPEN: "." * (len(played[HAT]) - 2) + "x."}
         if piece.ends and bar == piece.bars - 1:
             played, fill = {KICK: "X" + "." * 15, **({} if hands else {CRASH: "x" + "." * 15})}, {}
         elif not hands and attributes.kit != "brushes" and bar == passage.start and bar and passage.name != "break" and rng.random() < _CRASH_RATE:

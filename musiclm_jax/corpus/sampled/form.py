@@ -20,8 +20,8 @@ LEAD_IN_SEC = 0.05
 # A piece that ends is at least so long, and the sound of the last chord has so long to die away.
 LEAST_SEC = 12.0
 DECAY_SEC = 2.2
-# How much longer the last beats are with a ritardando.
-_RITARDANDO = 0.35
+# How much longer the last beat is with a ritardando, which grows over two bars.
+_RITARDANDO = 0.6
 _TUNE_RATE = 0.5
 # Tunes are drawn anew, a few times, if the tempo would make them slower or faster than this.
 _NOTES_PER_SEC = (0.8, 5.5)
@@ -60,15 +60,16 @@ class Piece:
     lead_in: int
     # Whether it ends by itself; the last passage is then the ending, of two bars.
     ends: bool
-    # Share by which beats are longer at the end.
+    # Share by which the last beat is longer than others.
     ritardando: float
     # Name of the tune; empty if it is composed.
     tune: str
 
     def seconds(self, tick: int | float, tempo_bpm: int) -> float:
         """When a tick is, from the start of the clip."""
-        late = max(0.0, tick - (self.bars - 2) * self.meter.bar)
-        return LEAD_IN_SEC + (tick + self.lead_in + self.ritardando * late) * 60 / (TICKS * tempo_bpm)
+        late = max(0, tick - (self.bars - 2) * self.meter.bar)
+        delay = self.ritardando * late**2 / (4 * self.meter.bar)
+        return LEAD_IN_SEC + (tick + self.lead_in + delay) * 60 / (TICKS * tempo_bpm)
 
     def length_sec(self, tempo_bpm: int) -> float:
         return round(self.seconds(self.bars * self.meter.bar, tempo_bpm) + DECAY_SEC, 3) if self.ends else CLIP_SEC
@@ -84,7 +85,7 @@ def make_piece(attributes: Attributes, *, split: Split, ending: bool, rng: np.ra
     name, themes = _from_tune(attributes, split, clip_bars, rng) if rng.random() < _TUNE_RATE else ("", _composed(attributes, clip_bars, rng))
     ritardando = _RITARDANDO if ending and rng.random() < 0.6 else 0.0
     if ending:
-        most = int((CLIP_SEC - DECAY_SEC - LEAD_IN_SEC - 2 * ritardando * bar_sec) / bar_sec - 0.5)
+        most = int((CLIP_SEC - DECAY_SEC - LEAD_IN_SEC - ritardando * bar_sec) / bar_sec - 0.5)
         least = min(most, max(4, int(np.ceil((LEAST_SEC - DECAY_SEC) / bar_sec))))
         clip_bars = int(rng.integers(least, most + 1, size=2).max())
     # The longest piece that is needed, from which the clip is cut.
@@ -124,7 +125,7 @@ def _composed(attributes: Attributes, clip_bars: int, rng: np.random.Generator) 
     wish = ("sustained", "flowing", "flowing", "busy")[int(rng.integers(4))]
     motifs = melody.draw_motifs(meter, melody.notes_per_bar(wish, bar_sec), style.syncopation, rng)
     sections = []
-    for start in (int(rng.choice((0, 2, 4))), int(rng.choice((4, 5, 7)))):
+    for start in (int(rng.choice((0, 2, 4))), int(rng.choice((4, 7)))):
         chords = harmony.draw_chords(style.progressions, mode, bars, meter, rng)
         tones = melody.compose_melody(chords, meter, mode, motifs, start, rng)
         sections.append(Section(bars=bars, melody=tones, chords=chords))

@@ -51,7 +51,7 @@ PROGRESSIONS = {
 # Chords that are tried for a tune, with the cost of each, in the cost of one beat that no chord tone has.
 _CANDIDATES = {
     "major": {"I": 0.05, "V": 0.0, "IV": 0.0, "V7": 0.05, "ii": 0.15, "vi": 0.15, "iii": 0.6},
-    "minor": {"i": 0.05, "V": 0.0, "iv": 0.0, "V7": 0.1, "bVI": 0.1, "bVII": 0.15, "bIII": 0.15, "ii°": 0.6},
+    "minor": {"i": 0.05, "V": 0.0, "iv": 0.0, "V7": 0.1, "bVI": 0.15, "bVII": 0.3, "bIII": 0.3, "ii°": 0.6},
 }
 _COMMON = frozenset(
     "I-IV I-V I-vi I-ii IV-V IV-I IV-V7 IV-ii V-I V-vi V7-I V7-vi ii-V ii-V7 vi-ii vi-IV vi-V iii-vi iii-IV I-V7 V-V7 "

@@ -11,7 +11,9 @@ from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.written import Written
 
 _VELOCITY = {"soft": 56, "medium": 78, "loud": 100}
-_PART_VELOCITY = {"lead": 10, "counter": -6, "chords": -10, "pad": -16, "bass": 0, "drums": 2}
+_PART_VELOCITY = {"lead": 10, "counter": -6, "chords": -10, "pad": -16, "bass": 0, "drums": 6}
+# Drums are less soft in soft music than the others, and less loud in loud music.
+_DRUM_DYNAMICS = 0.6
 _PASSAGE_VELOCITY = {"intro": -6, "verse": 0, "chorus": 6, "break": -6, "ending": 0}
 _VELOCITY_SPREAD = 4.0
 # Standard deviation of starts, in seconds, by part; none is further away than 2.5 of them.
@@ -65,4 +67,6 @@ def _velocity(note: Written, piece: Piece, attributes: Attributes) -> float:
     place = 6 if within == 0 else 2 if within % TICKS == 0 else -3
     arch = 4 * np.sin(np.pi * (bar % 4 + within / piece.meter.bar) / 4) - 2
     passage = _PASSAGE_VELOCITY[piece.passage(max(0, min(bar, piece.bars - 1))).name]
-    return _VELOCITY[attributes.dynamics] + _PART_VELOCITY[note.part] + place + arch + passage + note.accent
+    medium, level = _VELOCITY["medium"], _VELOCITY[attributes.dynamics]
+    level = medium + _DRUM_DYNAMICS * (level - medium) if note.part == "drums" else level
+    return level + _PART_VELOCITY[note.part] + place + arch + passage + note.accent
