@@ -5,5 +5,8 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["musiclm_jax", "musiclm_jax.*"]), "musiclm_jax.gin_configs"],
     package_dir={"musiclm_jax.gin_configs": "gin_configs"},
-    package_data={"musiclm_jax": ["bundles/*/*", "evaluation/weights/*", "evaluation/*.js"], "musiclm_jax.gin_configs": ["**/*.gin"]},
+    package_data={
+        "musiclm_jax": ["bundles/*/*", "evaluation/weights/*", "evaluation/*.js", "corpus/sampled/wordlists/*.toml"],
+        "musiclm_jax.gin_configs": ["**/*.gin"],
+    },
 )
