@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import soxr
-from musiclm_jax.corpus.sampled.compose import compose_clip
 
+from musiclm_jax.corpus.sampled.compose import compose_clip
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
 from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ

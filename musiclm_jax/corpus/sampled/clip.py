@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from musiclm_jax.corpus.clip import Description, Variant, clip_split, is_variant
+from musiclm_jax.corpus.sampled import kits, soundfonts
 from musiclm_jax.corpus.sampled.captions import write_captions
 from musiclm_jax.corpus.sampled.compose import compose_clip
-from musiclm_jax.corpus.sampled.play import play, require
+from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
+from musiclm_jax.corpus.synthesized.attributes import clip_rng
 
 # The version changes when the music for a seed changes.
 VERSION = 1
@@ -30,16 +32,17 @@ class SampledCorpus:
         return {"instruments": "sampled", "seed": self.seed, "version": VERSION} | ({"endings": self.endings} if self.endings else {})
 
     def require(self) -> None:
-        require()
+        soundfonts.require()
+        kits.require()
 
     def score(self, index: int, variant: int = 0) -> Score:
         """The notes of a clip or a variant."""
-        ends = bool(stream(self.seed, index, "ending").random() < self.endings)
+        ends = bool(clip_rng(self.seed, index, "ending").random() < self.endings)
         return compose_clip(self.seed, index, variant=variant, ending=ends)
 
     def describe(self, index: int, variant: Variant = 0) -> Description:
         split, attributes = clip_split(index), self.score(index, variant if is_variant(variant) else 0).attributes
-        captions = [] if variant else write_captions(attributes, split=split, rng=stream(self.seed, index, "captions"))
+        captions = [] if variant else write_captions(attributes, split=split, rng=clip_rng(self.seed, index, "captions"))
         named = {"named": [list(caption.named) for caption in captions]} if captions else {}
         return Description(split, dataclasses.asdict(attributes) | named, [caption.text for caption in captions])
 

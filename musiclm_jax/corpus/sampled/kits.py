@@ -99,6 +99,14 @@ _BY_HAND = {
 }
 
 
+def require() -> None:
+    """Raises UserError if recordings of drums are missing."""
+    for kit in (kit for kits in KITS.values() for kit in kits):
+        for names in kit.shots.values():
+            for name in names:
+                _shot(name)
+
+
 def render(tones: Sequence[Tone], name: str, *, num_samples: int, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
     """Renders drums by one of KITS[name], float32 [num_samples] at 24 kHz. A soundfont plays the keys that have no recordings.
 

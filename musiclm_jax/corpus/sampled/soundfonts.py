@@ -129,6 +129,12 @@ def _synth(api: types.SimpleNamespace):
     return synth
 
 
+def require() -> None:
+    """Raises UserError if FluidSynth or a soundfont is missing."""
+    for name in SOUNDFONTS:
+        _load(name)
+
+
 @functools.cache
 def _load(name: str) -> int:
     """The address of a soundfont in memory. The synthesizer that loaded it is never deleted, for it would delete the soundfont, too."""
