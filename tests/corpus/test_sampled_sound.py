@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pyloudnorm
 import pytest
+import scipy.signal
 
 from musiclm_jax.corpus.sampled import kits, mixing, soundfonts
 from musiclm_jax.corpus.sampled.attributes import COLOURS, KITS, PARTS, ROOMS, Attributes
@@ -234,7 +235,7 @@ def test_strokes_of_a_recorded_kit_are_where_they_are_written():
 def test_loudness_is_that_of_another_implementation():
     meter = pyloudnorm.Meter(SAMPLE_RATE_HZ)
     time = np.arange(4 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
-    waves = [np.sin(2 * np.pi * hz * time).astype(np.float32) for hz in (60, 997, 7000)] + [noise(96000) * 0.1, noise(96000) * np.repeat([0.3, 1e-4], 48000)]
+    waves = [np.sin(2 * np.pi * hz * time).astype(np.float32) for hz in (60, 997, 7000)] + [noise(96000) * 0.1, noise(96000) * np.repeat([0.3, 0.02], 48000)]
     for wave in waves:
         assert mixing.loudness_lufs(wave.astype(np.float32)) == pytest.approx(meter.integrated_loudness(wave.astype(np.float64)), abs=0.3)
     assert mixing.loudness_lufs(np.zeros(24000, np.float32)) == -np.inf
@@ -296,14 +297,26 @@ def test_colours_and_rooms_sound_as_they_are_called():
     assert later_room < 1.5 * mixing.HISS < later_hall / 2
 
 
+def sine(colour, hz=1000):
+    """A sine of 4 s in a colour, and the band, which is the noise of it."""
+    wave = np.sin(2 * np.pi * hz * np.arange(96000) / SAMPLE_RATE_HZ).astype(np.float32)
+    mixed = mixing.master({"lead": wave}, num_samples=96000, room="dry", colour=colour, dynamics="medium", rng=np.random.default_rng(0))
+    return mixed["lead"].astype(np.float64), mixed["band"].astype(np.float64)
+
+
 def test_tape_wavers_by_little():
-    time = np.arange(96000) / SAMPLE_RATE_HZ
-    tone = np.sin(2 * np.pi * 1000 * time).astype(np.float32)
-    stems = mixing._wow(mixing.Stems(lead=tone, band=np.zeros_like(tone)), "tape", np.random.default_rng(0))
-    crossings = np.flatnonzero((stems.lead[:-1] < 0) & (stems.lead[1:] >= 0))
-    at = crossings + stems.lead[crossings] / (stems.lead[crossings] - stems.lead[crossings + 1])
-    hz = SAMPLE_RATE_HZ / np.diff(at)
-    assert 3e-4 < np.std(hz) / 1000 < 4e-3 and np.mean(hz) == pytest.approx(1000, rel=3e-3)
+    for colour, least, most in (("tape", 3e-4, 4e-3), ("clean", 0.0, 1e-4)):
+        lead, _ = sine(colour)
+        lead = scipy.signal.sosfiltfilt(scipy.signal.butter(2, (900, 1100), "bandpass", fs=SAMPLE_RATE_HZ, output="sos"), lead)[6000:-6000]
+        hz = np.diff(np.unwrap(np.angle(scipy.signal.hilbert(lead))))[6000:-6000] * SAMPLE_RATE_HZ / (2 * np.pi)
+        assert least <= np.std(hz) / 1000 < most and np.mean(hz) == pytest.approx(1000, rel=3e-3)
+
+
+def test_tape_saturates_and_records_click():
+    third = {colour: power_db(sine(colour)[0], 2950, 3050) for colour in ("clean", "tape", "phone")}
+    assert min(third["tape"], third["phone"]) > third["clean"] + 20
+    peaks = {colour: np.abs(noise).max() / np.std(noise) for colour in ("tape", "vinyl") for noise in [sine(colour)[1]]}
+    assert peaks["tape"] < 6 and peaks["vinyl"] > 9
 
 
 def test_the_end_of_a_clip_fades_out():
