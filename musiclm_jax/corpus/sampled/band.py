@@ -20,6 +20,8 @@ _CHORD_FLOORS = {"guitar": 47, "strings": 50, "plucked": 50, "brass": 50, "voice
 _PAD_FLOOR, _FLOOR = 53, 50
 # Instruments that speak too slowly for short chords, and the patterns that they play.
 _SLOW, _SUSTAINED = ("synth pad", "choir", "strings", "church organ"), ("held", "halves", "beats", "eighths")
+# Instruments whose broken chords ring until the chord may change, as with a pedal.
+_RINGING = ("piano", "electric piano", "guitar", "plucked", "mallets")
 # Without a bass, patterns begin on a low root.
 _LOW_FLOOR = 41
 _DRUM_ACCENTS = {"X": 14, "x": 0, "g": -30}
@@ -152,6 +154,8 @@ def _chords(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> l
             root = attributes.tonic + chords[slot].root
             voicing = [_LOW_FLOOR + (root - _LOW_FLOOR) % 12, *voicing]
         if name.isdigit():
+            if INSTRUMENTS[attributes.chords].family in _RINGING:
+                length = piece.meter.slot - tick % piece.meter.slot
             pitches = [voicing[int(name) % len(voicing)] + 12 * (int(name) // len(voicing))]
         else:
             pitches = {"l": voicing[:1], "u": voicing[1:][::-1]}.get(name, voicing)

@@ -122,7 +122,7 @@ def _composed(attributes: Attributes, clip_bars: int, rng: np.random.Generator) 
     style, meter, mode = STYLES[attributes.style], METERS[attributes.meter], attributes.mode
     bar_sec = meter.beats * 60 / attributes.tempo_bpm
     bars = 12 if style.progressions == "blues" and clip_bars >= 12 else 8 if clip_bars >= 12 or rng.random() < 0.4 else 4
-    wish = ("sustained", "flowing", "flowing", "busy")[int(rng.integers(4))]
+    wish = ("sustained", "flowing", "busy")[int(rng.integers(3))]
     motifs = melody.draw_motifs(meter, melody.notes_per_bar(wish, bar_sec), style.syncopation, rng)
     sections = []
     for start in (int(rng.choice((0, 2, 4))), int(rng.choice((4, 7)))):

@@ -36,7 +36,8 @@ _SHAPES = (
     (0, 4, -1, 0, -1),
 )
 LOWEST, HIGHEST = -3, 9
-_VARY_RATE = 0.16
+# Of the notes of a repeat.
+_ORNAMENT_RATE, _JOIN_RATE = 0.16, 0.05
 # Share of a bar that rests should not exceed.
 _LONGEST_REST = 0.13
 
@@ -85,26 +86,28 @@ def compose_melody(chords: tuple[Chord, ...], meter: Meter, mode: str, motifs: d
 
 def vary(tones: tuple[Tone, ...], meter: Meter, mode: str, rng: np.random.Generator) -> tuple[Tone, ...]:
     """A repeat of a melody, in which a few notes have a passing note or a neighbour after them, or are joined. The last is as it was."""
-    varied: list[Tone] = []
-    draws = rng.random(len(tones))
     scale = [octave + pitch for octave in (-24, -12, 0, 12, 24) for pitch in SCALES[mode]]
-    for tone, after, draw in zip(tones, tones[1:], draws, strict=False):
-        leap = after.pitch - tone.pitch
-        if varied and tone.tick < varied[-1].end:
+    varied: list[Tone] = []
+    for tone, after, draw in zip(tones, tones[1:], rng.random(len(tones))):
+        if varied and tone.tick < varied[-1].end:  # It is joined with the note before.
             continue
-        if draw < _VARY_RATE and tone.length >= TICKS and tone.end == after.tick and abs(leap) <= 5:
-            between = [p for p in scale if min(tone.pitch, after.pitch) < p < max(tone.pitch, after.pitch)] or [p for p in scale if 0 < p - tone.pitch < 3]
-            length = 2 * meter.step if tone.length % (2 * meter.step) == 0 else meter.step
-            if between:
-                first = tone.length - length
-                varied += [Tone(tone.tick, first, tone.pitch), Tone(tone.tick + first, length, between[len(between) // 2])]
-                continue
-        if draw > 1 - _VARY_RATE / 3 and tone.tick % TICKS == 0 and tone.end == after.tick and tone.length == after.length <= TICKS / 2:
+        joins = tone.tick % TICKS == 0 and tone.length == after.length <= TICKS // 2 and after is not tones[-1]
+        if draw < _ORNAMENT_RATE and tone.end == after.tick:
+            varied += _ornament(tone, after, scale, 2 * meter.step)
+        elif draw > 1 - _JOIN_RATE and tone.end == after.tick and joins:
             varied.append(Tone(tone.tick, tone.length + after.length, tone.pitch))
-            continue
-        varied.append(tone)
-    last = [tones[-1]] if not varied or varied[-1].end <= tones[-1].tick else []
-    return (*varied, *last)
+        else:
+            varied.append(tone)
+    return (*varied, tones[-1])
+
+
+def _ornament(tone: Tone, after: Tone, scale: list[int], length: int) -> list[Tone]:
+    """A note of a beat or more, with a note between it and the next at its end, or its upper neighbour; other notes as they are."""
+    low, high = sorted((tone.pitch, after.pitch))
+    between = [pitch for pitch in scale if low < pitch < high] or [pitch for pitch in scale if 0 < pitch - tone.pitch < 3]
+    if tone.length < TICKS or high - low > 5 or not between:
+        return [tone]
+    return [Tone(tone.tick, tone.length - length, tone.pitch), Tone(tone.end - length, length, between[len(between) // 2])]
 
 
 def notes_per_bar(density: str, bar_sec: float) -> float:

@@ -1,5 +1,7 @@
 """From written notes to played ones: swing, a ritardando, accents, small deviations, strummed chords and the lead's articulation."""
 
+import dataclasses
+
 import numpy as np
 
 from musiclm_jax.corpus.sampled.attributes import Attributes
@@ -22,7 +24,8 @@ _SPREAD_SEC = {"lead": 0.009, "counter": 0.011, "chords": 0.007, "pad": 0.012, "
 _STRUM_SEC = {"guitar": 0.016, "plucked": 0.02, "piano": 0.004, "electric piano": 0.004}
 # Staccato notes sound for a share of their length, but are not followed by longer silence than this.
 _STACCATO, _STACCATO_REST_SEC, _LEGATO = 0.5, 0.2, 0.97
-_SHORTEST_SEC = 0.07
+# The shortest note, and the silence before a pitch sounds again.
+_SHORTEST_SEC, _GAP_SEC = 0.07, 0.01
 
 
 def play_notes(written: list[Written], piece: Piece, attributes: Attributes, rng: np.random.Generator) -> tuple[Note, ...]:
@@ -39,7 +42,19 @@ def play_notes(written: list[Written], piece: Piece, attributes: Attributes, rng
         velocity = _velocity(note, piece, attributes) + loud * _VELOCITY_SPREAD
         if begin < length_sec:
             notes.append(Note(note.part, note.pitch, round(begin, 4), round(max(_SHORTEST_SEC, length), 4), int(np.clip(round(velocity), 8, 127))))
-    return tuple(sorted(notes, key=lambda note: note.start_sec))
+    return _without_overlaps(sorted(notes, key=lambda note: note.start_sec))
+
+
+def _without_overlaps(notes: list[Note]) -> tuple[Note, ...]:
+    """Ends each note of a part before the next one of the same pitch, as on one string or key. Notes that would then be too short are left out."""
+    following: dict[tuple[str, int], float] = {}
+    kept = []
+    for note in reversed(notes):
+        room = following.get((note.part, note.pitch), np.inf) - note.start_sec - _GAP_SEC
+        if room >= _GAP_SEC:
+            following[note.part, note.pitch] = note.start_sec
+            kept.append(dataclasses.replace(note, length_sec=round(min(note.length_sec, float(room)), 4)))
+    return tuple(reversed(kept))
 
 
 def _swing(tick: int, attributes: Attributes) -> int | float:
