@@ -148,6 +148,17 @@ def _split(listed: str) -> list[str]:
     return [text.strip() for text in re.split(r"[;\n]", listed) if text.strip()]
 
 
+def anchors() -> dict[str, dict[str | bool, tuple[str, ...]]]:
+    """attribute -> its values -> words that are said of clips of that value alone, by which free words can be read."""
+    found: dict[str, dict] = {name: {} for name in ("instrument", "drums", "mode", "tempo", "style")}
+    for group in (group for groups in _rules().values() for group in groups):
+        for name in found.keys() & group.when.keys():
+            if not isinstance(value := group.when[name], list):
+                known = found[name].setdefault(value, ())
+                found[name][value] = known + tuple(p.text.removesuffix("~") for p in group.phrases if not SLOT.search(p.text))
+    return {name: {value: tuple(dict.fromkeys(texts)) for value, texts in values.items()} for name, values in found.items()}
+
+
 @functools.cache
 def templates() -> dict[str, dict[str, tuple[str, ...]]]:
     """split -> kind of caption -> templates."""
