@@ -6,7 +6,10 @@ setup(
     packages=[*find_packages(include=["musiclm_jax", "musiclm_jax.*"]), "musiclm_jax.gin_configs"],
     package_dir={"musiclm_jax.gin_configs": "gin_configs"},
     package_data={
-        "musiclm_jax": ["bundles/*/*", "evaluation/weights/*", "evaluation/*.js", "corpus/sampled/wordlists/*.toml"],
+        "musiclm_jax": [
+            *("bundles/*/*", "evaluation/weights/*", "evaluation/*.js"),
+            *("corpus/sampled/*.gz", "corpus/sampled/*.md", "corpus/sampled/wordlists/*.toml"),
+        ],
         "musiclm_jax.gin_configs": ["**/*.gin"],
     },
 )

@@ -23,8 +23,9 @@ from musiclm_jax import MusicLM
 from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
-from musiclm_jax.corpus import make_corpus, render_variant
-from musiclm_jax.corpus.synthesized.attributes import clip_split
+from musiclm_jax.corpus import make_corpus, render_clip
+from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.generation.voice import VoiceConfig
 from musiclm_jax.parts.fit import run_step
 from musiclm_jax.parts.part import FitConfig
@@ -80,10 +81,10 @@ def agreements(band: Float[np.ndarray, "N"], lead: Float[np.ndarray, "N"]) -> tu
 
 def evaluate(model: MusicLM, held_out: list[int]) -> None:
     rows: dict[str, list[tuple[float, float]]] = {}
-    stem = lambda index, name: render_variant(seed=SEED, index=index, variant=name).wave[: SECONDS * RATE_HZ]  # noqa: E731
+    stem = lambda index, name: render_clip(SynthesizedCorpus(SEED), index, name).wave[: SECONDS * RATE_HZ]  # noqa: E731
     leads, bands = ({index: stem(index, name) for index in held_out} for name in ("lead", "band"))
     for index, other in zip(held_out, np.roll(held_out, 1), strict=True):
-        caption = render_variant(seed=SEED, index=index, variant=0).captions[0]
+        caption = render_clip(SynthesizedCorpus(SEED), index, 0).captions[0]
         given = model.accompany(leads[index], caption, seed=index, num_candidates=1, num_drafts=1)
         without = np.concatenate(list(model.stream(caption, seconds=SECONDS, seed=index, num_candidates=1, num_drafts=1)), axis=1)[0]
         for name, band, lead in (

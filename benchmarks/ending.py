@@ -26,8 +26,9 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import log_mel
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.corpus import make_corpus, render_clip
+from musiclm_jax.corpus.clip import clip_split
 from musiclm_jax.corpus.synthesized import synthesis
-from musiclm_jax.corpus.synthesized.attributes import clip_split
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.generation.timing import TimingConfig
 from musiclm_jax.parts.fit import run_step
 from musiclm_jax.parts.part import FitConfig
@@ -98,7 +99,7 @@ def evaluate(model: MusicLM, held_out: list[int]) -> None:
         cadences.setdefault(name, []).append(cadence(wave, tonic))
 
     for index in held_out:
-        piece = render_clip(seed=SEED, index=index, endings=1.0)
+        piece = render_clip(SynthesizedCorpus(SEED, 1.0), index)
         seconds = round(len(piece.wave) / RATE_HZ)
         for name, ending in (("with ending", True), ("without", False)):
             add(name, model.generate(piece.captions[:1], seconds=seconds, seed=index, ending=ending).wave[0])

@@ -26,11 +26,12 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.corpus import make_corpus
+from musiclm_jax.corpus.clip import clip_split
 from musiclm_jax.corpus.synthesized import synthesis
-from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng, clip_split
+from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng
 from musiclm_jax.corpus.synthesized.captions import write_captions
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.compose import Note, compose
-from musiclm_jax.corpus.write import clip_notes
 from musiclm_jax.models import melody
 from musiclm_jax.parts.fit import run_step
 from musiclm_jax.parts.part import FitConfig, Run
@@ -124,7 +125,7 @@ def match(wave: Float[np.ndarray, "N"], tune: Float[np.ndarray, "N"]) -> float:
 def evaluate(model: MusicLM, held_out: list[int]) -> None:
     rows: dict[str, list[float]] = {}
     add = lambda name, wave, tune: rows.setdefault(name, []).append(match(wave, tune))  # noqa: E731
-    scores = {index: clip_notes(seed=SEED, index=index) for index in held_out}
+    scores = {index: SynthesizedCorpus(SEED).notes(index) for index in held_out}
     piano = {index: alone(notes, attributes, "piano", index) for index, (attributes, notes) in scores.items()}
     hums = {index: alone(notes, attributes, "hum", index + 1) for index, (attributes, notes) in scores.items()}
     others = {index: alone(same_chords(notes, attributes, index), attributes, "piano", index) for index, (attributes, notes) in scores.items()}

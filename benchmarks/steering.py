@@ -13,7 +13,8 @@ import argparse
 import numpy as np
 
 from musiclm_jax.audio.loudness import loudness_lufs
-from musiclm_jax.corpus.write import render_clip
+from musiclm_jax.corpus import render_clip
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, extract, fit_spectral_classifier
 from musiclm_jax.evaluation.exact import ExactWishes, make_exactly, measure, word_prompt
 from musiclm_jax.musiclm import MusicLM
@@ -27,7 +28,7 @@ DRUMS = ("with drums", "without drums")
 
 def fit_drums():
     """A classifier of drums from the timbre of 10 s."""
-    clips = [render_clip(seed=SEED, index=index) for index in range(FIT_CLIPS)]
+    clips = [render_clip(SynthesizedCorpus(SEED), index) for index in range(FIT_CLIPS)]
     features = np.stack([extract(clip.wave[: SECONDS * SAMPLE_RATE_HZ]).timbre for clip in clips])
     return fit_spectral_classifier(features, [clip.attributes["drums"] for clip in clips])
 

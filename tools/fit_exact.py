@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from musiclm_jax.corpus.write import render_clip
+from musiclm_jax.corpus import render_clip
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.evaluation import exact
 from musiclm_jax.evaluation.estimators import KEYS, METERS, SAMPLE_RATE_HZ, TEMPI_BPM, ChoiceModel, Features, degrade, extract, fit_choice
 
@@ -21,7 +22,7 @@ OUT = Path(exact.__file__).parent / "weights" / exact.WEIGHTS
 
 def read(index: int) -> tuple[str, dict, list[Features]]:
     """The split and the attributes of a clip, and the features of 10 s of it, as they are and degraded."""
-    clip, rng = render_clip(seed=SEED, index=index), np.random.default_rng(index)
+    clip, rng = render_clip(SynthesizedCorpus(SEED), index), np.random.default_rng(index)
     start = int(rng.integers(len(clip.wave) - SECONDS * SAMPLE_RATE_HZ))
     wave = clip.wave[start : start + SECONDS * SAMPLE_RATE_HZ].copy()
     return clip.split, clip.attributes, [extract(wave), extract(degrade(wave, rng=rng))]

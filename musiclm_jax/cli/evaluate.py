@@ -126,8 +126,9 @@ def melody(workdir) -> None:
 def memorization(directory, clips, prompts, batch_size, seed, picture, out, model) -> None:
     """Measures how often the model continues its training clips with their own tokens.
 
-    DIR is the folder of clips of the training, as for `musiclm fit`. Held-out clips are the control. With --out REPORT.json, what the model continues is kept
-    in REPORT.continued.npz beside it, and a call that was stopped is continued.
+    DIR is the folder of clips of the training, as for `musiclm fit`. Held-out clips are the control. The clips that are long enough for the longest prompt, and
+    the threshold of approximate matches, depend on all prompts together, so a row of one prompt alone differs from that of several. With --out REPORT.json,
+    what the model continues is kept in REPORT.continued.npz beside it, and a call that was stopped is continued.
     """
     use_compilation_cache()
     from musiclm_jax.evaluation.memorization import PROMPT_TOKENS, evaluate_memorization, format_memorization_report

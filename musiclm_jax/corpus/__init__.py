@@ -1,9 +1,10 @@
-"""A synthetic corpus of captioned music: clips are composed and rendered from a seed, with captions and ground truth.
+"""Corpora of captioned music that is made from a seed, with captions and ground truth, in the layout that `musiclm fit` reads.
 
-Attributes are drawn (`attributes`), turned into notes (`compose`), rendered (`voices`, `synthesis`), described (`captions`) and written (`write`).
-`variants` renders the melody of a clip with other instruments, hums it or whistles it. The package uses NumPy, SciPy and soundfile, not JAX.
+`synthesized` composes by rules and renders by a small synthesizer; `sampled` arranges tunes by people for sampled instruments. Both implement `clip.Corpus`;
+`write` makes a folder of either. The package uses NumPy, SciPy and soundfile, not JAX.
 """
 
-from musiclm_jax.corpus.write import Clip, make_corpus, render_clip, render_variant
+from musiclm_jax.corpus.clip import render_clip
+from musiclm_jax.corpus.write import CORPORA, make_corpus
 
-__all__ = ["Clip", "make_corpus", "render_clip", "render_variant"]
+__all__ = ["CORPORA", "make_corpus", "render_clip"]

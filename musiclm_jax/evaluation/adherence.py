@@ -22,7 +22,7 @@ from musiclm_jax.data.metadata import METADATA
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import ClipFile, Prompt, check_seed, choose_prompts, read_clips, stem, with_ground_truth
-from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, same_tempo
+from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, Estimators, fit_estimators, lead, same_tempo
 from musiclm_jax.evaluation.extras import require
 from musiclm_jax.evaluation.tables import Table, page, percent
 from musiclm_jax.files import AnyPath, as_path, make_folder, write_json, write_text
@@ -71,7 +71,7 @@ class Measure:
 
 # The first four are the main results.
 MEASURES = {
-    "instrument": Measure("lead instrument", "instrument", lambda estimate, truth: estimate.instrument == truth["instrument"]),
+    "instrument": Measure("lead instrument", "instrument", lambda estimate, truth: estimate.instrument == lead(truth)),
     "drums": Measure("drums or none", "drums", lambda estimate, truth: estimate.drums == truth["drums"]),
     "mode": Measure("mode", "mode", lambda estimate, truth: estimate.mode == truth["mode"]),
     "tempo": Measure("tempo: slow, mid, fast", "tempo", lambda estimate, truth: in_band(estimate.tempo_bpm, truth["tempo"])),

@@ -20,13 +20,13 @@ def draw_counts(num_clips: int, *, rng: np.random.Generator, num_resamples: int 
 
 
 def estimate(statistic: Statistic, num_clips: int, *, rng: np.random.Generator) -> dict[str, Any]:
-    """The figures of a statistic, with their 95 % intervals under "NAME_95". A figure that is not finite is None, as is its interval."""
+    """The figures of a statistic, with their 95 % intervals under "NAME_95". None: a figure that is not finite, and the interval of one clip or none."""
     values, resampled = statistic(np.ones((1, num_clips))), statistic(draw_counts(num_clips, rng=rng))
     result: dict[str, Any] = {}
     for name, (value,) in values.items():
         known = bool(np.isfinite(value))
         result[name] = float(value) if known else None
-        result[f"{name}_95"] = interval(resampled[name]) if known else None
+        result[f"{name}_95"] = interval(resampled[name]) if known and num_clips > 1 else None
     return result
 
 

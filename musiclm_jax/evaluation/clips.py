@@ -15,11 +15,14 @@ from musiclm_jax.data.folder import ClipFolder, Entry, name_of_part, read_folder
 from musiclm_jax.data.prefetch import map_ahead
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.statements import named_attributes
+from musiclm_jax.evaluation.tables import count
 from musiclm_jax.files import AnyPath
 
 Progress = Callable[[str], None]
 Result = TypeVar("Result")
 _SAY_EVERY = 100
+# Above this ratio of their mean lengths, a report says that clips of two sets differ in length.
+_OTHER_LENGTH = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +137,19 @@ def choose_prompts(clips: Sequence[Entry], *, num_captions: int | None, rng: np.
     held_out = [clip for clip in clips if clip.split == "test"]
     prompts = []
     for clip in draw_clips(held_out, len(held_out) if num_captions is None else num_captions, name=name, rng=rng):
-        names = [named_attributes(caption) for caption in clip.captions]
+        names = named_by_captions(clip)
         most = max(len(named - {"tempo_bpm"}) for named in names)
         pick = int(rng.choice([i for i, named in enumerate(names) if len(named - {"tempo_bpm"}) == most]))
         prompts.append(Prompt(clip.captions[pick], clip.file_name, clip.attributes, names[pick], clip.start_sec, clip.end_sec))
     return prompts
+
+
+def named_by_captions(clip: Entry) -> list[frozenset[str]]:
+    """The attributes that each caption of a clip names: what the metadata say, as those of a sampled corpus do, or else what the grammar finds."""
+    told = clip.attributes.get("named", [])
+    if len(told) == len(clip.captions):
+        return [frozenset(names) | ({"instrument"} if "family" in names else set()) for names in told]
+    return [named_attributes(caption) for caption in clip.captions]
 
 
 def read_waves(files: Sequence[ClipFile], num_samples: int) -> Float[np.ndarray, "B N"]:
@@ -220,7 +231,7 @@ def map_waves(
 
 def map_groups(
     fn: Callable[[np.ndarray], Result], groups: Sequence[tuple[ClipFile, ...]], excerpt: Excerpt, *, columns: tuple[str, ...], progress: Progress
-) -> tuple[list[tuple[int, tuple[Result, ...]]], list[str]]:
+) -> tuple[list[tuple[int, tuple[Result, ...]]], list[str], tuple[float, ...]]:
     """`map_waves` of clips that belong together, such as the real and the generated clip of a caption.
 
     Args:
@@ -228,15 +239,17 @@ def map_groups(
         columns: names of the columns, such as ("reference", "generated"), for progress and errors.
 
     Returns:
-        ([(number of a group, its results)] of the groups of which all clips can be used, the reasons why others cannot).
+        ([(number of a group, its results)] of the groups of which all clips can be used, the reasons why others cannot, the mean seconds of the clips of
+        each column).
 
     Raises:
         UserError: fewer than 2 groups can be used.
     """
-    found, skipped = [], []
+    found, skipped, seconds = [], [], []
     for what, files in zip(columns, zip(*groups), strict=True):
         done, left_out = map_waves(fn, files, excerpt, what=what, progress=progress)
         found.append({file: result for file, result, _ in done})
+        seconds.append(float(np.mean([length for _, _, length in done])))
         skipped += left_out
     whole = [
         (i, tuple(results[file] for file, results in zip(group, found)))
@@ -245,12 +258,20 @@ def map_groups(
     ]
     if len(whole) < 2:
         raise UserError(f"{len(whole)} of the {len(groups)} {' and '.join(columns)} clips can be used, expected at least 2; the others: {skipped[0]}")
-    return whole, skipped
+    return whole, skipped, tuple(seconds)
 
 
 def left_out(reasons: Sequence[str]) -> list[str]:
     """The note of a report about clips that cannot be used; none if all can."""
-    return [f"{len(reasons)} clips cannot be used and are left out, such as {reasons[0]}"] if reasons else []
+    return [f"left out, since they cannot be used: {count(len(reasons), 'clip')}, such as {reasons[0]}"] if reasons else []
+
+
+def other_lengths(reference_sec: float, generated_sec: float) -> list[str]:
+    """The note of a report about two sets of clips of different mean lengths; none if they are similar."""
+    if 1 / _OTHER_LENGTH < generated_sec / reference_sec < _OTHER_LENGTH:
+        return []
+    lengths = f"reference clips have {reference_sec:.3g} s on average, generated ones {generated_sec:.3g} s"
+    return [f"{lengths}: cut both to one length with --seconds, or the figures are partly those of their lengths"]
 
 
 def choose_clips(folder: ClipFolder, count: int | None, *, rng: np.random.Generator) -> list[Entry]:
@@ -281,7 +302,7 @@ def pair_clips(reference: ClipFolder, generated: ClipFolder) -> list[tuple[Entry
 def unpaired(reference: ClipFolder, generated: ClipFolder, num_pairs: int) -> list[str]:
     """The notes of a report about clips that `pair_clips` leaves out; none if there are none."""
     alone = {what: len(folder.entries) - num_pairs for what, folder in (("reference", reference), ("generated", generated))}
-    return [f"{count} {what} clips have no partner of the same name" for what, count in alone.items() if count]
+    return [f"without a partner of the same name: {count(num, f'{what} clip')}" for what, num in alone.items() if num]
 
 
 def _by_stem(folder: ClipFolder) -> dict[str, Entry]:

@@ -48,6 +48,7 @@ _RMS = 0.1
 class Estimate:
     """The estimates for one clip. The fields have the names of the attributes in a corpus' metadata."""
 
+    # As `lead`.
     instrument: str
     drums: bool
     # 0 = C.
@@ -310,6 +311,11 @@ def fit_spectral_classifier(timbre: Float[np.ndarray, "n D"], labels: Sequence[s
     return make_pipeline(extra("sklearn.preprocessing").StandardScaler(), regression).fit(timbre, np.asarray(labels))
 
 
+def lead(attributes: Mapping[str, Any]) -> str:
+    """The class of the lead instrument: its family if the attributes have one, since a corpus with families has too many instruments to tell apart."""
+    return attributes.get("family", attributes["instrument"])
+
+
 def fit_estimators(
     waves: Sequence[Float[np.ndarray, "N"]], attributes: Sequence[Mapping[str, Any]], *, rng: np.random.Generator, degraded: bool = True
 ) -> Estimators:
@@ -317,7 +323,7 @@ def fit_estimators(
 
     Args:
         waves: clips at 24 kHz.
-        attributes: of each clip, "instrument", "drums", "tonic" (0 = C), "mode" and "tempo_bpm".
+        attributes: of each clip, "instrument" (and "family"), "drums", "tonic" (0 = C), "mode" and "tempo_bpm".
         rng: for the degradations.
         degraded: whether to fit on a degraded copy of each clip as well (see `degrade`).
 
@@ -337,7 +343,7 @@ def fit_estimators(
     tempo_bpm = np.clip([clip["tempo_bpm"] for clip in labels], TEMPI_BPM[0], TEMPI_BPM[-1])
     tempo_is = np.abs(np.log(TEMPI_BPM / tempo_bpm[:, None])) < _TEMPO_FIT_TOLERANCE
     return Estimators(
-        instrument=fit_spectral_classifier(timbre, [clip["instrument"] for clip in labels]),
+        instrument=fit_spectral_classifier(timbre, [lead(clip) for clip in labels]),
         drums=fit_spectral_classifier(timbre, [clip["drums"] for clip in labels]),
         # Real clips are classified well with any penalty. With a small one, estimates of less clear clips depend on the clips of the fit: docs/log.md.
         key=fit_choice(np.stack([f.keys for f in features]), key_is, penalty=1e-2),

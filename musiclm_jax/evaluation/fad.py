@@ -17,7 +17,7 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.data.folder import ClipFolder
 from musiclm_jax.errors import UserError, unreadable
 from musiclm_jax.evaluation import frechet
-from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, choose_clips, left_out, map_waves, read_clips
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, choose_clips, left_out, map_waves, other_lengths, read_clips
 from musiclm_jax.evaluation.embeddings import Embedding
 from musiclm_jax.evaluation.frechet import Gaussian
 from musiclm_jax.evaluation.tables import Table, number, page
@@ -25,8 +25,6 @@ from musiclm_jax.files import atomic_path
 
 # Version of the file of a reference.
 _FORMAT = 1
-# Above this ratio of their mean lengths, the report says that clips of the two sets differ in length.
-_OTHER_LENGTH = 1.5
 # At this share of the distance of the reference's own halves, or below, both sets are the same clips.
 _SAME = 1e-6
 _WORST = 5
@@ -187,11 +185,11 @@ def _report(reference: Reference, clips: _Embedded, path: str, skipped: list[str
         "halves": reference.halves if np.isfinite(reference.halves) else None,
         "clips": [{"file_name": name, "score": score} for name, score in sorted(zip(clips.names, scores), key=lambda clip: -clip[1])],
         "skipped": skipped,
-        "notes": _notes(reference, clips, generated, value, limit is None, skipped),
+        "notes": _notes(reference, clips, generated, value, limit and limit.value, skipped),
     }
 
 
-def _notes(reference: Reference, clips: _Embedded, generated: Gaussian, value: float, no_limit: bool, skipped: list[str]) -> list[str]:
+def _notes(reference: Reference, clips: _Embedded, generated: Gaussian, value: float, limit: float | None, skipped: list[str]) -> list[str]:
     """What limits the figures, one line each."""
     notes, dim = left_out(skipped), len(generated.mean)
     if len(clips.rows) == 1:
@@ -200,15 +198,15 @@ def _notes(reference: Reference, clips: _Embedded, generated: Gaussian, value: f
         if rows <= dim:
             few = f"{what}: {rows} embeddings of {dim} dimensions, fewer than a covariance needs"
             notes.append(f"{few}; the distance is far too large, and comparable only with that of another {count} clips")
-    if no_limit:
+    if limit is None:
         notes.append("too few generated clips for the limit of many clips (fad_inf)")
-    if not 1 / _OTHER_LENGTH < clips.seconds / reference.seconds < _OTHER_LENGTH:
-        lengths = f"reference clips have {reference.seconds:.3g} s on average, generated ones {clips.seconds:.3g} s"
-        notes.append(f"{lengths}: cut both to one length with --seconds, or the distance is partly that of their lengths")
-    if reference.num_clips < len(clips.rows):
-        notes.append("there are fewer reference clips than generated ones: are the folders swapped? The limit and the scores are of the second folder")
     if value <= _SAME * (float(np.sum(generated.factor**2)) or 1.0):
         notes.append("the distance is 0: both folders have the same clips")
+    elif limit is not None and limit < 0:
+        notes.append("the limit of many clips (fad_inf) is below 0, which no distance is: its extrapolation is too noisy here; use more generated clips")
+    notes += other_lengths(reference.seconds, clips.seconds)
+    if reference.num_clips < len(clips.rows):
+        notes.append("there are fewer reference clips than generated ones: are the folders swapped? The limit and the scores are of the second folder")
     return notes
 
 

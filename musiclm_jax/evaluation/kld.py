@@ -16,7 +16,7 @@ from scipy.special import expit, softmax
 
 from musiclm_jax.arrays import Float
 from musiclm_jax.evaluation import bootstrap
-from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
+from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, other_lengths, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Classifier
 from musiclm_jax.evaluation.tables import Table, number, page
 
@@ -71,7 +71,7 @@ def evaluate_kld(
         return {name: normalize(logits).mean(axis=0) for name, normalize in NORMALIZATIONS.items()}
 
     files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip(folders, pair)) for pair in pairs]
-    groups, skipped = map_groups(classify, files, excerpt, columns=("reference", "generated"), progress=progress)
+    groups, skipped, lengths = map_groups(classify, files, excerpt, columns=("reference", "generated"), progress=progress)
     results: dict[str, dict[str, Any]] = {}
     for name in NORMALIZATIONS:
         real, made = (np.stack([classes[i][name] for _, classes in groups]) for i in range(2))
@@ -87,7 +87,7 @@ def evaluate_kld(
         "seed": seed,
         "results": results,
         "skipped": skipped,
-        "notes": unpaired(*folders, len(pairs)) + left_out(skipped),
+        "notes": unpaired(*folders, len(pairs)) + other_lengths(*lengths) + left_out(skipped),
     }
 
 

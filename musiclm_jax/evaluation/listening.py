@@ -54,7 +54,7 @@ def write_page(
         raise UserError(f"both folders are called {systems[0]!r}, which is the name of the system in the results: rename one of them")
     paired, rng = pair_clips(*folders), np.random.default_rng(seed)
     files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip(folders, pair)) for pair in paired]
-    lengths, skipped = map_groups(len, files, Excerpt(SAMPLE_RATE_HZ, _LEAST_SAMPLES), columns=tuple(systems), progress=progress)
+    lengths, skipped, _ = map_groups(len, files, Excerpt(SAMPLE_RATE_HZ, _LEAST_SAMPLES), columns=tuple(systems), progress=progress)
     pairs = [paired[number] for number, _ in lengths]
     order = rng.permutation(len(pairs))[:num_pairs]
     trials = [_trial(folders, systems, pairs[i], bool(rng.integers(2)), out) for i in order.tolist()]
@@ -131,13 +131,13 @@ def _answers(path: str | Path) -> Iterable[tuple[str, str, int]]:
     """(first system, second system, preference for the second) of each answer of a file. Raises UserError if it is no file of results."""
     found = read_json(path)
     try:
-        if found["format"] != FORMAT:
+        if found.get("format") != FORMAT:
             raise ValueError("another format")
         answers = [(str(each["first"]), str(each["second"]), each["rating"]) for each in found["answers"]]
         if not answers or any(rating not in SCALE or isinstance(rating, bool) for _, _, rating in answers):
             raise ValueError("no answers, or others than on the scale")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: has no results of a listening test ({error}); name the JSON files that its page saves") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: has no results of a listening test; name the JSON files that its page saves") from error
     return answers
 
 

@@ -17,7 +17,10 @@ from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import bootstrap
 from musiclm_jax.evaluation.clips import ClipFile, Excerpt, Progress, check_seed, left_out, map_groups, pair_clips, read_clips, unpaired
 from musiclm_jax.evaluation.judges import Matcher
-from musiclm_jax.evaluation.tables import Table, number, page
+from musiclm_jax.evaluation.tables import Table, count, number, page
+
+# Clips of this share of the length on which the judge was trained, or longer, count as whole.
+_NEARLY = 0.95
 
 
 def evaluate_mcc(
@@ -58,15 +61,15 @@ def evaluate_mcc(
         raise UserError(f"{_lack(real, made)}; add captions to metadata.jsonl, or a text file beside each clip")
     columns = ("real",) if made is None else ("real", "generated")
     files = [tuple(ClipFile.of(folder, entry) for folder, entry in zip((real, made), pair)) for _, *pair in captions]
-    groups, skipped = map_groups(judge.embed_clip, files, excerpt, columns=columns, progress=progress)
+    groups, skipped, lengths = map_groups(judge.embed_clip, files, excerpt, columns=columns, progress=progress)
     texts = judge.embed_texts([captions[i][0] for i, _ in groups])
     clips = [np.stack([embeddings[column] for _, embeddings in groups]) for column in range(len(columns))]
     cosines = {what: (texts @ embeddings.T).astype(np.float64) for what, embeddings in zip(columns, clips)}
     num_missing = len(pairs) - len(captions)
     notes = [] if made is None else unpaired(real, made, len(pairs))
-    if seconds is not None and seconds < judge.full_sec:
-        notes.append(f"{judge.name} was trained on clips of {judge.full_sec:g} s: with {seconds:g} s the cosines are lower, also those of real clips")
-    notes += [f"{num_missing} clips have no caption and are left out"] if num_missing else []
+    if (shortest := min(lengths)) < _NEARLY * judge.full_sec:
+        notes.append(f"{judge.name} was trained on clips of {judge.full_sec:g} s: with {shortest:.3g} s the cosines are lower, also those of real clips")
+    notes += [f"left out, since they have no caption: {count(num_missing, 'clip')}"] if num_missing else []
     return {
         "judge": judge.name,
         "reference": str(reference),

@@ -255,8 +255,8 @@ def _notes(stage: StageSpec, prompts: Sequence[int], clips: dict[str, _Clips]) -
         notes.append("there are no held-out clips, so that it is unknown how much of this is music that can be guessed")
     count = len(clips["train"].names)
     if len(prompts) * count * (count - 1) < 1 / FALSE_POSITIVES:
-        notes.append(f"{count} clips have too few unrelated pairs for the threshold: use more clips, such that there are 10,000 pairs")
-    notes.append(f"none of {count} clips means that a rate below {100 * (1 - 0.05 ** (1 / count)):.1f} % cannot be excluded")
+        notes.append(f"{count} training clips have too few unrelated pairs for the threshold: use more clips, such that there are 10,000 pairs")
+    notes.append(f"none of {count} training clips means that a rate below {100 * (1 - 0.05 ** (1 / count)):.1f} % cannot be excluded")
     return notes
 
 

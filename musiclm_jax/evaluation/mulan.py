@@ -145,6 +145,8 @@ def _ground_truth(prompts: Sequence[Prompt]) -> tuple[list[str], list[dict[str, 
     """Returns (the attributes of TAGS that all clips have, the `facts` of all clips or None if a clip lacks some, lines for "left_out")."""
     tags = [name for name in TAGS if all(name in prompt.attributes for prompt in prompts)]
     left_out = [f"tags of {name}: not all clips have that attribute" for name in TAGS if name not in tags]
+    if any("named" in prompt.attributes for prompt in prompts):
+        return tags, None, ["what a perfect reader reaches: the captions are not of the grammar that it reads", *left_out]
     for prompt in prompts:
         if missing := lacking(prompt.attributes):
             why = f"{prompt.file_name} lacks {', '.join(missing)} of the attributes of a corpus"

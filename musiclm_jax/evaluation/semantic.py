@@ -23,9 +23,8 @@ from musiclm_jax import audio
 from musiclm_jax.arrays import Int
 from musiclm_jax.audio.features import log_mel
 from musiclm_jax.corpus.synthesized.attributes import Attributes
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.compose import Note, onset_sec
-from musiclm_jax.corpus.synthesized.variants import arrange
-from musiclm_jax.corpus.write import CORPUS_VERSION, clip_notes
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import ClipFile, check_seed, draw_clips, read_clips, read_waves
@@ -75,22 +74,19 @@ def neighbours_repeat(tokens: Int[np.ndarray, "n T"]) -> float:
 
 
 def read_notes(data_dir: str | AnyPath, clips: Sequence[Entry]) -> list[tuple[Attributes, list[Note]]] | None:
-    """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a corpus of this version,
-    or its pieces end."""
+    """The attributes and lead notes of each clip, composed again from the seed of the corpus. None if the folder is not a synthesized
+    corpus of this version, or its pieces end."""
     try:
-        corpus = json.loads((as_path(data_dir) / "corpus.json").read_bytes())
-        if corpus["version"] != CORPUS_VERSION or "endings" in corpus:
+        found = json.loads((as_path(data_dir) / "corpus.json").read_bytes())
+        corpus = SynthesizedCorpus(found["seed"])
+        if corpus.identity != found:
             return None
-        composed = [_compose(corpus["seed"], *map(int, PurePath(clip.file_name).stem.split("-"))) for clip in clips]
+        composed = [corpus.notes(*map(int, PurePath(clip.file_name).stem.split("-"))) for clip in clips]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if any(dataclasses.asdict(attributes) != clip.attributes for (attributes, _), clip in zip(composed, clips, strict=True)):
         return None
     return [(attributes, [note for note in notes if note.part == "lead"]) for attributes, notes in composed]
-
-
-def _compose(seed: int, index: int, variant: int = 0) -> tuple[Attributes, list[Note]]:
-    return arrange(seed=seed, index=index, variant=variant) if variant else clip_notes(seed=seed, index=index)
 
 
 def sounding_pitch(attributes: Attributes, notes: Sequence[Note], *, num_tokens: int, token_sec: float) -> Int[np.ndarray, "T"]:

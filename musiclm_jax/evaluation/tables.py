@@ -37,9 +37,14 @@ def number(value: float | None, interval: Sequence[float] | None = None, *, digi
 
 def percent(value: float | None, interval: Sequence[float] | None) -> str:
     """A share with its interval, such as " 93 % [ 88,  97]". "-": there is none."""
-    if value is None or interval is None:
+    if value is None:
         return "        -"
-    return f"{100 * value:3.0f} % [{100 * interval[0]:3.0f}, {100 * interval[1]:3.0f}]"
+    return f"{100 * value:3.0f} %" + (f" [{100 * interval[0]:3.0f}, {100 * interval[1]:3.0f}]" if interval else "")
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, such as "1 clip" or "1,200 clips"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def page(*parts: str, notes: Sequence[str] = ()) -> str:

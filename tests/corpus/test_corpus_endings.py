@@ -7,10 +7,10 @@ import pytest
 import soundfile
 
 from musiclm_jax.cli.main import main
-from musiclm_jax.corpus import make_corpus, render_clip, render_variant
+from musiclm_jax.corpus import make_corpus, render_clip
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.endings import end, has_ending
 from musiclm_jax.corpus.synthesized.variants import arrange
-from musiclm_jax.corpus.write import clip_notes
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import read_clips
 from musiclm_jax.evaluation.semantic import read_notes
@@ -18,7 +18,7 @@ from musiclm_jax.evaluation.semantic import read_notes
 
 @pytest.mark.parametrize("index", range(40))
 def test_the_last_bar_holds_the_tonic(index):
-    attributes, notes = clip_notes(seed=3, index=index)
+    attributes, notes = SynthesizedCorpus(3).notes(index)
     ended, num_samples = end(notes, attributes, seed=3, index=index)
     assert 12 * 24_000 <= num_samples <= 30 * 24_000
     bar = 2 * attributes.beats_per_bar
@@ -39,7 +39,7 @@ def test_the_last_bar_holds_the_tonic(index):
 
 
 def test_pieces_end_at_many_times():
-    lengths = [end(clip_notes(seed=3, index=index)[1], clip_notes(seed=3, index=index)[0], seed=3, index=index)[1] / 24_000 for index in range(100)]
+    lengths = [end(SynthesizedCorpus(3).notes(index)[1], SynthesizedCorpus(3).notes(index)[0], seed=3, index=index)[1] / 24_000 for index in range(100)]
     assert np.quantile(lengths, 0.1) < 17 and np.quantile(lengths, 0.9) > 25
 
 
@@ -47,18 +47,18 @@ def test_variants_end_with_their_clip():
     for variant in range(1, 10):
         attributes, notes = arrange(seed=3, index=4, variant=variant)
         ended, num_samples = end(notes, attributes, seed=3, index=4)
-        assert num_samples == end(clip_notes(seed=3, index=4)[1], clip_notes(seed=3, index=4)[0], seed=3, index=4)[1]
+        assert num_samples == end(SynthesizedCorpus(3).notes(4)[1], SynthesizedCorpus(3).notes(4)[0], seed=3, index=4)[1]
         step = max(note.step for note in ended)
         assert {note.part for note in ended if note.step == step} <= {note.part for note in notes}
         assert {note.voice for note in ended if note.part == "lead"} == {attributes.instrument}
 
 
 def test_the_sound_dies_away():
-    clip = render_clip(seed=3, index=4, endings=1.0)
+    clip = render_clip(SynthesizedCorpus(3, 1.0), 4)
     level = lambda wave: np.sqrt(np.mean(np.square(wave)))  # noqa: E731
     assert level(clip.wave[-6000:]) < 0.01 * level(clip.wave[:-24_000]) and level(clip.wave[-72_000:-60_000]) > 0.05 * level(clip.wave[:-24_000])
-    assert len(render_variant(seed=3, index=4, variant=1, endings=1.0).wave) == len(clip.wave)
-    assert (clip.captions, clip.attributes) == (render_clip(seed=3, index=4).captions, render_clip(seed=3, index=4).attributes)
+    assert len(render_clip(SynthesizedCorpus(3, 1.0), 4, 1).wave) == len(clip.wave)
+    assert (clip.captions, clip.attributes) == (render_clip(SynthesizedCorpus(3), 4).captions, render_clip(SynthesizedCorpus(3), 4).attributes)
 
 
 def test_a_share_of_the_clips_ends_and_the_others_are_what_they_were(tmp_path):
@@ -68,14 +68,14 @@ def test_a_share_of_the_clips_ends_and_the_others_are_what_they_were(tmp_path):
         has_ending(seed=3, index=index, share=1.0) for index in range(100)
     )
     which = next(index for index in range(400) if index not in ends)
-    np.testing.assert_array_equal(render_clip(seed=3, index=which, endings=0.25).wave, render_clip(seed=3, index=which).wave)
+    np.testing.assert_array_equal(render_clip(SynthesizedCorpus(3, 0.25), which).wave, render_clip(SynthesizedCorpus(3), which).wave)
 
 
 def test_a_corpus_with_endings_is_another_corpus(tmp_path):
     make_corpus(tmp_path / "ends", num_clips=2, seed=3, endings=1.0)
     assert json.loads((tmp_path / "ends" / "corpus.json").read_text()) == {"seed": 3, "version": 2, "endings": 1.0}
     for index in range(2):
-        assert soundfile.info(tmp_path / "ends" / f"audio/00000{index}.flac").frames == len(render_clip(seed=3, index=index, endings=1.0).wave) < 720_000
+        assert soundfile.info(tmp_path / "ends" / f"audio/00000{index}.flac").frames == len(render_clip(SynthesizedCorpus(3, 1.0), index).wave) < 720_000
     kept = (tmp_path / "ends" / "audio/000000.flac").stat().st_mtime_ns
     make_corpus(tmp_path / "ends", num_clips=2, seed=3, endings=1.0)
     assert (tmp_path / "ends" / "audio/000000.flac").stat().st_mtime_ns == kept

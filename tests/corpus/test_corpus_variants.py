@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus import render_clip, render_variant
+from musiclm_jax.corpus import render_clip
+from musiclm_jax.corpus.clip import clip_split
 from musiclm_jax.corpus.synthesized import compose, synthesis
-from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, STREAMS, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, STREAMS, clip_rng, draw_attributes
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.variants import MOUTHS, arrange
 
 
@@ -57,10 +59,10 @@ def test_bands_differ():
 
 
 def test_the_sound_is_another():
-    clip, again = render_clip(seed=3, index=4), render_variant(seed=3, index=4, variant=0)
+    clip, again = render_clip(SynthesizedCorpus(3), 4), render_clip(SynthesizedCorpus(3), 4, 0)
     np.testing.assert_array_equal(again.wave, clip.wave)
     assert dataclasses.replace(again, wave=clip.wave) == clip
-    variant, same = (render_variant(seed=3, index=4, variant=1) for _ in range(2))
+    variant, same = (render_clip(SynthesizedCorpus(3), 4, 1) for _ in range(2))
     np.testing.assert_array_equal(variant.wave, same.wave)
     assert variant.wave.shape == clip.wave.shape and variant.wave.dtype == np.float32 and np.abs(variant.wave).max() <= 1
     assert variant.split == clip.split and variant.captions == [] and variant.attributes["instrument"] != clip.attributes["instrument"]
@@ -122,7 +124,7 @@ def test_the_streams_of_clips_are_what_they_were():
 
 
 def test_stems_are_the_lead_and_all_the_others():
-    clip, lead, band = (render_variant(seed=3, index=4, variant=variant) for variant in (0, "lead", "band"))
+    clip, lead, band = (render_clip(SynthesizedCorpus(3), 4, variant) for variant in (0, "lead", "band"))
     assert (lead.captions, lead.attributes, lead.split) == (band.captions, band.attributes, band.split) == ([], clip.attributes, clip.split)
     # Each at its own level, they make the clip, but for the noise.
     parts = np.stack([lead.wave, band.wave], axis=1)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.corpus import make_corpus, render_clip, render_variant
+from musiclm_jax.corpus import make_corpus, render_clip
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
 
@@ -29,7 +30,7 @@ def test_metadata_and_audio(corpus):
     assert [line["file_name"] for line in lines] == [f"audio/{index:06d}.flac" for index in range(3)]
     for index, line in enumerate(lines):
         assert list(line) == ["file_name", "split", "captions", "attributes"]
-        clip = render_clip(seed=7, index=index)
+        clip = render_clip(SynthesizedCorpus(7), index)
         assert (line["split"], line["captions"], line["attributes"]) == (clip.split, clip.captions, clip.attributes)
         info = soundfile.info(corpus / line["file_name"])
         assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 24000, 1)
@@ -66,7 +67,7 @@ def test_variants_are_added_to_a_corpus(corpus, tmp_path):
     assert [line["melody"] for line in lines] == ["000000", "000000", "000001", "000001"] and seen == [0, 1, 2, 3]
     before = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
     assert [{**line, "melody": clip["melody"]} for line, clip in zip(before, lines[::2])] == lines[::2]
-    variant = render_variant(seed=7, index=1, variant=1)
+    variant = render_clip(SynthesizedCorpus(7), 1, 1)
     assert (lines[3]["captions"], lines[3]["split"], lines[3]["attributes"]) == ([], variant.split, variant.attributes)
     np.testing.assert_allclose(soundfile.read(tmp_path / "audio/000001-1.flac", dtype="float32")[0], variant.wave, atol=1 / 32768)
 

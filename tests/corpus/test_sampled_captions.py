@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 
+from musiclm_jax.corpus.clip import clip_split
 from musiclm_jax.corpus.sampled import attributes as attributes_lib
 from musiclm_jax.corpus.sampled import captions as captions_lib
 from musiclm_jax.corpus.sampled import words as words_lib
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.captions import FULL, KINDS, NAMED, write_captions
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
-from musiclm_jax.corpus.synthesized.attributes import KEY_NAMES, clip_split, tempo_band
+from musiclm_jax.corpus.synthesized.attributes import KEY_NAMES, tempo_band
 
 # Read independently of the word lists.
 NO_DRUMS = (

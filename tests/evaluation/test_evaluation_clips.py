@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.data.folder import read_folder
 from musiclm_jax.errors import UserError
@@ -26,7 +27,7 @@ def make(folder, lines):
 
 def test_the_prompts_of_a_seed_stay_what_they_were(tmp_path):
     """Published figures are of these draws. Recorded when prompts were read by a parser of their own."""
-    lines = [_metadata(3, index, variant) for index in range(120) for variant in range(2)]
+    lines = [_metadata(SynthesizedCorpus(3), index, variant) for index in range(120) for variant in range(2)]
     folder = make(tmp_path, lines)
     for clips in (with_ground_truth(folder), folder.captioned):
         prompts = choose_prompts(clips, num_captions=7, rng=np.random.default_rng([0, 0]))

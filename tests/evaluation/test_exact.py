@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus.write import render_clip
+from musiclm_jax.corpus import render_clip
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import exact
 from musiclm_jax.evaluation.exact import ExactWishes, Facts, make_exactly, measure, parse_key, scorer, word_prompt
@@ -44,7 +45,7 @@ def test_what_is_missed_is_named():
 def test_facts_of_clips_of_the_corpus():
     right = []
     for index in (0, 1, 2, 3, 4, 5):
-        clip = render_clip(seed=5, index=index)
+        clip = render_clip(SynthesizedCorpus(5), index)
         wishes = ExactWishes(clip.attributes["tempo_bpm"], f"{exact._TONICS[clip.attributes['tonic']]} {clip.attributes['mode']}", clip.attributes["meter"])
         right += [name not in wishes.missed(measure(clip.wave[:240_000])) for name in ("bpm", "key", "meter")]
     assert sum(right) >= 15  # Of 18.

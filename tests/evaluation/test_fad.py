@@ -111,7 +111,7 @@ def test_clips_that_cannot_be_used_are_counted(folders, tmp_path):
     write_clips(tmp_path, {"a.wav": good, "b.wav": good, "silent.wav": np.zeros(8000), "short.wav": good[:700]})
     soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan), RATE_HZ, subtype="FLOAT")
     report = evaluate_fad(BANDS, folders[0], tmp_path)
-    assert report["generated"]["num_clips"] == 2 and len(report["skipped"]) == 3 and "3 clips cannot be used" in report["notes"][0]
+    assert report["generated"]["num_clips"] == 2 and len(report["skipped"]) == 3 and "cannot be used: 3 clips" in report["notes"][0]
     assert sorted(reason.split(": ")[1].split(" ")[0] for reason in report["skipped"]) == ["0.0875", "has", "is"]
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).unlink()

@@ -31,7 +31,7 @@ class Pitches:
     labels: tuple = PITCHES_HZ
     sample_rate_hz: int = RATE_HZ
     min_samples: int = 4000
-    full_sec: float = 2.0
+    full_sec: float = 1.0
 
     def logits(self, wave):
         return 2 * np.log(bands(wave) + 1)
@@ -71,6 +71,8 @@ def test_the_classes_of_the_same_clips_agree_and_those_of_others_do_not(real, tm
     copies = write_clips(tmp_path / "copies", WAVES)
     report = evaluate_kld(PITCH, real, copies)
     assert report["num_pairs"] == 4 and report["num_classes"] == 4 and report["notes"] == []
+    brief = write_clips(tmp_path / "brief", {name: wave[:4000] for name, wave in WAVES.items()})
+    assert "reference clips have 1 s on average, generated ones 0.5 s" in evaluate_kld(PITCH, real, brief)["notes"][0]
     for ways in report["results"].values():
         for result in ways.values():
             assert result["pairs"] == pytest.approx(0, abs=1e-3) and result["shuffled"] > 0.1
@@ -105,8 +107,8 @@ def test_direction_and_normalization(real, tmp_path):
 
 def test_captions_match_their_clips(real, tmp_path):
     report = evaluate_mcc(PITCH, real)
-    short = "pitches was trained on clips of 2 s: with 1 s the cosines are lower, also those of real clips"
-    assert report["notes"] == [] and evaluate_mcc(PITCH, real, seconds=1.0)["notes"] == [short]
+    short = "pitches was trained on clips of 1 s: with 0.5 s the cosines are lower, also those of real clips"
+    assert report["notes"] == [] and evaluate_mcc(PITCH, real, seconds=0.5)["notes"] == [short]
     assert list(report["results"]) == ["real"] and report["results"]["real"]["pairs"] == pytest.approx(1, abs=0.02)
     assert report["results"]["real"]["shuffled"] == pytest.approx(0, abs=0.1)
     assert [clip["caption"] for clip in report["clips"]] == list(CAPTIONS.values())
@@ -122,12 +124,12 @@ def test_missing_partners_and_captions(real, tmp_path):
     made = write_clips(tmp_path / "made", {"0.wav": WAVES["0.wav"], "1.wav": WAVES["1.wav"], "2.wav": np.zeros(8000), "x.wav": WAVES["3.wav"]})
     report = evaluate_kld(PITCH, real, made)
     assert report["num_pairs"] == 2 and [note.split(",")[0] for note in report["notes"]] == [
-        "1 reference clips have no partner of the same name",
-        "1 generated clips have no partner of the same name",
-        "1 clips cannot be used and are left out",
+        "without a partner of the same name: 1 reference clip",
+        "without a partner of the same name: 1 generated clip",
+        "left out",
     ]
     report = evaluate_mcc(PITCH, write_clips(tmp_path / "some", WAVES, dict(list(CAPTIONS.items())[:3])))
-    assert report["num_clips"] == 3 and report["notes"] == ["1 clips have no caption and are left out"]
+    assert report["num_clips"] == 3 and report["notes"] == ["left out, since they have no caption: 1 clip"]
     with pytest.raises(UserError, match="bare: 0 of 4 clips have a caption, expected at least 2; add captions to metadata.jsonl"):
         evaluate_mcc(PITCH, write_clips(tmp_path / "bare", WAVES))
     with pytest.raises(UserError, match="fewer than 2 have a caption in either folder"):

@@ -51,7 +51,7 @@ def test_clips_that_cannot_be_heard_are_left_out_and_lengths_are_said(folders, t
     page = tmp_path / "page.html"
     count, notes = write_page(folders[0], broken, page)
     assert count == 3 and NAMES[0] not in {trial["clip"] for trial in data_of(page)["trials"]}
-    assert "1 clips cannot be used and are left out" in notes[0] and "1 of 3 pairs have clips of different lengths" in notes[1]
+    assert "left out, since they cannot be used: 1 clip," in notes[0] and "1 of 3 pairs have clips of different lengths" in notes[1]
 
 
 # As much of a browser as the page uses. Presses the buttons that are named, and prints what is saved.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import read_clips
@@ -23,7 +24,7 @@ def corpus(tmp_path_factory):
     (folder / "audio").mkdir()
     lines = []
     for place in range(NUM_CLIPS):
-        clip = _metadata(0, 10 * place + 9, 0)
+        clip = _metadata(SynthesizedCorpus(0), 10 * place + 9, 0)
         name = f"audio/{place}.wav"
         wave = np.full(2400, -0.5)
         wave[0] = place / _MARK

@@ -10,8 +10,9 @@ import pytest
 from musiclm_jax import audio
 from musiclm_jax.audio.features import LogMelConfig
 from musiclm_jax.corpus.synthesized.attributes import Attributes
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.compose import Note
-from musiclm_jax.corpus.write import CORPUS_VERSION, _metadata
+from musiclm_jax.corpus.write import _metadata
 from musiclm_jax.data.folder import Entry
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation.clips import read_clips
@@ -41,8 +42,8 @@ def corpus(tmp_path_factory):
     """True metadata, 12 held-out and 6 training clips, and in place of the music 2 s of the melody as plain sines."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "audio").mkdir()
-    (folder / "corpus.json").write_text(json.dumps({"seed": 0, "version": CORPUS_VERSION}))
-    clips = [_metadata(0, index, 0) for index in [*range(6), *range(9, 129, 10)]]
+    (folder / "corpus.json").write_text(json.dumps(SynthesizedCorpus(0).identity))
+    clips = [_metadata(SynthesizedCorpus(0), index, 0) for index in [*range(6), *range(9, 129, 10)]]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, clips)))
     for clip, notes in zip(clips, read_notes(folder, [entry_of(clip) for clip in clips]), strict=True):
         pitch = np.repeat(sounding_pitch(*notes, num_tokens=NUM_TOKENS, token_sec=0.04), TOKEN_SAMPLES)
@@ -149,7 +150,7 @@ def test_without_the_corpus_file_there_are_no_notes(corpus, tmp_path):
     assert read_notes(tmp_path, clips) is None
     (tmp_path / "corpus.json").write_text('{"seed": 0, "version": -1}')
     assert read_notes(tmp_path, clips) is None
-    (tmp_path / "corpus.json").write_text(json.dumps({"seed": 1, "version": CORPUS_VERSION}))  # Another corpus.
+    (tmp_path / "corpus.json").write_text(json.dumps(SynthesizedCorpus(1).identity))  # Another corpus.
     assert read_notes(tmp_path, clips) is None
     report = {"num_clips": 2, "seconds": 1.0, "num_clusters": 3, "fit_clips": 1, "num_notes": 0, "left_out": []}
     result = {"information": {"mode": {"nmi": 0.5, "chance": 0.1}}, "neighbours_repeat": 0.5, "notes_repeat": None}
@@ -171,7 +172,7 @@ def test_user_errors(corpus, tmp_path):
 
 
 def test_notes_of_a_variant_are_those_that_it_plays():
-    clips = [entry_of(_metadata(0, 9, variant)) for variant in (0, 1)]
+    clips = [entry_of(_metadata(SynthesizedCorpus(0), 9, variant)) for variant in (0, 1)]
     clips = [dataclasses.replace(clip, captions=()) for clip in clips]
     (attributes, notes), (others, variant) = read_notes_of(clips)
     assert attributes.instrument != others.instrument and {note.voice for note in variant} == {others.instrument}
@@ -180,7 +181,7 @@ def test_notes_of_a_variant_are_those_that_it_plays():
 
 def read_notes_of(clips):
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "corpus.json").write_text(json.dumps({"seed": 0, "version": CORPUS_VERSION}))
+        (Path(folder) / "corpus.json").write_text(json.dumps(SynthesizedCorpus(0).identity))
         return read_notes(folder, clips)
 
 

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from musiclm_jax.corpus.synthesized.attributes import clip_split
+from musiclm_jax.corpus.clip import clip_split
 from musiclm_jax.corpus.synthesized.captions import KINDS, write_captions
-from musiclm_jax.corpus.write import _describe
+from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.evaluation.statements import ATTRIBUTES, facts, lacking, num_disagreements, stated
 
 
@@ -29,7 +29,7 @@ def test_stated(caption, says):
 def test_captions_of_the_corpus_state_what_their_clips_are():
     counts = {name: 0 for name in ATTRIBUTES}
     for index in range(0, 300, 3):
-        attributes, _ = _describe(1, index, 0)
+        attributes, _ = SynthesizedCorpus(1).notes(index)
         truth = facts(dataclasses.asdict(attributes))
         for kind, caption in zip(KINDS, write_captions(attributes, split=clip_split(index), rng=np.random.default_rng(index)), strict=True):
             statements = stated(caption)
@@ -49,7 +49,7 @@ def test_disagreements_are_counted():
 
 def test_attributes_that_are_not_those_of_the_corpus_are_named():
     assert lacking({name: 0 for name in ("instrument", "drums", "mode", "key", "tempo", "meter")}) == ["style", "dynamics", "tempo_bpm"]
-    whole = dataclasses.asdict(_describe(1, 0, 0)[0])
+    whole = SynthesizedCorpus(1).describe(0).attributes
     assert lacking(whole) == []
     for change in ({"instrument": ["piano"]}, {"key": None}, {"tempo_bpm": "fast"}, {"tempo_bpm": float("nan")}):
         assert lacking(whole | change) == list(change)

@@ -69,7 +69,7 @@ class Attributes:
     colour: str
     # The sections of the clip in order, of intro, verse, chorus, break and ending.
     form: tuple[str, ...]
-    # "o'neill 123"; empty for a composed tune.
+    # The collection and title of a tune by people, "o'neill: The Open Window"; empty for a composed one.
     tune: str
 
     @property

@@ -12,9 +12,9 @@ import re
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import Split
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.words import PARTS, SLOT, Vocabulary, part_and_form, templates
-from musiclm_jax.corpus.synthesized.attributes import Split
 
 # The kinds of templates of the captions of a clip, in order.
 KINDS = ("tags_full", "tags", "title", "one_full", "one", "two", "prompt", "prompt")

@@ -53,7 +53,7 @@ INSTRUMENTS = {
     "electric guitar": Instrument("guitar", (26, 27), 47, 81, 2.0, chords=True),
     "distorted guitar": Instrument("guitar", (29, 30), 45, 81, 1.2, chords=True),
     "banjo": Instrument("plucked", (105,), 50, 79, 0.8, chords=True),
-    "harp": Instrument("plucked", (46,), 50, 88, 1.2, chords=True),
+    "harp": Instrument("plucked", (46,), 50, 84, 1.2, chords=True),
     "sitar": Instrument("plucked", (104,), 48, 76, 0.6),
     "koto": Instrument("plucked", (107,), 52, 82, 0.6),
     "kalimba": Instrument("plucked", (108,), 55, 84, 0.6),

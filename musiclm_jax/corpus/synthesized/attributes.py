@@ -12,11 +12,10 @@ it from them instead of from the key, and would fail on the test clips for that 
 """
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
-Split = Literal["train", "test"]
+from musiclm_jax.corpus.clip import Split
 
 # Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
 # A stream's position is part of its seed, so new streams are added at the end.
@@ -120,10 +119,6 @@ def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.rand
     """The generator of one of STREAMS, for one clip or a variant of it. It depends on the arguments alone."""
     name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
-
-
-def clip_split(index: int) -> Split:
-    return "test" if index % 10 == 9 else "train"
 
 
 def tempo_band(tempo_bpm: int) -> str:

@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from musiclm_jax.corpus.synthesized.attributes import Attributes, Split
+from musiclm_jax.corpus.clip import Split
+from musiclm_jax.corpus.synthesized.attributes import Attributes
 
 # instrument -> its names, as (form before a noun, form on its own with article). The first is the plain name, the others are synonyms.
 INSTRUMENT_NAMES = {

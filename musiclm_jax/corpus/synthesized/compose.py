@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import CLIP_SEC
 from musiclm_jax.corpus.synthesized.attributes import STYLES, Attributes
 
-CLIP_SEC = 30
 # Silence before the first beat, so that no early note starts before the clip.
 LEAD_IN_SEC = 0.02
 # Notes start at most this much early or late.

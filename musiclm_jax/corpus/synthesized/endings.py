@@ -3,9 +3,9 @@
 Clips without an ending are cut after 30 s, wherever they are.
 """
 
+from musiclm_jax.corpus.clip import CLIP_SEC, SAMPLE_RATE_HZ
 from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng
-from musiclm_jax.corpus.synthesized.compose import CLIP_SEC, LEAD_IN_SEC, Note, final_bar, form
-from musiclm_jax.corpus.synthesized.synthesis import SAMPLE_RATE_HZ
+from musiclm_jax.corpus.synthesized.compose import LEAD_IN_SEC, Note, final_bar, form
 
 # Silence after the last bar, in which its sound dies away.
 _SILENCE_SEC = 2.5

@@ -6,7 +6,8 @@ captions, and no combination of attributes is reserved for the test split. A var
 
 import dataclasses
 
-from musiclm_jax.corpus.synthesized.attributes import DRUMS_RATE, DYNAMICS, INSTRUMENTS, Attributes, clip_rng, clip_split, draw_attributes
+from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.synthesized.attributes import DRUMS_RATE, DYNAMICS, INSTRUMENTS, Attributes, clip_rng, draw_attributes
 from musiclm_jax.corpus.synthesized.compose import Note, compose
 
 # Share of the variants by instruments that are the lead alone, so that an embedder cannot rely on chords and drums.

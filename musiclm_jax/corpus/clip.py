@@ -1,0 +1,71 @@
+"""What all corpora have in common: a clip, the split that it belongs to, and the interface by which `write` renders it."""
+
+import dataclasses
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+Split = Literal["train", "test"]
+# 0: the clip itself. 1 and more: a variant. A name: a stem.
+Variant = int | str
+
+SAMPLE_RATE_HZ = 24000
+CLIP_SEC = 30
+CLIP_SAMPLES = CLIP_SEC * SAMPLE_RATE_HZ
+# The stems, with numbers of their random streams that no variant has.
+STEMS = {"lead": 101, "band": 102}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the metadata say of a clip."""
+
+    split: Split
+    # Ground truth: the fields of the corpus' `Attributes`.
+    attributes: dict[str, Any]
+    # Empty for variants and stems.
+    captions: list[str]
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Clips that follow from the fields of the corpus alone. `index` and `variant` are at least 0; a stem is a variant of `STEMS`."""
+
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What corpus.json says. Corpora with the same identity have the same clips."""
+
+    def require(self) -> None:
+        """Raises UserError if something is missing that rendering needs."""
+
+    def describe(self, index: int, variant: Variant) -> Description: ...
+
+    def render(self, index: int, variant: Variant) -> Float[np.ndarray, " N"]:
+        """float32 [720000] in [-1, 1]: 30 s at 24 kHz; less if the piece ends. All variants of a clip have the same length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip(Description):
+    """A rendered clip."""
+
+    # float32 [N] in [-1, 1] at 24 kHz.
+    wave: Float[np.ndarray, " N"]
+
+
+def render_clip(corpus: Corpus, index: int, variant: Variant = 0) -> Clip:
+    """A clip of a corpus with what its metadata say."""
+    described = corpus.describe(index, variant)
+    return Clip(described.split, described.attributes, described.captions, corpus.render(index, variant))
+
+
+def clip_split(index: int) -> Split:
+    """Every tenth clip is held out."""
+    return "test" if index % 10 == 9 else "train"
+
+
+def is_variant(variant: Variant) -> bool:
+    """Whether it is a variant by number: neither the clip itself nor a stem."""
+    return bool(variant) and variant not in STEMS

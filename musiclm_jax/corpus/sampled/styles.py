@@ -1,0 +1,293 @@
+"""What each style plays: tempi, meters, instruments, and names of patterns in `patterns` and of progressions in `harmony`."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    # Slowest and fastest tempo in beats per minute, both inclusive.
+    tempo_bpm: tuple[int, int]
+    # Meters and their relative frequencies.
+    meters: dict[str, float]
+    # Share of the clips that have drums; 0.55 over all styles.
+    drums_rate: float
+    kits: tuple[str, ...]
+    basses: tuple[str, ...]
+    # Instruments of the chords.
+    chords: tuple[str, ...]
+    # Names of patterns.
+    comps: tuple[str, ...]
+    bass_lines: tuple[str, ...]
+    # A key of harmony.PROGRESSIONS.
+    progressions: str = "pop"
+    # Probability of swing.
+    swing: float = 0.0
+    # Whether sixteenths swing rather than eighths.
+    swings_sixteenths: bool = False
+    # Whether chords have sevenths.
+    sevenths: bool = False
+    # Share of off-beat rhythms in composed melodies.
+    syncopation: float = 0.2
+
+
+_FOUR = {"4/4": 1.0}
+_PIANOS = ("piano", "piano", "electric piano")
+_GUITARS = ("acoustic guitar", "electric guitar")
+STYLES = {
+    "ballad": Style(
+        (60, 92),
+        {"4/4": 0.6, "3/4": 0.2, "6/8": 0.2},
+        0.5,
+        ("acoustic", "brushes"),
+        ("electric bass", "acoustic bass"),
+        (*_PIANOS, "acoustic guitar"),
+        ("broken", "rolling", "halves"),
+        ("long", "halves"),
+        syncopation=0.15,
+    ),
+    "ambient": Style(
+        (60, 88),
+        {"4/4": 0.8, "3/4": 0.2},
+        0.35,
+        ("electronic", "hand drums"),
+        ("synth bass", "electric bass"),
+        ("synth pad", "electric piano", "harp", "piano"),
+        ("held", "rolling"),
+        ("long",),
+        "modal",
+        syncopation=0.1,
+    ),
+    "lo-fi": Style(
+        (66, 96),
+        _FOUR,
+        0.65,
+        ("hip hop", "electronic"),
+        ("electric bass", "synth bass"),
+        ("electric piano", "piano", "electric guitar"),
+        ("held", "lazy", "halves"),
+        ("lazy", "halves"),
+        "jazz",
+        swing=0.6,
+        swings_sixteenths=True,
+        sevenths=True,
+        syncopation=0.4,
+    ),
+    "march": Style(
+        (96, 130),
+        {"4/4": 0.8, "6/8": 0.2},
+        0.6,
+        ("acoustic",),
+        ("tuba", "acoustic bass"),
+        ("brass section", "piano", "strings"),
+        ("oompah", "beats"),
+        ("oompah",),
+        "classical",
+        syncopation=0.05,
+    ),
+    "folk": Style(
+        (80, 150),
+        {"4/4": 0.5, "3/4": 0.25, "6/8": 0.25},
+        0.45,
+        ("hand drums", "acoustic"),
+        ("acoustic bass",),
+        ("acoustic guitar", "acoustic guitar", "accordion", "banjo"),
+        ("strum", "oompah", "picking"),
+        ("oompah", "halves"),
+        "folk",
+        syncopation=0.1,
+    ),
+    "waltz": Style(
+        (84, 176),
+        {"3/4": 1.0},
+        0.4,
+        ("brushes", "acoustic"),
+        ("acoustic bass", "tuba"),
+        ("piano", "accordion", "strings", "harp"),
+        ("oompah", "broken"),
+        ("long", "oompah"),
+        "classical",
+        syncopation=0.05,
+    ),
+    "house": Style(
+        (116, 130),
+        _FOUR,
+        0.7,
+        ("electronic",),
+        ("synth bass",),
+        ("piano", "synth pad", "organ", "electric piano"),
+        ("stabs", "offbeats", "held"),
+        ("offbeats", "pump"),
+        "loop",
+        swing=0.2,
+        swings_sixteenths=True,
+        syncopation=0.5,
+    ),
+    "techno": Style(
+        (124, 142),
+        _FOUR,
+        0.7,
+        ("electronic",),
+        ("synth bass",),
+        ("synth pad", "electric piano"),
+        ("stabs", "sixteenths", "held"),
+        ("pump", "sixteenths"),
+        "loop",
+        syncopation=0.4,
+    ),
+    "rock": Style(
+        (104, 168),
+        _FOUR,
+        0.7,
+        ("acoustic",),
+        ("electric bass",),
+        ("electric guitar", "distorted guitar", "distorted guitar", "organ"),
+        ("eighths", "strum", "halves"),
+        ("eighths", "rock"),
+        "rock",
+        syncopation=0.3,
+    ),
+    "pop": Style(
+        (84, 132),
+        {"4/4": 0.9, "6/8": 0.1},
+        0.65,
+        ("acoustic", "electronic"),
+        ("electric bass", "synth bass"),
+        (*_PIANOS, *_GUITARS),
+        ("beats", "strum", "broken", "push"),
+        ("rock", "eighths", "halves"),
+        "pop",
+        syncopation=0.4,
+    ),
+    "jazz": Style(
+        (84, 190),
+        {"4/4": 0.85, "3/4": 0.15},
+        0.6,
+        ("brushes", "acoustic"),
+        ("acoustic bass",),
+        ("piano", "piano", "electric guitar", "vibraphone"),
+        ("charleston", "lazy", "beats"),
+        ("walking",),
+        "jazz",
+        swing=0.95,
+        sevenths=True,
+        syncopation=0.5,
+    ),
+    "bossa nova": Style(
+        (108, 150),
+        _FOUR,
+        0.55,
+        ("brushes", "hand drums"),
+        ("acoustic bass",),
+        ("acoustic guitar", "acoustic guitar", "piano", "electric piano"),
+        ("bossa",),
+        ("bossa",),
+        "jazz",
+        sevenths=True,
+        syncopation=0.5,
+    ),
+    "reggae": Style(
+        (66, 92),
+        _FOUR,
+        0.65,
+        ("acoustic",),
+        ("electric bass",),
+        ("organ", "electric guitar", "piano"),
+        ("skank",),
+        ("reggae",),
+        "loop",
+        swing=0.3,
+        swings_sixteenths=True,
+        syncopation=0.4,
+    ),
+    "blues": Style(
+        (66, 140),
+        {"4/4": 0.8, "6/8": 0.2},
+        0.6,
+        ("acoustic", "brushes"),
+        ("electric bass", "acoustic bass"),
+        ("piano", "electric guitar", "organ"),
+        ("shuffle", "charleston", "beats"),
+        ("shuffle", "walking"),
+        "blues",
+        swing=0.9,
+        sevenths=True,
+        syncopation=0.4,
+    ),
+    "country": Style(
+        (90, 160),
+        {"4/4": 0.8, "3/4": 0.2},
+        0.55,
+        ("acoustic", "brushes"),
+        ("electric bass", "acoustic bass"),
+        ("acoustic guitar", "acoustic guitar", "banjo", "piano"),
+        ("oompah", "picking", "strum"),
+        ("oompah",),
+        "folk",
+        syncopation=0.15,
+    ),
+    "classical": Style(
+        (66, 144),
+        {"4/4": 0.6, "3/4": 0.3, "6/8": 0.1},
+        0.3,
+        ("acoustic",),
+        ("acoustic bass",),
+        ("piano", "strings", "strings", "harp", "harpsichord"),
+        ("alberti", "broken", "beats", "halves"),
+        ("halves", "long"),
+        "classical",
+        syncopation=0.0,
+    ),
+    "hip hop": Style(
+        (76, 104),
+        _FOUR,
+        0.7,
+        ("hip hop", "electronic"),
+        ("synth bass", "electric bass"),
+        ("electric piano", "piano", "strings", "synth pad"),
+        ("lazy", "held", "halves"),
+        ("lazy",),
+        "loop",
+        swing=0.5,
+        swings_sixteenths=True,
+        syncopation=0.5,
+    ),
+    "funk": Style(
+        (92, 122),
+        _FOUR,
+        0.7,
+        ("acoustic",),
+        ("electric bass", "synth bass"),
+        ("electric guitar", "electric piano", "organ", "brass section"),
+        ("funk", "stabs"),
+        ("funk",),
+        "loop",
+        swing=0.2,
+        swings_sixteenths=True,
+        sevenths=True,
+        syncopation=0.6,
+    ),
+    "cinematic": Style(
+        (60, 120),
+        {"4/4": 0.6, "3/4": 0.2, "6/8": 0.2},
+        0.5,
+        ("acoustic", "hand drums"),
+        ("acoustic bass", "synth bass"),
+        ("strings", "piano", "harp", "choir"),
+        ("eighths", "held", "rolling"),
+        ("long", "eighths"),
+        "modal",
+        syncopation=0.1,
+    ),
+    "celtic": Style(
+        (84, 132),
+        {"4/4": 0.45, "3/4": 0.1, "6/8": 0.45},
+        0.45,
+        ("hand drums",),
+        ("acoustic bass",),
+        ("acoustic guitar", "harp", "accordion"),
+        ("strum", "picking", "rolling"),
+        ("oompah", "long"),
+        "folk",
+        syncopation=0.05,
+    ),
+}
