@@ -150,13 +150,20 @@ def _split(listed: str) -> list[str]:
 
 def anchors() -> dict[str, dict[str | bool, tuple[str, ...]]]:
     """attribute -> its values -> words that are said of clips of that value alone, by which free words can be read."""
-    found: dict[str, dict] = {name: {} for name in ("instrument", "drums", "mode", "tempo", "style")}
+    said: dict[str, dict[str, set]] = {name: {} for name in ("family", "instrument", "drums", "mode", "tempo", "style")}
     for group in (group for groups in _rules().values() for group in groups):
-        for name in found.keys() & group.when.keys():
-            if not isinstance(value := group.when[name], list):
-                known = found[name].setdefault(value, ())
-                found[name][value] = known + tuple(p.text.removesuffix("~") for p in group.phrases if not SLOT.search(p.text))
-    return {name: {value: tuple(dict.fromkeys(texts)) for value, texts in values.items()} for name, values in found.items()}
+        when = {name: value for name, value in group.when.items() if not isinstance(value, list)}
+        if "instrument" in when:
+            when["family"] = INSTRUMENTS[when["instrument"]].family
+        for name in said.keys() & when.keys():
+            for phrase in group.phrases:
+                said[name].setdefault(phrase.text.removesuffix("~"), set()).add(when[name])
+    found: dict[str, dict] = {name: {} for name in said}
+    for name, texts in said.items():
+        for text, values in texts.items():
+            if len(values) == 1 and not SLOT.search(text):
+                found[name].setdefault(*values, []).append(text)
+    return {name: {value: tuple(texts) for value, texts in values.items()} for name, values in found.items()}
 
 
 @functools.cache
