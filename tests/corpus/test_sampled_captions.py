@@ -117,7 +117,7 @@ def _draw(rng: np.random.Generator) -> Attributes:
     )
 
 
-def _clips(num=500, seed=2):
+def _clips(num=300, seed=2):
     rng = np.random.default_rng(seed)
     for index in range(num):
         attributes = _draw(rng)
@@ -249,6 +249,16 @@ def test_every_condition_can_be_met():
         for group in groups:
             for name, wanted in group.when.items():
                 assert name == "bpm" or set(wanted if isinstance(wanted, list) else [wanted]) <= seen[name] | set(INSTRUMENTS), (rule, group.when)
+
+
+def test_anchors_are_said_of_one_value():
+    anchors = words_lib.anchors()
+    assert set(anchors["drums"]) == {True, False} and set(anchors["mode"]) == {"major", "minor"} and set(anchors["instrument"]) >= set(LEADS)
+    assert "sad" in anchors["mode"]["minor"] and "fiddle" in anchors["instrument"]["violin"] and "guitar" in anchors["family"]["guitar"]
+    assert "guitar" not in {text for texts in anchors["instrument"].values() for text in texts}
+    for values in anchors.values():
+        texts = [text for listed in values.values() for text in listed]
+        assert len(texts) == len(set(texts)) and not any(re.search("[{}~]", text) for text in texts)
 
 
 def test_captions_depend_on_the_generator_alone():

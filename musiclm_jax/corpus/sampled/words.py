@@ -148,6 +148,24 @@ def _split(listed: str) -> list[str]:
     return [text.strip() for text in re.split(r"[;\n]", listed) if text.strip()]
 
 
+def anchors() -> dict[str, dict[str | bool, tuple[str, ...]]]:
+    """attribute -> its values -> words that are said of clips of that value alone, by which free words can be read."""
+    said: dict[str, dict[str, set]] = {name: {} for name in ("family", "instrument", "drums", "mode", "tempo", "style")}
+    for group in (group for groups in _rules().values() for group in groups):
+        when = {name: value for name, value in group.when.items() if not isinstance(value, list)}
+        if "instrument" in when:
+            when["family"] = INSTRUMENTS[when["instrument"]].family
+        for name in said.keys() & when.keys():
+            for phrase in group.phrases:
+                said[name].setdefault(phrase.text.removesuffix("~"), set()).add(when[name])
+    found: dict[str, dict] = {name: {} for name in said}
+    for name, texts in said.items():
+        for text, values in texts.items():
+            if len(values) == 1 and not SLOT.search(text):
+                found[name].setdefault(*values, []).append(text)
+    return {name: {value: tuple(texts) for value, texts in values.items()} for name, values in found.items()}
+
+
 @functools.cache
 def templates() -> dict[str, dict[str, tuple[str, ...]]]:
     """split -> kind of caption -> templates."""
