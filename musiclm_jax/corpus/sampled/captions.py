@@ -31,6 +31,8 @@ _VOWEL = r"(?:(?!one|once|uni|use|eu)[aeio]|u[^ns]|un[^i]|[AEIO]|8\d|1[18]\b|hon
 _SMALL = "in for with without by over a an and the of on at to no from as"
 # Plurals that lose their "s" before a noun.
 _PLURAL = re.compile(r"(?<=[a-rt-z])s$")
+# Verbs that follow an instrument, without the "s" after a plural, which is marked by "~" until then.
+_VERB = re.compile(r"~ (accompanie|add|answer|carrie|fill|hold|lay|lead|play|sing|take|walk)s\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +95,12 @@ class _Draw:
 
 
 def _inflect(noun: str, form: str) -> str:
-    """A noun with its article ("a"), before another ("adj"), or on its own. One that ends in "~" has no article."""
+    """A noun with its article ("a"), before another ("adj"), or on its own. One that ends in "~" has no article, and keeps the mark if it is a plural."""
     bare = noun.removesuffix("~")
-    if form == "a":
-        return bare if noun.endswith("~") else f"a {bare}"
-    return _PLURAL.sub("", bare) if form == "adj" and noun.endswith("~") else bare
+    if bare == noun:
+        return f"a {bare}" if form == "a" else bare
+    singular = _PLURAL.sub("", bare)
+    return singular if form == "adj" else noun if singular != bare else bare
 
 
 @functools.cache
@@ -107,7 +110,8 @@ def _content(text: str) -> frozenset[str]:
 
 
 def _polish(text: str, kind: str, *, lower_case: bool) -> str:
-    """Corrects articles, and adds capitals and full stops."""
+    """Corrects verbs and articles, and adds capitals and full stops."""
+    text = _VERB.sub(lambda verb: f" {verb[1].removesuffix('ie')}{'y' * verb[1].endswith('ie')}", text).replace("~", "")
     text = re.sub(rf"\b([Aa]) (?={_VOWEL})", r"\1n ", text)
     text = re.sub(rf"\b([Aa])n (?!{_VOWEL})", r"\1 ", text)
     if lower_case:

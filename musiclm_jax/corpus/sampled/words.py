@@ -18,6 +18,7 @@ from importlib import resources
 
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.instruments import FAMILIES, INSTRUMENTS
+from musiclm_jax.corpus.synthesized.attributes import tempo_band
 
 _LISTS = ("instruments", "moods", "styles", "scenes", "sound")
 _ELECTRIC_FAMILIES = {"synth", "electric piano"}
@@ -101,7 +102,7 @@ class Vocabulary:
         bpm = 5 * round(attributes.tempo_bpm / 5)
         self._phrases = {
             "key": [Phrase(key, ("key", "mode")) for key in (spoken, attributes.key)],
-            "bpm": [Phrase(f"{bpm} {unit}", ("tempo", "tempo_bpm")) for unit in ("bpm", "BPM")],
+            "bpm": [Phrase(f"{bpm} {unit}", ("tempo_bpm", "tempo") if tempo_band(bpm) == attributes.tempo else ("tempo_bpm",)) for unit in ("bpm", "BPM")],
             "lead": self._true("instrument"),
         }
         for part in PARTS[1:]:
