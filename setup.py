@@ -7,7 +7,7 @@ setup(
     package_dir={"musiclm_jax.gin_configs": "gin_configs"},
     package_data={
         "musiclm_jax": [
-            *("bundles/*/*", "evaluation/weights/*", "evaluation/*.js"),
+            *("bundles/*/*", "models/weights/*", "evaluation/weights/*", "evaluation/*.js"),
             *("corpus/sampled/*.gz", "corpus/sampled/*.md", "corpus/sampled/wordlists/*.toml"),
         ],
         "musiclm_jax.gin_configs": ["**/*.gin"],

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from musiclm_jax.arrays import Array, Bool, Float, Int
 from musiclm_jax.checks import DEPTH, SHARE, SIZE, check_numbers
 from musiclm_jax.errors import UserError
+from musiclm_jax.models import word_vectors
 from musiclm_jax.nn.encoder import NORM_EPSILON, encoder_layers
-from musiclm_jax.nn.layers import Embed, LayerNorm, partitioned
+from musiclm_jax.nn.layers import Dense, Embed, LayerNorm, partitioned
 
 _embedding_init = nn.initializers.normal(0.02)
 
@@ -36,14 +37,23 @@ class TextTowerConfig:
     pre_norm: bool = False
     # Dropout rate of embeddings and sublayer outputs in training. BERT's: 0.1.
     dropout: float = 0.1
+    # Packaged vectors of word pieces, a name in word_vectors.NAMES, which a linear layer adds to the learned ones, so that a word that no caption has is read
+    # as words like it. Their pieces are the vocabulary, and vocab_size must be their number. Empty: none; the vocabulary is learned from the captions.
+    word_vectors: str = ""
+    # Rate at which the learned vector of a piece is left out in training, so that the tower also reads the packaged one alone.
+    piece_dropout: float = 0.0
 
     def __post_init__(self):
+        if self.word_vectors and self.vocab_size != (size := len(word_vectors.load(self.word_vectors).pieces)):
+            raise UserError(f"vocab_size={self.vocab_size}, but word_vectors={self.word_vectors!r} has {size} pieces: make them equal")
+        check_numbers(self, piece_dropout=SHARE)
         # A text has at least [CLS], one piece and [SEP].
         check_numbers(self, vocab_size=SIZE, max_tokens=(3, SIZE[1]), dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE, dropout=SHARE)
         if self.dim % self.num_heads:
             raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
-        if self.dropout == 1:
-            raise UserError(f"dropout={self.dropout}: choose a rate below 1")
+        for name in ("dropout", "piece_dropout"):
+            if getattr(self, name) == 1:
+                raise UserError(f"{name}={getattr(self, name)}: choose a rate below 1")
 
 
 class TextTower(nn.Module):
@@ -65,6 +75,10 @@ class TextTower(nn.Module):
             raise ValueError(f"expected at most max_tokens={config.max_tokens} tokens, got {length}: encode with that limit")
         positions = self.param("positions", partitioned(_embedding_init, (None, "embed")), (config.max_tokens, config.dim), jnp.float32)
         x = Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=_embedding_init, name="tokens")(ids)
+        if config.word_vectors:
+            x = nn.Dropout(config.piece_dropout, broadcast_dims=(2,), deterministic=not train)(x)
+            vectors = jnp.asarray(word_vectors.load(config.word_vectors).vectors)
+            x = x + Dense(config.dim, axes=(None, "embed"), dtype=self.dtype, name="words")(vectors[ids])
         x = x + positions[:length].astype(self.dtype)
         x = LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not train)(x)

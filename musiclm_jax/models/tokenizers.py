@@ -138,12 +138,13 @@ class MuLanTokenizer:
         return np.asarray(_text_tokens(self.config, {"quantizer": self.variables["quantizer"]}, embeddings))
 
     def unknown_words(self, text: str) -> tuple[list[str], list[str]]:
-        """Splits the words of a text into (words that occur in no training caption, all others).
+        """Splits the words of a text into (words that occur in no training caption and have no packaged vector, all others).
 
-        A vocabulary below its size limit has each word of the captions as one piece. With a full vocabulary, only words with unknown letters can be
-        recognized as unknown.
+        A vocabulary below its size limit has each word of the captions as one piece, and so have packaged vectors. With another full vocabulary, only words
+        with unknown letters can be recognized as unknown.
         """
-        is_known = self.text.is_piece if self.text.vocab_size < self.config.text.vocab_size else self.text.is_spelled
+        whole = self.text.vocab_size < self.config.text.vocab_size or self.config.text.word_vectors
+        is_known = self.text.is_piece if whole else self.text.is_spelled
         words = self.text.words(text)
         return [word for word in words if not is_known(word)], [word for word in words if is_known(word)]
 

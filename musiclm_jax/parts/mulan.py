@@ -20,7 +20,7 @@ from musiclm_jax.data.readers import open_source
 from musiclm_jax.data.token_store import covering_windows, offsets
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import AnyPath, write_text
-from musiclm_jax.models import mulan
+from musiclm_jax.models import mulan, word_vectors
 from musiclm_jax.models.mulan import MuLanConfig
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.encode import embed_clips, in_batches, perplexities
@@ -199,7 +199,9 @@ def vocabulary(run: Run) -> TextTokenizer:
 
 
 def _vocabulary(run: Run) -> TextTokenizer:
-    """Word pieces fitted to the training captions."""
+    """Word pieces fitted to the training captions, or those of packaged vectors."""
+    if name := run.config.model.mulan.text.word_vectors:
+        return TextTokenizer(word_vectors.load(name).pieces)
     limit = run.config.model.mulan.text.vocab_size
     text = TextTokenizer.train((caption for clip in run.clips.split("train") for caption in clip.captions), vocab_size=limit)
     if text.vocab_size > limit:

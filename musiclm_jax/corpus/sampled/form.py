@@ -89,7 +89,7 @@ def make_piece(attributes: Attributes, *, split: Split, ending: bool, rng: np.ra
         least = min(most, max(4, int(np.ceil((LEAST_SEC - DECAY_SEC) / bar_sec))))
         clip_bars = int(rng.integers(least, most + 1, size=2).max())
     # The longest piece that is needed, from which the clip is cut.
-    sequence = _sequence(themes, 2 * clip_bars + 16, bar_sec, meter, rng)
+    sequence = _sequence(themes, 2 * clip_bars + 32, bar_sec, meter, rng)
     starts = np.cumsum([0, *(section.bars for _, section in sequence)])
     if ending:
         last = int(rng.integers(2)) + int(np.searchsorted(starts, clip_bars - 2))
