@@ -37,8 +37,7 @@ class SampledCorpus:
 
     def score(self, index: int, variant: int = 0) -> Score:
         """The notes of a clip or a variant."""
-        ends = bool(clip_rng(self.seed, index, "ending").random() < self.endings)
-        return compose_clip(self.seed, index, variant=variant, ending=ends)
+        return _score(self, index, variant)
 
     def describe(self, index: int, variant: Variant = 0) -> Description:
         split, attributes = clip_split(index), self.score(index, variant if is_variant(variant) else 0).attributes
@@ -50,6 +49,12 @@ class SampledCorpus:
         if is_variant(variant):
             return play(self.score(index, variant), seed=self.seed, index=index, variant=variant)["mix"]
         return _stems(self, index)["mix" if variant == 0 else variant]
+
+
+@functools.lru_cache(maxsize=2)
+def _score(corpus: SampledCorpus, index: int, variant: int) -> Score:
+    ends = bool(clip_rng(corpus.seed, index, "ending").random() < corpus.endings)
+    return compose_clip(corpus.seed, index, variant=variant, ending=ends)
 
 
 @functools.lru_cache(maxsize=1)
