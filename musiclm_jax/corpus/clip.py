@@ -38,6 +38,10 @@ class Corpus(Protocol):
     def identity(self) -> dict[str, Any]:
         """What corpus.json says. Corpora with the same identity have the same clips."""
 
+    @property
+    def notice(self) -> str:
+        """Whose sounds and tunes the clips have, and their terms, for whoever exchanges the clips or models of them. Empty: nobody else's."""
+
     def require(self) -> None:
         """Raises UserError if something is missing that rendering needs."""
 

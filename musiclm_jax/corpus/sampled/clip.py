@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ class SampledCorpus:
     @property
     def identity(self) -> dict[str, Any]:
         return {"instruments": "sampled", "seed": self.seed, "version": VERSION} | ({"endings": self.endings} if self.endings else {})
+
+    @property
+    def notice(self) -> str:
+        return pathlib.Path(__file__).with_name("NOTICE").read_text(encoding="utf-8")
 
     def require(self) -> None:
         soundfonts.require()

@@ -33,6 +33,10 @@ class SynthesizedCorpus:
     def identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "version": VERSION} | ({"endings": self.endings} if self.endings else {})
 
+    @property
+    def notice(self) -> str:
+        return ""
+
     def require(self) -> None:
         """Nothing is needed."""
 
