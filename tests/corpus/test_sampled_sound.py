@@ -19,7 +19,7 @@ from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Note, Score
 from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ, SOUNDFONTS, Program, Tone
-from musiclm_jax.corpus.synthesized.attributes import DYNAMICS
+from musiclm_jax.corpus.terms import DYNAMICS
 from musiclm_jax.errors import UserError
 
 INSTALLED = kits.FOLDER.exists() and all(pathlib.Path(font.path).exists() for font in SOUNDFONTS.values())

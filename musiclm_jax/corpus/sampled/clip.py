@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from musiclm_jax.corpus.clip import Description, Variant, clip_split, is_variant
+from musiclm_jax.corpus.clip import Description, Variant, clip_rng, clip_split, is_variant
 from musiclm_jax.corpus.sampled import kits, soundfonts
 from musiclm_jax.corpus.sampled.captions import write_captions
 from musiclm_jax.corpus.sampled.compose import compose_clip
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
-from musiclm_jax.corpus.synthesized.attributes import clip_rng
 
 # The version changes when the music for a seed changes.
 VERSION = 1
