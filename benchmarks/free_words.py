@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--clips", type=int, default=1000)
     arguments = parser.parse_args()
     texts, _, truth = draw_captions(arguments.clips, "train", seed=0)
     held_out = draw_captions(200, "test", seed=1)
@@ -209,8 +209,9 @@ def main() -> None:
         read, weights = linear_head(embed, texts, truth, scale)
         report(name, read, carried + weights, held_out)
     report("nearest captions", nearest_captions(model, texts, truth), model_bytes + 384 * len(texts), held_out)
-    for spans in (False, True):
-        report(f"nearest anchors{', runs of words' * spans}", nearest_anchors(model, spans=spans), model_bytes, held_out)
+    report("nearest anchors", nearest_anchors(model, spans=False), model_bytes, held_out)
+    report("nearest anchors, runs of words", nearest_anchors(model, spans=True), model_bytes, held_out)
+    report("the same by static table of 128", nearest_anchors(narrow, spans=True), 128 * size, held_out)
 
 
 def report(name: str, read: Callable[[list[str]], Prediction], num_bytes: int, held_out: tuple) -> None:
