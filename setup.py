@@ -8,7 +8,7 @@ setup(
     package_data={
         "musiclm_jax": [
             *("bundles/*/*", "models/weights/*", "evaluation/weights/*", "evaluation/*.js"),
-            *("corpus/sampled/*.gz", "corpus/sampled/*.md", "corpus/sampled/wordlists/*.toml"),
+            *("corpus/sampled/*.gz", "corpus/sampled/*.md", "corpus/sampled/NOTICE", "corpus/sampled/wordlists/*.toml"),
         ],
         "musiclm_jax.gin_configs": ["**/*.gin"],
     },

@@ -21,10 +21,10 @@ import tokenizers
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from musiclm_jax.corpus.clip import clip_rng
 from musiclm_jax.corpus.sampled import words
 from musiclm_jax.corpus.sampled.captions import write_captions
 from musiclm_jax.corpus.sampled.draw import draw_attributes
-from musiclm_jax.corpus.synthesized.attributes import clip_rng
 
 ATTRIBUTES = ("family", "instrument", "drums", "mode", "tempo", "style")
 PROMPTS = json.loads(Path(__file__).with_name("free_prompts.json").read_text(encoding="utf-8"))

@@ -26,9 +26,9 @@ from musiclm_jax.arrays import Float
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 from musiclm_jax.cli.gin_config import load_config
 from musiclm_jax.corpus import make_corpus
-from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.clip import clip_rng, clip_split
 from musiclm_jax.corpus.synthesized import synthesis
-from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng
+from musiclm_jax.corpus.synthesized.attributes import Attributes
 from musiclm_jax.corpus.synthesized.captions import write_captions
 from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.compose import Note, compose

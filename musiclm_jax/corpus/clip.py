@@ -13,6 +13,9 @@ Variant = int | str
 SAMPLE_RATE_HZ = 24000
 CLIP_SEC = 30
 CLIP_SAMPLES = CLIP_SEC * SAMPLE_RATE_HZ
+# Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
+# A stream's position is part of its seed, so new streams are added at the end.
+STREAMS = ("attributes", "music", "captions", "hiss", "variant", "ending")
 # The stems, with numbers of their random streams that no variant has.
 STEMS = {"lead": 101, "band": 102}
 
@@ -38,6 +41,10 @@ class Corpus(Protocol):
     def identity(self) -> dict[str, Any]:
         """What corpus.json says. Corpora with the same identity have the same clips."""
 
+    @property
+    def notice(self) -> str:
+        """Whose sounds and tunes the clips have, and their terms, for whoever exchanges the clips or models of them. Empty: nobody else's."""
+
     def require(self) -> None:
         """Raises UserError if something is missing that rendering needs."""
 
@@ -59,6 +66,12 @@ def render_clip(corpus: Corpus, index: int, variant: Variant = 0) -> Clip:
     """A clip of a corpus with what its metadata say."""
     described = corpus.describe(index, variant)
     return Clip(described.split, described.attributes, described.captions, corpus.render(index, variant))
+
+
+def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.random.Generator:
+    """The generator of one of STREAMS, for one clip or a variant of it. It depends on the arguments alone."""
+    name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
 
 
 def clip_split(index: int) -> Split:

@@ -4,6 +4,7 @@
     DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments, hummed or whistled
     DIR/audio/000000-lead.flac, DIR/audio/000000-band.flac  its stems: the lead alone, and all the others
     DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
+    DIR/NOTICE              whose sounds and tunes the clips have, if others'; the card of a bundle that is trained on them contains it
     DIR/corpus.json         the corpus that the folder contains, such as {"seed": 0, "version": 2}: `Corpus.identity`
 
 Variants and stems have no captions. "melody" is written only if there are variants; a band has "voice", the file of its lead.
@@ -29,6 +30,7 @@ from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
 
+NOTICE = "NOTICE"
 CORPORA = {"synthesized": SynthesizedCorpus, "sampled": SampledCorpus}
 # 8,333 hours of 30 s clips.
 MAX_CLIPS = 1_000_000
@@ -94,6 +96,8 @@ def make_corpus(
         melody = lambda index, variant: {"melody": f"{index:06d}"} if num_variants and variant not in STEMS else {}  # noqa: E731
         lines = [json.dumps(_metadata(corpus, index, variant) | melody(index, variant)) + "\n" for index, variant in renderings]
         write_text(directory / "metadata.jsonl", "".join(lines))
+        if corpus.notice:
+            write_text(directory / NOTICE, corpus.notice)
         listed = {_file_name(index, variant) for index, variant in renderings}
         there = (f"audio/{path.name}" for path in (directory / "audio").iterdir())
         return sorted(name for name in there if _FILE_NAME.fullmatch(name) and name not in listed)

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from musiclm_jax.corpus.synthesized import captions
-from musiclm_jax.corpus.synthesized.attributes import DYNAMICS, KEY_NAMES, STYLES, TEMPO_BANDS
+from musiclm_jax.corpus.synthesized.attributes import STYLES
+from musiclm_jax.corpus.terms import DYNAMICS, KEY_NAMES, TEMPO_BANDS
 
 # {attribute: the values that a caption allows}.
 Statements = dict[str, frozenset]

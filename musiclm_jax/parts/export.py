@@ -14,7 +14,7 @@ import musiclm_jax
 from musiclm_jax import bundle, pretrained
 from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS
 from musiclm_jax.errors import UserError
-from musiclm_jax.files import fingerprint, is_bucket, local_copy, read_json
+from musiclm_jax.files import fingerprint, is_bucket, is_file, local_copy, read_json
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.parts.mulan import QUANTIZER, vocabulary
 from musiclm_jax.parts.part import PREPARE, WEIGHTS, FitConfig, Part, Run, Step, Work
@@ -79,7 +79,8 @@ def _vocabulary(run: Run) -> TextTokenizer:
 def model_card(run: Run, step: str) -> str:
     """README.md of the bundle: its data, its training, and the metrics of each part.
 
-    It contains no times, so that the same training gives the same bytes; `done.json` of each step has them.
+    It contains the NOTICE of the folder of clips, if there is one, and no times, so that the same training gives the same bytes; `done.json` of each step has
+    the times.
     """
     steps = run.config.steps_to(step)[:-1]
     results = {step.name: read_json(run.folder(step.name) / "done.json")["results"] for step in steps}
@@ -111,6 +112,8 @@ def model_card(run: Run, step: str) -> str:
         for metric, value in results[step.name].items():
             if step.num_steps is None or metric.startswith("eval_"):
                 lines.append(f"| {step.name} | {metric} | {value:.4g} |")
+    if not is_bucket(run.data) and is_file(notice := run.data / "NOTICE"):
+        lines += ["", "## Notices of the data", "", "```text", notice.read_text(encoding="utf-8").strip(), "```"]
     return "\n".join([*lines, ""])
 
 

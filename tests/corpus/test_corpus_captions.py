@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.clip import clip_rng, clip_split
 from musiclm_jax.corpus.synthesized import captions as captions_lib
-from musiclm_jax.corpus.synthesized.attributes import clip_rng, draw_attributes
+from musiclm_jax.corpus.synthesized.attributes import draw_attributes
 from musiclm_jax.corpus.synthesized.captions import KINDS, TEMPLATES, write_captions
 
 # Read independently of the grammar: the first pattern that matches wins.

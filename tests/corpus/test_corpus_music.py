@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from musiclm_jax.corpus import render_clip
-from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.clip import clip_rng, clip_split
 from musiclm_jax.corpus.synthesized import attributes as attributes_lib
 from musiclm_jax.corpus.synthesized import compose as compose_lib
 from musiclm_jax.corpus.synthesized import synthesis
-from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, MODES, STYLES, clip_rng, draw_attributes
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, STYLES, draw_attributes
 from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.voices import DRUMS, VOICES
+from musiclm_jax.corpus.terms import MODES, SCALES, TEMPO_BANDS
 
 RATE_HZ = 24000
 
@@ -53,7 +54,7 @@ def test_chance_levels_are_clean():
         assert np.mean([one.drums for one in mine]) == pytest.approx(0.55, abs=0.09)
     assert {one.tonic for one in drawn} == set(range(12))
     assert {one.style for one in drawn} == set(STYLES)
-    for band in attributes_lib.TEMPO_BANDS:
+    for band in TEMPO_BANDS:
         assert np.mean([one.tempo == band for one in drawn]) > 0.25
     assert min(one.tempo_bpm for one in drawn) < 64 and max(one.tempo_bpm for one in drawn) > 166
 
@@ -74,7 +75,7 @@ def test_key_names_the_tonic():
 def test_notes_stay_in_the_key_on_the_grid_and_in_the_clip(index):
     drawn = _attributes(index)
     notes = compose_lib.compose(drawn, rng=clip_rng(3, index, "music"))
-    scale = {(drawn.tonic + step) % 12 for step in compose_lib.SCALES[drawn.mode]}
+    scale = {(drawn.tonic + step) % 12 for step in SCALES[drawn.mode]}
     if drawn.mode == "minor":
         scale.add((drawn.tonic + 11) % 12)
     for note in notes:

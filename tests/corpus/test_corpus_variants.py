@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from musiclm_jax.corpus import render_clip
-from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.clip import STREAMS, clip_rng, clip_split
 from musiclm_jax.corpus.synthesized import compose, synthesis
-from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, STREAMS, clip_rng, draw_attributes
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, draw_attributes
 from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.corpus.synthesized.variants import MOUTHS, arrange
 

@@ -13,7 +13,7 @@ from musiclm_jax.corpus.sampled import words as words_lib
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.captions import FULL, KINDS, NAMED, write_captions
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
-from musiclm_jax.corpus.synthesized.attributes import KEY_NAMES, tempo_band
+from musiclm_jax.corpus.terms import KEY_NAMES, tempo_band
 
 # Read independently of the word lists.
 NO_DRUMS = (

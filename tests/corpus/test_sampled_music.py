@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
+from musiclm_jax.corpus.clip import clip_rng
 from musiclm_jax.corpus.sampled import patterns
 from musiclm_jax.corpus.sampled.attributes import COLOURS, KITS, PARTS, ROOMS
 from musiclm_jax.corpus.sampled.attributes import STYLES as NAMES
@@ -19,7 +20,6 @@ from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
 from musiclm_jax.corpus.sampled.melody import vary
 from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.tunes import in_mode, load_tunes
-from musiclm_jax.corpus.synthesized.attributes import clip_rng
 
 INDICES = range(30)
 compose = functools.cache(compose_clip)

@@ -14,11 +14,12 @@ import scipy.signal
 
 from musiclm_jax.corpus.sampled import kits, mixing, soundfonts
 from musiclm_jax.corpus.sampled.attributes import COLOURS, KITS, PARTS, ROOMS, Attributes
+from musiclm_jax.corpus.sampled.clip import SampledCorpus
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Note, Score
 from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ, SOUNDFONTS, Program, Tone
-from musiclm_jax.corpus.synthesized.attributes import DYNAMICS
+from musiclm_jax.corpus.terms import DYNAMICS
 from musiclm_jax.errors import UserError
 
 INSTALLED = kits.FOLDER.exists() and all(pathlib.Path(font.path).exists() for font in SOUNDFONTS.values())
@@ -200,7 +201,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch, tmp_path):
 
 
 def test_notice_names_every_recording_and_its_package_says_cc0():
-    notice = pathlib.Path(__file__).parents[2].joinpath("NOTICE").read_text(encoding="utf-8")
+    notice = SampledCorpus(0).notice
     assert re.findall(r"^  (\w+) +\S.*freesound\.org", notice, re.MULTILINE) == list(kits.SHOTS)
     copyrights = pathlib.Path("/usr/share/doc/sonic-pi-samples/copyright")
     if copyrights.exists():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio
-from musiclm_jax.corpus.clip import clip_split
-from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, clip_rng, draw_attributes
+from musiclm_jax.corpus.clip import clip_rng, clip_split
+from musiclm_jax.corpus.synthesized.attributes import INSTRUMENTS, draw_attributes
 from musiclm_jax.corpus.synthesized.captions import KINDS, write_captions
 from musiclm_jax.errors import UserError
 from musiclm_jax.evaluation import adherence

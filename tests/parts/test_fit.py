@@ -53,6 +53,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path, monkeypatch):
     write_clips(tmp_path / "data", number=5)
+    (tmp_path / "data" / "NOTICE").write_text("Flute by N. N.\n")
     process = start(tmp_path, "")
     deadline = time.monotonic() + 1800
     while not (tmp_path / "work" / "w2v_bert" / "checkpoints" / "2").exists():
@@ -76,6 +77,7 @@ def test_five_clips_become_a_bundle_though_killed_on_the_way(tmp_path, monkeypat
     assert model.config == config.model
     card = (bundle / "README.md").read_text()
     assert all(word in card for word in ("5 clips", "| fine |", "| 6 |", "eval_mel_distance", "eval_bigram", "recall_chance", "text_perplexity_1"))
+    assert card.endswith("## Notices of the data\n\n```text\nFlute by N. N.\n```\n")
     assert not re.search(r"minutes|seconds of training|20\d\d-\d\d", card)  # The same training gives the same card.
     load = lambda step, kind: np.load(tmp_path / "work" / step / f"{kind}.npy")  # noqa: E731
     semantic, acoustic, texts = load("semantic_tokens", "semantic"), load("acoustic_tokens", "acoustic"), load("rvq", "texts")

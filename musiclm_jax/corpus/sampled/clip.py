@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from musiclm_jax.corpus.clip import Description, Variant, clip_split, is_variant
+from musiclm_jax.corpus.clip import Description, Variant, clip_rng, clip_split, is_variant
 from musiclm_jax.corpus.sampled import kits, soundfonts
 from musiclm_jax.corpus.sampled.captions import write_captions
 from musiclm_jax.corpus.sampled.compose import compose_clip
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
-from musiclm_jax.corpus.synthesized.attributes import clip_rng
 
 # The version changes when the music for a seed changes.
 VERSION = 1
@@ -31,14 +31,17 @@ class SampledCorpus:
     def identity(self) -> dict[str, Any]:
         return {"instruments": "sampled", "seed": self.seed, "version": VERSION} | ({"endings": self.endings} if self.endings else {})
 
+    @property
+    def notice(self) -> str:
+        return pathlib.Path(__file__).with_name("NOTICE").read_text(encoding="utf-8")
+
     def require(self) -> None:
         soundfonts.require()
         kits.require()
 
     def score(self, index: int, variant: int = 0) -> Score:
         """The notes of a clip or a variant."""
-        ends = bool(clip_rng(self.seed, index, "ending").random() < self.endings)
-        return compose_clip(self.seed, index, variant=variant, ending=ends)
+        return _score(self, index, variant)
 
     def describe(self, index: int, variant: Variant = 0) -> Description:
         split, attributes = clip_split(index), self.score(index, variant if is_variant(variant) else 0).attributes
@@ -50,6 +53,12 @@ class SampledCorpus:
         if is_variant(variant):
             return play(self.score(index, variant), seed=self.seed, index=index, variant=variant)["mix"]
         return _stems(self, index)["mix" if variant == 0 else variant]
+
+
+@functools.lru_cache(maxsize=2)
+def _score(corpus: SampledCorpus, index: int, variant: int) -> Score:
+    ends = bool(clip_rng(corpus.seed, index, "ending").random() < corpus.endings)
+    return compose_clip(corpus.seed, index, variant=variant, ending=ends)
 
 
 @functools.lru_cache(maxsize=1)

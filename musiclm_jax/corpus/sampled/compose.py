@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import clip_split
+from musiclm_jax.corpus.clip import clip_rng, clip_split
 from musiclm_jax.corpus.sampled import melody
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.band import write_band
@@ -14,7 +14,7 @@ from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
 from musiclm_jax.corpus.sampled.perform import play_notes
 from musiclm_jax.corpus.sampled.score import Score
 from musiclm_jax.corpus.sampled.written import Written
-from musiclm_jax.corpus.synthesized.attributes import DYNAMICS, clip_rng
+from musiclm_jax.corpus.terms import DYNAMICS
 
 # Share of the variants that are the lead alone, so that an embedder cannot rely on the band.
 _ALONE_RATE = 0.25

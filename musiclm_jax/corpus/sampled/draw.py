@@ -10,7 +10,7 @@ import numpy as np
 from musiclm_jax.corpus.sampled.attributes import ROOMS, Attributes
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
 from musiclm_jax.corpus.sampled.styles import STYLES
-from musiclm_jax.corpus.synthesized.attributes import DYNAMICS, KEY_NAMES, MODES, tempo_band
+from musiclm_jax.corpus.terms import DYNAMICS, KEY_NAMES, MODES, tempo_band
 
 # The band of a clip. A solo has none of it.
 _RATES = {"bass": 0.8, "chords": 0.9, "pad": 0.3, "counter": 0.25}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from musiclm_jax.corpus.sampled.bars import TICKS, Chord, Meter, Tone
-from musiclm_jax.corpus.synthesized.compose import SCALES
+from musiclm_jax.corpus.terms import SCALES
 
 # Rhythms of one beat and of two, in ticks; negative numbers are rests. By whether the beat has two halves or three thirds.
 _CELLS = {

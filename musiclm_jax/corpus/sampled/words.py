@@ -18,7 +18,7 @@ from importlib import resources
 
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.instruments import FAMILIES, INSTRUMENTS
-from musiclm_jax.corpus.synthesized.attributes import tempo_band
+from musiclm_jax.corpus.terms import tempo_band
 
 _LISTS = ("instruments", "moods", "styles", "scenes", "sound")
 _ELECTRIC_FAMILIES = {"synth", "electric piano"}

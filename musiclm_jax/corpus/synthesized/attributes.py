@@ -16,26 +16,11 @@ import dataclasses
 import numpy as np
 
 from musiclm_jax.corpus.clip import Split
-
-# Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
-# A stream's position is part of its seed, so new streams are added at the end.
-STREAMS = ("attributes", "music", "captions", "hiss", "variant", "ending")
+from musiclm_jax.corpus.terms import DYNAMICS, FAST_ABOVE_BPM, KEY_NAMES, MODES, SLOW_BELOW_BPM, tempo_band
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
-MODES = ("major", "minor")
-DYNAMICS = ("soft", "medium", "loud")
 DRUMS_RATE = 0.55
 
-# Names by tonic (0 = C), spelled with the fewer accidentals.
-KEY_NAMES = {
-    "major": ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B"),
-    "minor": ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B"),
-}
-
-# Tempo words: slow below 90 beats per minute, mid from 90 to 125, fast above.
-SLOW_BELOW_BPM = 90
-FAST_ABOVE_BPM = 125
-TEMPO_BANDS = ("slow", "mid", "fast")
 _BAND_BPM = {
     "slow": (0, SLOW_BELOW_BPM - 1),
     "mid": (SLOW_BELOW_BPM, FAST_ABOVE_BPM),
@@ -113,18 +98,6 @@ class Attributes:
     def solo(self) -> bool:
         """Whether the lead instrument alone plays."""
         return not self.drums and not self.bass and self.accompaniment == self.instrument
-
-
-def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.random.Generator:
-    """The generator of one of STREAMS, for one clip or a variant of it. It depends on the arguments alone."""
-    name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
-
-
-def tempo_band(tempo_bpm: int) -> str:
-    if tempo_bpm < SLOW_BELOW_BPM:
-        return "slow"
-    return "mid" if tempo_bpm <= FAST_ABOVE_BPM else "fast"
 
 
 def is_reserved(*, instrument: str, style: str, tempo: str, drums: bool, dynamics: str) -> bool:

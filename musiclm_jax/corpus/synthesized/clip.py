@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from musiclm_jax.corpus.clip import CLIP_SAMPLES, STEMS, Description, Variant, clip_split, is_variant
+from musiclm_jax.corpus.clip import CLIP_SAMPLES, STEMS, Description, Variant, clip_rng, clip_split, is_variant
 from musiclm_jax.corpus.synthesized import synthesis
-from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng, draw_attributes
+from musiclm_jax.corpus.synthesized.attributes import Attributes, draw_attributes
 from musiclm_jax.corpus.synthesized.captions import write_captions
 from musiclm_jax.corpus.synthesized.compose import Note, compose
 from musiclm_jax.corpus.synthesized.endings import end, has_ending
@@ -32,6 +32,10 @@ class SynthesizedCorpus:
     @property
     def identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "version": VERSION} | ({"endings": self.endings} if self.endings else {})
+
+    @property
+    def notice(self) -> str:
+        return ""
 
     def require(self) -> None:
         """Nothing is needed."""

@@ -10,13 +10,13 @@ import numpy as np
 
 from musiclm_jax.corpus.clip import CLIP_SEC
 from musiclm_jax.corpus.synthesized.attributes import STYLES, Attributes
+from musiclm_jax.corpus.terms import SCALES
 
 # Silence before the first beat, so that no early note starts before the clip.
 LEAD_IN_SEC = 0.02
 # Notes start at most this much early or late.
 MAX_SHIFT_SEC = 0.008
 
-SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 DOMINANT = 4
 LEADING_TONE = 6
 

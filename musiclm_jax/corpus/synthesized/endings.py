@@ -3,8 +3,8 @@
 Clips without an ending are cut after 30 s, wherever they are.
 """
 
-from musiclm_jax.corpus.clip import CLIP_SEC, SAMPLE_RATE_HZ
-from musiclm_jax.corpus.synthesized.attributes import Attributes, clip_rng
+from musiclm_jax.corpus.clip import CLIP_SEC, SAMPLE_RATE_HZ, clip_rng
+from musiclm_jax.corpus.synthesized.attributes import Attributes
 from musiclm_jax.corpus.synthesized.compose import LEAD_IN_SEC, Note, final_bar, form
 
 # Silence after the last bar, in which its sound dies away.

@@ -6,9 +6,10 @@ captions, and no combination of attributes is reserved for the test split. A var
 
 import dataclasses
 
-from musiclm_jax.corpus.clip import clip_split
-from musiclm_jax.corpus.synthesized.attributes import DRUMS_RATE, DYNAMICS, INSTRUMENTS, Attributes, clip_rng, draw_attributes
+from musiclm_jax.corpus.clip import clip_rng, clip_split
+from musiclm_jax.corpus.synthesized.attributes import DRUMS_RATE, INSTRUMENTS, Attributes, draw_attributes
 from musiclm_jax.corpus.synthesized.compose import Note, compose
+from musiclm_jax.corpus.terms import DYNAMICS
 
 # Share of the variants by instruments that are the lead alone, so that an embedder cannot rely on chords and drums.
 _ALONE_RATE = 0.25
