@@ -60,11 +60,18 @@ def test_optional_streams_go_together(files):
     assert "timing" not in plain.model.to_dict()
 
 
+def test_the_run_of_the_packaged_model_has_melody_timing_and_voice():
+    config = load_config("demo", ["runs/packaged.gin"])
+    assert [each.stream for each in config.model.stage("semantic").prefix] == ["voice", "melody", "timing", "mulan"]
+    assert config.model.mulan.text.word_vectors == "minilm" and config.model.stage("coarse").window_sec == 10
+    assert {"melody", "voice_tokens"} <= set(config.steps)
+
+
 def test_a_recipe_is_its_part_of_base_and_names_its_size(tmp_path):
     trained = [part.name for part in load_config("base").parts if isinstance(part, TrainedPart)]
     parts = [part for part in trained if part != "semantic_reranker"]  # Both rerankers are trained alike.
     assert sorted(path.name for path in (main.gin_folder() / "runs").glob("*.gin")) == sorted(
-        ["fit.gin", "with_melody.gin", "with_timing.gin", "with_voice.gin", *(f"{part}_base.gin" for part in parts)]
+        ["fit.gin", "packaged.gin", "with_melody.gin", "with_timing.gin", "with_voice.gin", *(f"{part}_base.gin" for part in parts)]
     )
     base = load_config("base")
     for part in parts:
