@@ -63,7 +63,7 @@ def test_optional_streams_go_together(files):
 def test_the_run_of_the_packaged_model_has_melody_timing_and_voice():
     config = load_config("demo", ["runs/packaged.gin"])
     assert [each.stream for each in config.model.stage("semantic").prefix] == ["voice", "melody", "timing", "mulan"]
-    assert config.model.mulan.text.word_vectors == "minilm" and config.model.stage("coarse").window_sec == 10
+    assert config.model.mulan.text.word_vectors == "minilm" and config.model.stage("coarse").window_sec == 8
     assert {"melody", "voice_tokens"} <= set(config.steps)
 
 
