@@ -3,6 +3,7 @@
 `checks/hosts.py` does the same with all tasks and with a whole `fit`.
 """
 
+import re
 import signal
 
 import numpy as np
@@ -42,7 +43,8 @@ def test_two_processes_train_as_one(whole):
     for ours, theirs in zip(weights(folder / "stage.npz"), weights(one / "stage.npz"), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     assert "to step 8 on 8 cpu" in out and "semantic 8/8" in out
-    assert not [line for line in other_out.splitlines() if line and not line.startswith("[Gloo]")]  # Process 0 alone prints.
+    # Process 0 alone prints. Threads of Gloo may tear each other's lines.
+    assert not [line for line in other_out.splitlines() if line and not re.search(r"\[Gloo\]|peer ranks", line)]
     assert len(list((folder / "stage" / "checkpoints" / "8" / "state").glob("ocdbt.process_*"))) == 2  # Both wrote a part of the state.
 
 
