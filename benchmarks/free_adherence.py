@@ -18,9 +18,10 @@ from musiclm_jax import audio
 from musiclm_jax.evaluation.adherence import in_band
 from musiclm_jax.evaluation.clips import ClipFile, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, fit_estimators, lead
+from musiclm_jax.evaluation.generated import Wanted, generate_clips
 from musiclm_jax.musiclm import MusicLM
 
-SEED, SECONDS, BATCH, FIT_CLIPS, HELD_OUT = 0, 10, 10, 1000, 200
+SEED, SECONDS, FIT_CLIPS, HELD_OUT = 0, 10, 1000, 200
 ATTRIBUTES = ("family", "drums", "mode", "tempo")
 
 
@@ -29,20 +30,6 @@ def is_as(estimate: Estimate, name: str, wanted) -> bool:
     found = {"family": estimate.instrument, "drums": estimate.drums, "mode": estimate.mode}
     wanted = wanted if isinstance(wanted, list) else [wanted]
     return any(in_band(estimate.tempo_bpm, value) if name == "tempo" else found[name] == value for value in wanted)
-
-
-def generate(model: str, texts: list[str], out: Path) -> list[np.ndarray]:
-    """The clips, of which those are made that are not there yet."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / f"{i:03d}.wav" for i in range(len(texts))]
-    missing = [i for i, file in enumerate(files) if not file.exists()]
-    musiclm = MusicLM.from_pretrained(model) if missing else None
-    for start in range(0, len(missing), BATCH):
-        some = missing[start : start + BATCH]
-        music = musiclm.generate([texts[i] for i in some], seconds=SECONDS, seed=SEED)
-        for i, wave in zip(some, np.asarray(music.wave)):
-            audio.write_wav(files[i], wave, music.sample_rate_hz)
-    return [audio.read(file) for file in files]
 
 
 def main() -> None:
@@ -58,7 +45,9 @@ def main() -> None:
     train, test = ([clip for clip in clips if clip.split == split][:most] for split, most in (("train", FIT_CLIPS), ("test", HELD_OUT)))
     estimators = fit_estimators([read(clip) for clip in train], [clip.attributes for clip in train], rng=rng)
     real = [(estimators.estimate(read(clip)), {**clip.attributes, "family": lead(clip.attributes)}) for clip in test]
-    made = [estimators.estimate(wave) for wave in generate(options.model, [prompt["text"] for prompt in prompts], options.clips)]
+    wanted = [Wanted(f"{i:03d}.wav", prompt["text"]) for i, prompt in enumerate(prompts)]
+    generate_clips(MusicLM.from_pretrained(options.model), wanted, options.clips, seconds=SECONDS, seed=SEED, progress=print)
+    made = [estimators.estimate(audio.read(options.clips / each.file_name)) for each in wanted]
     print(f"{'':8}prompts  as expected  chance  ceiling  chance to ceiling")
     for name in ATTRIBUTES:
         rows = [i for i, prompt in enumerate(prompts) if prompt[name] is not None]

@@ -1,4 +1,4 @@
-"""What an outside judge hears in generated clips: `python benchmarks/outside.py REAL [--model BUNDLE] [--clips OUT]`.
+"""Tags and distances that an outside judge gives generated clips: `python benchmarks/outside.py REAL [--model BUNDLE] [--clips OUT]`.
 
 The judge is musicnn (evaluation/embeddings.py), which was trained on real music and shares nothing with the packaged model. REAL is a folder of real
 excerpts of 10 s (benchmarks/real_excerpts.py). 100 prompts, 20 for each lead of LEADS, half of them with drums and half without, slow and fast in turn,
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from musiclm_jax import audio
 from musiclm_jax.evaluation.clips import ClipFile, Excerpt
 from musiclm_jax.evaluation.embeddings import load_musicnn
 from musiclm_jax.evaluation.fad import evaluate_fad, format_fad_report
+from musiclm_jax.evaluation.generated import Wanted, generate_clips
 from musiclm_jax.musiclm import MusicLM
 
-SEED, SECONDS, BATCH, TOP = 0, 10, 10, 3
+SEED, SECONDS, TOP = 0, 10, 3
 # The name in prompts -> the judge's tags that are right.
 LEADS = {"piano": ("piano",), "guitar": ("guitar",), "flute": ("flute",), "string ensemble": ("strings", "violin", "cello"), "synth": ("synth", "electronic")}
 MOODS = ("calm", "bright", "melancholic", "energetic", "relaxed", "dreamy", "cheerful", "dark", "warm", "lively")
@@ -45,19 +45,6 @@ def prompts() -> list[Asked]:
     return asked
 
 
-def generate(model: str, asked: list[Asked], out: Path) -> None:
-    """Writes the clips that are not there yet."""
-    out.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(len(asked)) if not (out / f"{i:03d}.wav").exists()]
-    musiclm = MusicLM.from_pretrained(model) if missing else None
-    for start in range(0, len(missing), BATCH):
-        some = missing[start : start + BATCH]
-        music = musiclm.generate([asked[i].text for i in some], seconds=SECONDS, seed=SEED)
-        for i, wave in zip(some, np.asarray(music.wave)):
-            audio.write_wav(out / f"{i:03d}.wav", wave, music.sample_rate_hz)
-        print(f"{start + len(some)} of {len(missing)} clips", flush=True)
-
-
 def judge_tags(asked: list[Asked], out: Path) -> None:
     judge = load_musicnn()
     excerpt = Excerpt(judge.sample_rate_hz, judge.min_samples, None)
@@ -79,7 +66,8 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, default=Path("outside_clips"))
     options = parser.parse_args()
     asked = prompts()
-    generate(options.model, asked, options.clips)
+    wanted = [Wanted(f"{i:03d}.wav", each.text) for i, each in enumerate(asked)]
+    generate_clips(MusicLM.from_pretrained(options.model), wanted, options.clips, seconds=SECONDS, seed=SEED, progress=print)
     print(format_fad_report(evaluate_fad(load_musicnn(), options.real, options.clips, seed=SEED)))
     judge_tags(asked, options.clips)
 

@@ -1,4 +1,4 @@
-"""What musicnn hears in clips of the sampled corpus: `python benchmarks/sampled_tags.py [CLIPS [SEED]]`.
+"""Tags that musicnn gives clips of the sampled corpus: `python benchmarks/sampled_tags.py [CLIPS [SEED]]`.
 
 For each of some leads, the first CLIPS composed clips (10) that it leads are played. The first table has the share of them in which musicnn, which was
 trained on recordings of people, gives a tag of the lead among its three strongest of 50: for clips without drums, and for those with drums. Then, for each
@@ -14,10 +14,10 @@ import time
 import numpy as np
 import soxr
 
+from musiclm_jax.corpus.clip import SAMPLE_RATE_HZ
 from musiclm_jax.corpus.sampled.compose import compose_clip
 from musiclm_jax.corpus.sampled.play import play
 from musiclm_jax.corpus.sampled.score import Score
-from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ
 from musiclm_jax.evaluation.embeddings import load_musicnn
 
 # Lead -> the tags that name it.
@@ -66,7 +66,7 @@ def share(hits: list[bool]) -> str:
 
 def main(num: int = 10, seed: int = 0) -> None:
     hits, drums, speeds = collections.defaultdict(list), collections.defaultdict(list), collections.defaultdict(list)
-    heard = collections.defaultdict(collections.Counter)
+    best = collections.defaultdict(collections.Counter)
     clips = scores(num, seed)
     for index, score in clips[:5]:
         play(score, seed=seed, index=index)  # The soundfonts are loaded.
@@ -76,13 +76,13 @@ def main(num: int = 10, seed: int = 0) -> None:
         speeds[len({note.part for note in score.notes})].append(score.length_sec / (time.thread_time() - began))
         found, attributes = tags(wave), score.attributes
         hits[attributes.instrument, attributes.drums].append(not set(LEADS[attributes.instrument]).isdisjoint(top(found)))
-        heard[attributes.instrument].update(top(found))
+        best[attributes.instrument].update(top(found))
         if attributes.drums:
             without = dataclasses.replace(score, notes=tuple(note for note in score.notes if note.part != "drums"))
             drums[attributes.kit].append((found["drums"], tags(play(without, seed=seed, index=index)["mix"])["drums"]))
     print("| lead | tag in the top 3, without drums | with drums | most often |\n|---|---|---|---|")
     for lead in LEADS:
-        most = ", ".join(f"{tag} {count}" for tag, count in heard[lead].most_common(4))
+        most = ", ".join(f"{tag} {count}" for tag, count in best[lead].most_common(4))
         print(f"| {lead} | {share(hits[lead, False])} | {share(hits[lead, True])} | {most} |")
     print("\n| kit | clips | tag of drums | the same without drums |\n|---|---|---|---|")
     for kit, pairs in (*drums.items(), ("all", list(itertools.chain(*drums.values())))):

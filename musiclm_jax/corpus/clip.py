@@ -1,6 +1,7 @@
 """What all corpora have in common: a clip, the split that it belongs to, and the interface by which `write` renders it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,11 @@ Variant = int | str
 SAMPLE_RATE_HZ = 24000
 CLIP_SEC = 30
 CLIP_SAMPLES = CLIP_SEC * SAMPLE_RATE_HZ
+# Standard deviation of the white noise of each clip: -66 dB, about that of a good cassette. Without it the upper bands of a quiet clip are digital silence,
+# and log-spectral losses and metrics would mostly measure the silence of a codec there.
+HISS = np.float32(5e-4)
+# A file of the folder of a corpus, and of any folder of clips: whose sounds they are.
+NOTICE = "NOTICE"
 # Names of the independent random streams of a clip: a change in how captions are drawn does not change the music, and vice versa.
 # A stream's position is part of its seed, so new streams are added at the end.
 STREAMS = ("attributes", "music", "captions", "hiss", "variant", "ending")
@@ -72,6 +78,11 @@ def clip_rng(seed: int, index: int, stream: str, *, variant: int = 0) -> np.rand
     """The generator of one of STREAMS, for one clip or a variant of it. It depends on the arguments alone."""
     name = [seed, index, STREAMS.index(stream)] + ([variant] if variant else [])
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(name)))
+
+
+def pick(options: Sequence, rng: np.random.Generator) -> Any:
+    """One of the options, each with the same probability."""
+    return options[int(rng.integers(len(options)))]
 
 
 def clip_split(index: int) -> Split:

@@ -1,7 +1,7 @@
 """Writing of a corpus: a folder of FLAC files with a JSON-lines file, the layout that `musiclm fit` reads.
 
     DIR/audio/000000.flac   16 bits, 24 kHz, mono, 30 s; less if the piece ends
-    DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments, hummed or whistled
+    DIR/audio/000000-1.flac variant 1 of clip 0: the same melody with other instruments; of synthesized clips also hummed or whistled
     DIR/audio/000000-lead.flac, DIR/audio/000000-band.flac  its stems: the lead alone, and all the others
     DIR/metadata.jsonl      {"file_name": "audio/000000.flac", "split": "train", "captions": [...], "attributes": {...}, "melody": "000000"}
     DIR/NOTICE              whose sounds and tunes the clips have, if others'; the card of a bundle that is trained on them contains it
@@ -24,13 +24,12 @@ from typing import Literal
 
 import soundfile
 
-from musiclm_jax.corpus.clip import CLIP_SAMPLES, SAMPLE_RATE_HZ, STEMS, Corpus, Variant
+from musiclm_jax.corpus.clip import CLIP_SAMPLES, NOTICE, SAMPLE_RATE_HZ, STEMS, Corpus, Variant
 from musiclm_jax.corpus.sampled.clip import SampledCorpus
 from musiclm_jax.corpus.synthesized.clip import SynthesizedCorpus
 from musiclm_jax.errors import UserError, unwritable
 from musiclm_jax.files import atomic_path, local_path, write_text
 
-NOTICE = "NOTICE"
 CORPORA = {"synthesized": SynthesizedCorpus, "sampled": SampledCorpus}
 # 8,333 hours of 30 s clips.
 MAX_CLIPS = 1_000_000
@@ -60,7 +59,7 @@ def make_corpus(
         seed: at least 0.
         instruments: "synthesized", which needs nothing else, or "sampled", which needs FluidSynth, soundfonts and drum samples.
         num_variants: variants of each clip, at least 0. The melody embedder learns from them.
-        endings: share of the pieces that end (`corpus/synthesized/endings.py`), 0 to 1. The others are cut after 30 s.
+        endings: share of the pieces that end, 0 to 1. The others are cut after 30 s.
         stems: whether the lead and the band of each clip are written apart, too. An accompanist learns from them.
         workers: processes, at least 1.
         on_clip: called with 0, 1, 2, ..., each time one more file is done.
@@ -96,8 +95,8 @@ def make_corpus(
         melody = lambda index, variant: {"melody": f"{index:06d}"} if num_variants and variant not in STEMS else {}  # noqa: E731
         lines = [json.dumps(_metadata(corpus, index, variant) | melody(index, variant)) + "\n" for index, variant in renderings]
         write_text(directory / "metadata.jsonl", "".join(lines))
-        if corpus.notice:
-            write_text(directory / NOTICE, corpus.notice)
+        if notice := corpus.notice:
+            write_text(directory / NOTICE, notice)
         listed = {_file_name(index, variant) for index, variant in renderings}
         there = (f"audio/{path.name}" for path in (directory / "audio").iterdir())
         return sorted(name for name in there if _FILE_NAME.fullmatch(name) and name not in listed)

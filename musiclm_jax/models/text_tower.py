@@ -46,14 +46,16 @@ class TextTowerConfig:
     def __post_init__(self):
         if self.word_vectors and self.vocab_size != (size := len(word_vectors.load(self.word_vectors).pieces)):
             raise UserError(f"vocab_size={self.vocab_size}, but word_vectors={self.word_vectors!r} has {size} pieces: make them equal")
-        check_numbers(self, piece_dropout=SHARE)
         # A text has at least [CLS], one piece and [SEP].
-        check_numbers(self, vocab_size=SIZE, max_tokens=(3, SIZE[1]), dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE, dropout=SHARE)
+        check_numbers(self, vocab_size=SIZE, max_tokens=(3, SIZE[1]), dim=SIZE, num_layers=DEPTH, num_heads=SIZE, mlp_dim=SIZE)
+        check_numbers(self, dropout=SHARE, piece_dropout=SHARE)
         if self.dim % self.num_heads:
             raise UserError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: choose widths that divide")
         for name in ("dropout", "piece_dropout"):
             if getattr(self, name) == 1:
                 raise UserError(f"{name}={getattr(self, name)}: choose a rate below 1")
+        if self.piece_dropout and not self.word_vectors:
+            raise UserError(f"piece_dropout={self.piece_dropout}, but there are no word_vectors to read instead: choose 0, or name some")
 
 
 class TextTower(nn.Module):

@@ -13,6 +13,7 @@ import safetensors
 import musiclm_jax
 from musiclm_jax import bundle, pretrained
 from musiclm_jax.configs import RERANKERS, TOKENIZER_MODELS
+from musiclm_jax.corpus.clip import NOTICE
 from musiclm_jax.errors import UserError
 from musiclm_jax.files import fingerprint, is_bucket, is_file, local_copy, read_json
 from musiclm_jax.models.text import TextTokenizer
@@ -112,7 +113,7 @@ def model_card(run: Run, step: str) -> str:
         for metric, value in results[step.name].items():
             if step.num_steps is None or metric.startswith("eval_"):
                 lines.append(f"| {step.name} | {metric} | {value:.4g} |")
-    if not is_bucket(run.data) and is_file(notice := run.data / "NOTICE"):
+    if not is_bucket(run.data) and is_file(notice := run.data / NOTICE):
         lines += ["", "## Notices of the data", "", "```text", notice.read_text(encoding="utf-8").strip(), "```"]
     return "\n".join([*lines, ""])
 

@@ -245,8 +245,14 @@ def on_each_device(tree: Any) -> Any:
 
 # Settings that trainings of before did not have, with the values under which they are as before: such trainings stay.
 _NEW_SETTINGS = {
-    **{"accumulate": 1, "spike_factor": 0.0, "rollback_after": 10, "optional": False, "optional_dropout": 0.5, "condition_windows": 3},
-    **{"word_vectors": "", "piece_dropout": 0.0},
+    "accumulate": 1,
+    "spike_factor": 0.0,
+    "rollback_after": 10,
+    "optional": False,
+    "optional_dropout": 0.5,
+    "condition_windows": 3,
+    "word_vectors": "",
+    "piece_dropout": 0.0,
 }
 
 

@@ -53,3 +53,5 @@ def test_sizes_that_do_not_fit_are_refused():
         TextTowerConfig(vocab_size=11, word_vectors="minilm")
     with pytest.raises(UserError, match="piece_dropout=1.0: choose a rate below 1"):
         TextTowerConfig(piece_dropout=1.0)
+    with pytest.raises(UserError, match="piece_dropout=0.5, but there are no word_vectors"):
+        TextTowerConfig(piece_dropout=0.5)

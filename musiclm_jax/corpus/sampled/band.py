@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import pick
 from musiclm_jax.corpus.sampled import patterns
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.bars import TICKS, Chord
@@ -87,7 +88,7 @@ def _pattern_hits(pattern: str, step: int) -> list[tuple[int, int, str]]:
 def _played(piece: Piece, options: tuple[str, ...], chords: list[Chord], rng: np.random.Generator) -> list[tuple[int, int, str, int]]:
     """(tick, length, character, slot) of one pattern in all bars, sometimes another in the chorus. Notes end, and begin anew, where the chord changes."""
     slots = piece.meter.bar // piece.meter.slot
-    main, other = (options[int(rng.integers(len(options)))] for _ in range(2))
+    main, other = (pick(options, rng) for _ in range(2))
     hits = []
     for bar in range(piece.bars):
         pattern = other if piece.passage(bar).name == "chorus" else main
@@ -108,7 +109,7 @@ def _bass(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> lis
     style = STYLES[attributes.style]
     chords = _slot_chords(piece, attributes)
     names = [name for name in style.bass_lines if attributes.meter in patterns.BASSES[name]]
-    options = patterns.BASSES[names[int(rng.integers(len(names)))]][attributes.meter]
+    options = patterns.BASSES[pick(names, rng)][attributes.meter]
     notes, steps = [], 0
     for tick, length, name, slot in _played(piece, options, chords, rng):
         chord, after = chords[slot], chords[min(slot + 1, len(chords) - 1)]
@@ -146,7 +147,7 @@ def _chords(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> l
     names = [name for name in style.comps if attributes.meter in patterns.COMPS[name]]
     if attributes.chords in _SLOW:
         names = [name for name in names if name in _SUSTAINED] or ["held"]
-    options = patterns.COMPS[names[int(rng.integers(len(names)))]][attributes.meter]
+    options = patterns.COMPS[pick(names, rng)][attributes.meter]
     notes = []
     for tick, length, name, slot in _played(piece, options, chords, rng):
         voicing = voicings[slot]
@@ -194,7 +195,7 @@ def _counter(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> 
         holds = any(tone.tick <= tick and tone.end >= tick + 2 * TICKS for tone in piece.melody)
         others = [p for p in tones if 0 < abs(p - pitch) <= 5]
         if holds and others and rng.random() < 0.6:
-            turn = others[int(rng.integers(len(others)))]
+            turn = pick(others, rng)
             notes += [Written("counter", pitch, tick, TICKS), Written("counter", turn, tick + TICKS, span - TICKS)]
             pitch = turn
         elif notes and notes[-1].pitch == pitch and notes[-1].length < 2 * piece.meter.bar and notes[-1].tick + notes[-1].length == tick:
@@ -207,7 +208,7 @@ def _counter(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> 
 def _drums(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> list[Written]:
     """A groove, thinner in intros and breaks, with fills before the next passage and crashes after them."""
     grooves = patterns.GROOVES[attributes.style][attributes.meter]
-    groove = grooves[int(rng.integers(len(grooves)))]
+    groove = pick(grooves, rng)
     hands = attributes.kit == "hand drums"
     fills = (patterns.HAND_FILLS if hands else patterns.FILLS)[attributes.meter]
     kit = _ACOUSTIC_DRUMS if attributes.kit in ("acoustic", "brushes") else {}
@@ -218,7 +219,7 @@ def _drums(piece: Piece, attributes: Attributes, rng: np.random.Generator) -> li
         passage = piece.passage(bar)
         last = bar == passage.start + passage.bars - 1
         tacet = passage.name == "intro" and (bar + 1) * bar_sec < _LATEST_DRUMS_SEC and not last
-        fill = fills[int(rng.integers(len(fills)))] if last and rng.random() < _FILL_RATE else {}
+        fill = pick(fills, rng) if last and rng.random() < _FILL_RATE else {}
         thin = passage.name in ("intro", "break") and not last
         played = {drum: line for drum, line in groove.items() if not (thin and drum in (SNARE, CLAP, STICK))} or groove
         if rides and passage.name == "chorus":

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import Split
+from musiclm_jax.corpus.clip import Split, pick
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.words import PARTS, SLOT, Vocabulary, part_and_form, templates
 
@@ -58,7 +58,7 @@ def write_captions(attributes: Attributes, *, split: Split, rng: np.random.Gener
 def _write(vocabulary: Vocabulary, possible: list[str], kind: str, rng: np.random.Generator) -> Caption:
     loose = not kind.endswith("full") and rng.random() < _LOOSE_RATE
     draw = _Draw(vocabulary, rng, loose=loose)
-    text = draw.fill(possible[int(rng.integers(len(possible)))])
+    text = draw.fill(pick(possible, rng))
     lower_case = kind == "prompt" and rng.random() < _LOWER_CASE_RATE
     return Caption(_polish(text, kind, lower_case=lower_case), tuple(name for name in NAMED if name in draw.named))
 
@@ -88,7 +88,7 @@ class _Draw:
     def _choose(self, slot: str) -> str:
         phrases = self._vocabulary.phrases(slot)
         fresh = [phrase for phrase in phrases if not self._drawn & _content(phrase.text)] or phrases
-        phrase = fresh[int(self._rng.integers(len(fresh)))]
+        phrase = pick(fresh, self._rng)
         self._drawn |= _content(phrase.text)
         self.named |= set(phrase.names)
         return self.fill(phrase.text)

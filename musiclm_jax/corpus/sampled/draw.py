@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import pick
 from musiclm_jax.corpus.sampled.attributes import ROOMS, Attributes
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS, LEADS
 from musiclm_jax.corpus.sampled.styles import STYLES
@@ -27,9 +28,9 @@ _WEIGHTS = np.array([INSTRUMENTS[name].weight for name in LEADS])
 def draw_attributes(rng: np.random.Generator) -> Attributes:
     """Draws the attributes of a clip, but for those that follow from its notes: density, form and tune, and which parts do play."""
     instrument = LEADS[int(rng.choice(len(LEADS), p=_WEIGHTS / _WEIGHTS.sum()))]
-    name = _pick(tuple(STYLES), rng)
+    name = pick(tuple(STYLES), rng)
     style = STYLES[name]
-    mode = _pick(MODES, rng)
+    mode = pick(MODES, rng)
     tonic = int(rng.integers(12))
     meter = _weighted(style.meters, rng)
     tempo_bpm = int(rng.integers(style.tempo_bpm[0], style.tempo_bpm[1] + 1))
@@ -48,7 +49,7 @@ def draw_attributes(rng: np.random.Generator) -> Attributes:
         drums=False,
         kit="",
         style=name,
-        dynamics=_pick(DYNAMICS, rng),
+        dynamics=pick(DYNAMICS, rng),
         bass="",
         chords="",
         pad="",
@@ -56,7 +57,7 @@ def draw_attributes(rng: np.random.Generator) -> Attributes:
         feel="swing" if swing else "straight",
         density="flowing",
         articulation="staccato" if rng.random() < _STACCATO_RATE else "legato",
-        room=_pick(ROOMS, rng),
+        room=pick(ROOMS, rng),
         colour=_weighted(_COLOURS, rng),
         form=("verse",),
         tune="",
@@ -73,8 +74,8 @@ def draw_band(attributes: Attributes, rng: np.random.Generator, *, solo_rate: fl
     lead = INSTRUMENTS[attributes.instrument]
     own = lead.chords and bool(rng.random() < _OWN_CHORDS_RATE)
     drawn = {
-        "kit": _pick(style.kits, rng),
-        "bass": _pick(style.basses, rng),
+        "kit": pick(style.kits, rng),
+        "bass": pick(style.basses, rng),
         "chords": attributes.instrument if own else _other(style.chords, attributes.instrument, rng),
         "pad": _other(_PADS, attributes.instrument, rng),
         "counter": _other(_COUNTERS, attributes.instrument, rng),
@@ -89,11 +90,7 @@ def draw_band(attributes: Attributes, rng: np.random.Generator, *, solo_rate: fl
 
 
 def _other(names: tuple[str, ...], lead: str, rng: np.random.Generator) -> str:
-    return _pick(tuple(name for name in names if name != lead) or names, rng)
-
-
-def _pick(options: tuple, rng: np.random.Generator):
-    return options[int(rng.integers(len(options)))]
+    return pick(tuple(name for name in names if name != lead) or names, rng)
 
 
 def _weighted(options: dict[str, float], rng: np.random.Generator) -> str:

@@ -7,14 +7,13 @@ import dataclasses
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import Split
+from musiclm_jax.corpus.clip import CLIP_SEC, Split, pick
 from musiclm_jax.corpus.sampled import harmony, melody
 from musiclm_jax.corpus.sampled.attributes import Attributes
 from musiclm_jax.corpus.sampled.bars import METERS, TICKS, Chord, Meter, Section, Tone
 from musiclm_jax.corpus.sampled.styles import STYLES
 from musiclm_jax.corpus.sampled.tunes import cut, draw_tune
 
-CLIP_SEC = 30.0
 # Before the first beat, so that early notes are in the clip.
 LEAD_IN_SEC = 0.05
 # A piece that ends is at least so long, and the sound of the last chord has so long to die away.
@@ -72,7 +71,7 @@ class Piece:
         return LEAD_IN_SEC + (tick + self.lead_in + delay) * 60 / (TICKS * tempo_bpm)
 
     def length_sec(self, tempo_bpm: int) -> float:
-        return round(self.seconds(self.bars * self.meter.bar, tempo_bpm) + DECAY_SEC, 3) if self.ends else CLIP_SEC
+        return round(self.seconds(self.bars * self.meter.bar, tempo_bpm) + DECAY_SEC, 3) if self.ends else float(CLIP_SEC)
 
     def passage(self, bar: int) -> Passage:
         return next(passage for passage in self.passages if bar < passage.start + passage.bars)
@@ -139,7 +138,7 @@ def _sequence(themes: list[Section], least_bars: int, bar_sec: float, meter: Met
     verse, chorus = themes
     short = 4 if bar_sec < 1.7 else 2
     sections = {"verse": verse, "chorus": chorus, "intro": _stretch(verse, verse.bars - short, short, meter), "break": _stretch(chorus, 0, short, meter)}
-    order = list(_ORDERS[int(rng.integers(len(_ORDERS)))])
+    order = list(pick(_ORDERS, rng))
     sequence, bars = [], 0
     while bars < least_bars or len(sequence) < len(order):
         names = order if not sequence else [name for name in order if name != "intro"]
@@ -166,7 +165,7 @@ def _ending(before: Section, meter: Meter, mode: str, rng: np.random.Generator) 
         [(TICKS, third), (meter.bar - TICKS, 2)],
         [(half, -1), (meter.bar - half, 2)],
     )
-    line = [*lines[int(rng.integers(len(lines)))], (meter.bar, 0)]
+    line = [*pick(lines, rng), (meter.bar, 0)]
     tones, tick = [], 0
     for length, above in line:
         tones.append(Tone(tick=tick, length=length, pitch=tonic + above))

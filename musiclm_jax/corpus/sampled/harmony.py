@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import pick
 from musiclm_jax.corpus.sampled.bars import TICKS, Chord, Meter, Section
 
 _DEGREES = {"I": 0, "II": 2, "III": 4, "IV": 5, "V": 7, "VI": 9, "VII": 11}
@@ -108,11 +109,10 @@ def find_chords(section: Section, meter: Meter, mode: str, *, calm: float = 1.0)
     return tuple(chord(names[index]) for index in reversed(path))
 
 
-def draw_chords(kind: str, mode: str, bars: int, meter: Meter, rng: np.random.Generator, *, opening: str | None = None) -> tuple[Chord, ...]:
-    """A progression of 4 or 8 bars, or more, that closes on the tonic. opening: four bars to begin with."""
+def draw_chords(kind: str, mode: str, bars: int, meter: Meter, rng: np.random.Generator) -> tuple[Chord, ...]:
+    """A progression of 4 or 8 bars, or more, that closes on the tonic."""
     openings, closings = PROGRESSIONS[kind][mode]
-    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
-    parts = [opening or pick(openings), *(pick(openings) for _ in range(bars // 4 - 2)), pick(closings)]
+    parts = [*(pick(openings, rng) for _ in range(max(1, bars // 4 - 1))), pick(closings, rng)]
     slots = meter.bar // meter.slot
     chords = []
     for bar in " ".join(parts if bars > 4 else parts[-1:]).split():

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Instrument:
-    # A key of FAMILIES.
+    # A name in FAMILIES.
     family: str
     # General MIDI programs, counted from 0, of which one is drawn for each clip.
     programs: tuple[int, ...]
@@ -18,21 +18,7 @@ class Instrument:
     chords: bool = False
 
 
-# family -> the plain name of it in captions.
-FAMILIES = {
-    "piano": "piano",
-    "electric piano": "electric piano",
-    "organ": "organ",
-    "mallets": "mallets",
-    "guitar": "guitar",
-    "plucked": "plucked strings",
-    "strings": "strings",
-    "brass": "brass",
-    "woodwind": "woodwind",
-    "voice": "voice",
-    "synth": "synthesizer",
-    "bass": "bass",
-}
+FAMILIES = ("piano", "electric piano", "organ", "mallets", "guitar", "plucked", "strings", "brass", "woodwind", "voice", "synth", "bass")
 
 INSTRUMENTS = {
     "piano": Instrument("piano", (0, 1), 55, 88, 5.0, chords=True),

@@ -14,8 +14,9 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
+from musiclm_jax.corpus.clip import SAMPLE_RATE_HZ, pick
 from musiclm_jax.corpus.sampled import soundfonts
-from musiclm_jax.corpus.sampled.soundfonts import PERCUSSION_BANK, SAMPLE_RATE_HZ, Program, Tone, draw_soundfont
+from musiclm_jax.corpus.sampled.soundfonts import PERCUSSION_BANK, Program, Tone, draw_soundfont
 from musiclm_jax.errors import UserError
 
 FOLDER = pathlib.Path("/usr/share/sonic-pi/samples")
@@ -115,7 +116,7 @@ def render(tones: Sequence[Tone], name: str, *, num_samples: int, rng: np.random
     Raises:
         UserError: a package is missing.
     """
-    kit, soundfont = KITS[name][int(rng.integers(len(KITS[name])))], draw_soundfont(rng)
+    kit, soundfont = pick(KITS[name], rng), draw_soundfont(rng)
     if name == "hand drums":
         tones = [dataclasses.replace(tone, pitch=_BY_HAND.get(tone.pitch, tone.pitch)) for tone in tones]
     struck = [tone for tone in tones if tone.pitch in kit.shots]

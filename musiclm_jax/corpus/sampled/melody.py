@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.clip import pick
 from musiclm_jax.corpus.sampled.bars import TICKS, Chord, Meter, Tone
 from musiclm_jax.corpus.terms import SCALES
 
@@ -54,7 +55,7 @@ def draw_motifs(meter: Meter, notes_per_bar: float, syncopation: float, rng: np.
     motifs = {}
     for letter in "abcd":
         rhythm = _draw_rhythm(meter, notes_per_bar * rng.uniform(0.8, 1.25), syncopation, rng)
-        shape = _SHAPES[int(rng.integers(len(_SHAPES)))]
+        shape = pick(_SHAPES, rng)
         steps = [shape[index % len(shape)] if rng.random() < 0.8 else int(rng.integers(-2, 3)) for index in range(len(rhythm))]
         motifs[letter] = Motif(rhythm=rhythm, steps=tuple(steps))
     return motifs
@@ -65,7 +66,7 @@ def compose_melody(chords: tuple[Chord, ...], meter: Meter, mode: str, motifs: d
     slots = meter.bar // meter.slot
     bars = len(chords) // slots
     form = _FORMS[8 if bars > 4 else 4]
-    letters = ("" if bars < 12 else "abac") + form[int(rng.integers(len(form)))]
+    letters = ("" if bars < 12 else "abac") + pick(form, rng)
     tones, degree = [], start
     for bar, letter in enumerate(letters):
         halfway = bar == bars // 2 - 1
@@ -129,7 +130,7 @@ def _draw_rhythm(meter: Meter, notes: float, syncopation: float, rng: np.random.
         rhythm, filled = [], 0
         while filled < meter.bar:
             pool = cells["odd" if rng.random() < syncopation else "even"]
-            cell = pool[int(rng.integers(len(pool)))]
+            cell = pick(pool, rng)
             size = sum(map(abs, cell))
             if filled + size <= meter.bar:
                 rhythm += cell
@@ -158,7 +159,7 @@ def _closing(meter: Meter, rng: np.random.Generator) -> tuple[int, ...]:
     """The rhythm of a last bar, of which a little at the end is silent."""
     beat = TICKS
     options = ((2 * beat, meter.bar - 2 * beat), (beat, meter.bar - beat), (beat, beat, meter.bar - 2 * beat), (meter.bar,))
-    close = [length for length in options[int(rng.integers(len(options)))] if length]
+    close = [length for length in pick(options, rng) if length]
     if close[-1] > beat and rng.random() < 0.5:
         close[-1] -= beat // 2
     return tuple(close)

@@ -15,17 +15,15 @@ import scipy.ndimage
 import scipy.signal
 from jaxtyping import Complex, Float
 
-from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ
+from musiclm_jax.corpus.clip import HISS, SAMPLE_RATE_HZ
 
-# Loudness of each part beside the lead, in dB (ITU-R BS.1770, with its gates: while it plays), and how much of it the room hears.
+# Loudness of each part beside the lead, in dB (ITU-R BS.1770, with its gates: while it plays), and the share of it that is sent to the room.
 LEVELS_DB = {"lead": 0.0, "counter": -6.0, "chords": -9.0, "pad": -11.0, "bass": -7.0, "drums": -3.0}
 _SENDS = {"bass": 0.3, "drums": 0.5}
 _BALANCE_DB = 1.5  # Standard deviation over clips.
 # Loudness of a clip by dynamics, in LUFS, which the limiter may lower; and the highest sample.
 LOUDNESS_LUFS = {"soft": -23.0, "medium": -19.0, "loud": -15.0}
 PEAK = 0.95
-# Standard deviation of the white noise of each clip, that of the synthesized corpus. Without it the upper bands of a quiet clip are digital silence.
-HISS = np.float32(5e-4)
 _FADE_OUT_SEC = 0.02
 
 # room -> the shortest and longest time in which its sound falls by 60 dB, of the time until it begins, and the lowest and highest level in dB.
@@ -168,8 +166,8 @@ def _filtered(
         return np.zeros(num_samples, np.float32)
     direct = scipy.fft.rfft(sum(parts.values()), size)
     sends = {_SENDS.get(part, 1.0) for part in parts}
-    heard = direct if sends == {1.0} else scipy.fft.rfft(sum(np.float32(_SENDS.get(part, 1.0)) * wave for part, wave in parts.items()), size)
-    return scipy.fft.irfft(filters * (direct + room * heard), size)[:num_samples]
+    sent = direct if sends == {1.0} else scipy.fft.rfft(sum(np.float32(_SENDS.get(part, 1.0)) * wave for part, wave in parts.items()), size)
+    return scipy.fft.irfft(filters * (direct + room * sent), size)[:num_samples]
 
 
 def _scaled(stems: Stems, gain: Float[np.ndarray, " N"] | np.float32) -> Stems:

@@ -3,11 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
+from musiclm_jax.corpus.clip import SAMPLE_RATE_HZ
 from musiclm_jax.corpus.sampled import kits, mixing, soundfonts
 from musiclm_jax.corpus.sampled.attributes import PARTS, Attributes
 from musiclm_jax.corpus.sampled.instruments import INSTRUMENTS
 from musiclm_jax.corpus.sampled.score import Score
-from musiclm_jax.corpus.sampled.soundfonts import SAMPLE_RATE_HZ, Program, Tone, draw_soundfont
+from musiclm_jax.corpus.sampled.soundfonts import Program, Tone, draw_soundfont
 
 # Tells the random numbers of the sound from those of other steps with the same seed and index.
 _STREAM = int.from_bytes(b"play")

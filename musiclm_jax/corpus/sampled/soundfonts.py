@@ -16,9 +16,9 @@ import numpy as np
 import soxr
 from jaxtyping import Float
 
+from musiclm_jax.corpus.clip import SAMPLE_RATE_HZ, pick
 from musiclm_jax.errors import UserError
 
-SAMPLE_RATE_HZ = 24000
 # FluidSynth's filters do not keep notes that are played above their recorded pitch from aliasing: at this rate, what aliases is above the band.
 _SYNTH_RATE_HZ = 48000
 # FluidSynth starts and stops notes at blocks of so many samples, 1.3 ms.
@@ -66,7 +66,7 @@ class Tone:
 
 def draw_soundfont(rng: np.random.Generator) -> str:
     """A name in SOUNDFONTS."""
-    return tuple(SOUNDFONTS)[int(rng.integers(len(SOUNDFONTS)))]
+    return pick(tuple(SOUNDFONTS), rng)
 
 
 def render(tones: Sequence[Tone], program: Program, *, num_samples: int) -> Float[np.ndarray, " N"]:
@@ -130,17 +130,22 @@ def _synth(api: types.SimpleNamespace):
 
 
 def require() -> None:
-    """Raises UserError if FluidSynth or a soundfont is missing."""
-    for name in SOUNDFONTS:
-        _load(name)
+    """Raises UserError if FluidSynth or a soundfont is missing. Loads none, which takes seconds."""
+    _api()
+    for soundfont in SOUNDFONTS.values():
+        _check_exists(soundfont)
+
+
+def _check_exists(soundfont: Soundfont) -> None:
+    if not os.path.exists(soundfont.path):
+        raise UserError(f"{soundfont.path} is missing, which sampled instruments need; install it with: apt-get install {soundfont.package}")
 
 
 @functools.cache
 def _load(name: str) -> int:
     """The address of a soundfont in memory. The synthesizer that loaded it is never deleted, for it would delete the soundfont, too."""
     soundfont, api = SOUNDFONTS[name], _api()
-    if not os.path.exists(soundfont.path):
-        raise UserError(f"{soundfont.path} is missing, which sampled instruments need; install it with: apt-get install {soundfont.package}")
+    _check_exists(soundfont)
     synth = _synth(api)
     number = synth.sfload(soundfont.path)
     if number < 0:

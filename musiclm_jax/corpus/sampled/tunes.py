@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import Split
+from musiclm_jax.corpus.clip import Split, pick
 from musiclm_jax.corpus.sampled.bars import METERS, Section, Tone
 
 # Share of the tunes that are written in the asked mode; the others are moved to it, since few tunes are in minor.
@@ -51,7 +51,7 @@ def draw_tune(*, split: Split, meter: str, mode: str, rng: np.random.Generator) 
     """A tune of the split and meter, moved to the mode if it is in the other one."""
     native = bool(rng.random() < _NATIVE_RATE)
     tunes = _pool(split, meter, mode if native else None)
-    return in_mode(tunes[int(rng.integers(len(tunes)))], mode)
+    return in_mode(pick(tunes, rng), mode)
 
 
 def in_mode(tune: Tune, mode: str) -> Tune:

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import Split
+from musiclm_jax.corpus.clip import Split, pick
 from musiclm_jax.corpus.synthesized.attributes import Attributes
 
 # instrument -> its names, as (form before a noun, form on its own with article). The first is the plain name, the others are synonyms.
@@ -166,7 +166,7 @@ def write_captions(attributes: Attributes, *, split: Split, rng: np.random.Gener
     captions = []
     for kind in KINDS:
         templates = TEMPLATES[split][kind]
-        template = templates[int(rng.integers(len(templates)))]
+        template = pick(templates, rng)
         captions.append(_polish(template.format_map(_Slots(attributes, rng)), kind))
     return captions
 
@@ -177,7 +177,7 @@ class _Slots(dict):
     def __init__(self, attributes: Attributes, rng: np.random.Generator):
         names = INSTRUMENT_NAMES[attributes.instrument]
         plain = rng.random() < _PLAIN_NAME_RATE
-        inst, an_inst = names[0] if plain else names[int(rng.integers(len(names)))]
+        inst, an_inst = names[0] if plain else pick(names, rng)
         super().__init__(inst=inst, an_inst=an_inst, bare_inst=re.sub("^an? ", "", an_inst))
         self._attributes = attributes
         self._rng = rng
@@ -205,7 +205,7 @@ class _Slots(dict):
             "drum_tag": DRUM_TAGS[attributes.drums],
             "meter": METER_WORDS[attributes.meter],
         }[slot]
-        return options[int(self._rng.integers(len(options)))]
+        return pick(options, self._rng)
 
 
 def _polish(text: str, kind: str) -> str:

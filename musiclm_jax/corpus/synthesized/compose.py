@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from musiclm_jax.corpus.clip import CLIP_SEC
+from musiclm_jax.corpus.clip import CLIP_SEC, pick
 from musiclm_jax.corpus.synthesized.attributes import STYLES, Attributes
 from musiclm_jax.corpus.terms import SCALES
 
@@ -172,15 +172,15 @@ def _play(voice: str, part: str, pitch: int, bar_step: int, step: int, length: i
 
 def _section(attributes: Attributes, num_bars: int, start_degree: int, rng: np.random.Generator) -> tuple[tuple[int, ...], list[list[tuple[int, int, int]]]]:
     """Composes one section: its chord roots [num_bars], and for each bar the melody as a list of (pitch, step in bar, length)."""
-    closing = _pick(_CLOSINGS[attributes.mode], rng)
-    roots = closing if num_bars == 4 else _pick(_OPENINGS[attributes.mode], rng) + closing
+    closing = pick(_CLOSINGS[attributes.mode], rng)
+    roots = closing if num_bars == 4 else pick(_OPENINGS[attributes.mode], rng) + closing
 
     rhythms = _RHYTHMS[attributes.beats_per_bar, attributes.tempo]
-    phrase = [_pick(rhythms, rng) for _ in range(2)]
+    phrase = [pick(rhythms, rng) for _ in range(2)]
     if num_bars == 8:
-        phrase += [phrase[0], _pick(rhythms, rng)]
+        phrase += [phrase[0], pick(rhythms, rng)]
     phrase = [(rhythm, rng.choice((-2, -1, -1, 0, 1, 1, 2), size=len(rhythm)).tolist()) for rhythm in phrase]
-    ending = _pick(_ENDINGS[attributes.beats_per_bar], rng)
+    ending = pick(_ENDINGS[attributes.beats_per_bar], rng)
     bars = phrase + phrase[:-1] + [(ending, [-1] * len(ending))]
 
     melody, degree = [], start_degree
@@ -194,10 +194,6 @@ def _section(attributes: Attributes, num_bars: int, start_degree: int, rng: np.r
             step += length
         melody.append(events)
     return roots, melody
-
-
-def _pick(options: tuple, rng: np.random.Generator):
-    return options[int(rng.integers(len(options)))]
 
 
 def _bend(degree: int, root: int, tones: tuple[int, ...]) -> int:

@@ -10,14 +10,10 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from musiclm_jax.corpus.clip import CLIP_SAMPLES, SAMPLE_RATE_HZ
+from musiclm_jax.corpus.clip import CLIP_SAMPLES, HISS, SAMPLE_RATE_HZ
 from musiclm_jax.corpus.synthesized.attributes import Attributes
 from musiclm_jax.corpus.synthesized.compose import Note, onset_sec
 from musiclm_jax.corpus.synthesized.voices import DRUMS, VOICES, Layer
-
-# Standard deviation of the white noise of each clip: -66 dB, about that of a good cassette. Without it the upper bands of a quiet clip are digital
-# silence, and log-spectral losses and metrics would mostly measure the silence of a codec there.
-HISS = np.float32(5e-4)
 
 # By dynamics: RMS of the clip in dB of full scale, and the exponent with which harmonic n is scaled, since loud playing is brighter.
 _DYNAMICS_DB = {"soft": -27.0, "medium": -21.5, "loud": -16.0}
