@@ -104,7 +104,8 @@ def run_step(name: str, data: AnyPath | str, *, config: FitConfig, workdir: AnyP
     hosts.first(lambda: _check_workdir(run))
     done = hosts.first(lambda: _done_before(run, steps))
     for step, is_done in zip(steps[:-1], done, strict=True):
-        _do(run, step, title=step.name, quiet=is_done)
+        if not is_done:
+            _do(run, step, title=step.name)
     if name != PREPARE:
         _check_clips(run, steps[-1:])
     return _do(run, steps[-1], title=name)
@@ -124,10 +125,10 @@ def _done_before(run: Run, steps: tuple[Step, ...]) -> list[bool]:
     return [planned.action == DONE for planned in before]
 
 
-def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, Any]:
+def _do(run: Run, step: Step, *, title: str) -> dict[str, Any]:
     """Runs a step, unless it is done. Returns its results."""
     with work_folder.locked(run, step):
-        begun = hosts.first(lambda: _begin(run, step, title=title, quiet=quiet))
+        begun = hosts.first(lambda: _begin(run, step, title=title))
         if "results" in begun:
             return begun["results"]
         work, clock = Work(run.folder(step.name), begun["key"]), time.perf_counter()
@@ -143,14 +144,13 @@ def _do(run: Run, step: Step, *, title: str, quiet: bool = False) -> dict[str, A
         return results
 
 
-def _begin(run: Run, step: Step, *, title: str, quiet: bool) -> dict[str, Any]:
+def _begin(run: Run, step: Step, *, title: str) -> dict[str, Any]:
     """Prepares the folder of a step that is to run. Returns its key, and the seconds that it has run so far; for a step that is done, its results."""
     planned = work_folder.make_plan(run, run.config.steps_to(step.name))[-1]
     folder = run.folder(step.name)
     before = work_folder.begin(run, planned) if planned.action != DONE else 0.0
     if planned.is_done:
-        if not quiet:
-            print(f"{title}: done", flush=True)
+        print(f"{title}: done", flush=True)
         return {"results": work_folder.read_done(folder)["results"]}
     print(f"{title}: {step.title}{f' ({planned.action})' if planned.action != NEW else ''}", flush=True)
     if run.config_text:

@@ -329,6 +329,13 @@ def test_two_runs_are_kept_apart(place):
     assert place.fit() == ["a", "b", "export"]  # The lock went with the process.
 
 
+def test_steps_that_need_the_same_one_run_side_by_side(place):
+    run_step("a", place.data, config=place.config(), workdir=place.work)
+    with busy(place):  # Another process has just begun, and looks whether a is done.
+        run_step("b", place.data, config=place.config(), workdir=place.work)
+    assert place.log == ["a", "b"]
+
+
 def test_parts_that_do_not_go_together_are_refused():
     with pytest.raises(UserError, match="two parts are named 'b'"):
         FitConfig(parts=(*tiny_parts([]), tiny_parts([])[2]))
