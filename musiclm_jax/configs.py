@@ -33,6 +33,8 @@ TOKENIZER_MODELS = ("codec", "w2v_bert", "mulan")
 RERANKERS = ("reranker", "semantic_reranker")
 # Fields that a config of before does not have; None: without.
 OPTIONAL = ("melody", "timing", "voice")
+# Fields that a config of before has, at any depth: lower temperatures of finer levels.
+_FORMER = ("cooling",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,5 +190,12 @@ class MusicLMConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MusicLMConfig:
-        """The inverse of `to_dict`, also after JSON. Raises `UserError` for an unknown or wrongly typed field."""
-        return from_dict(cls, data, where="model")
+        """The inverse of `to_dict`, also after JSON, without `_FORMER` fields. Raises `UserError` for an unknown or wrongly typed field."""
+        return from_dict(cls, without_former(data), where="model")
+
+
+def without_former(tree: Any) -> Any:
+    """A tree of JSON types without the fields of `_FORMER`."""
+    if isinstance(tree, Mapping):
+        return {name: without_former(value) for name, value in tree.items() if name not in _FORMER}
+    return [without_former(value) for value in tree] if isinstance(tree, list) else tree

@@ -416,10 +416,11 @@ def test_a_config_that_does_not_fit_the_weights_is_named(model, tmp_path, change
             load(tmp_path / "bundle")
 
 
-def test_a_bundle_of_before_a_field_takes_its_default(model, music, tmp_path):
+def test_a_bundle_of_before_a_field_takes_its_default_and_one_with_a_former_field_opens(model, music, tmp_path):
     config = model.config.to_dict()
     for stage in config["stages"]:
-        del stage["max_windows"], stage["model"]["time_bias"], stage["sampling"]["cooling"]
+        del stage["max_windows"], stage["model"]["time_bias"]
+        stage["sampling"]["cooling"] = 1.0
     del config["selection"], config["skipped_stages"], config["mulan"]["remat"]
     save_config(model, tmp_path / "bundle", config)
     np.testing.assert_array_equal(MusicLM.from_pretrained(tmp_path / "bundle").generate(PROMPTS, seconds=0.2, seed=3, num_samples=2).wave, music.wave)

@@ -83,10 +83,11 @@ def find_recordings(recipe: ClipRecipe, folder: Path) -> tuple[ClipRecipe, list[
 def read_recipe(path: Path) -> ClipRecipe:
     """The recipe of a file. Raises UserError if it has none."""
     from musiclm_jax.audio.writer import read_comment
+    from musiclm_jax.configs import without_former
 
     try:
         found: Any = json.loads(read_comment(path))
-        return from_dict(ClipRecipe, found, where="")
+        return from_dict(ClipRecipe, without_former(found), where="")
     except (ValueError, UserError) as error:
         if isinstance(error, UserError) and str(path) in str(error):
             raise

@@ -353,8 +353,9 @@ def fit_estimators(
 
 # ------------------------------------------------------------------ scoring
 
-# Factors between tempi that may be confused. Besides the octave, a waltz may be counted once per bar.
-_RELATED = {"4/4": (1.0, 2.0, 1 / 2), "3/4": (1.0, 2.0, 1 / 2, 3.0, 1 / 3)}
+# Factors between tempi that may be confused. Besides the octave, a waltz may be counted once per bar, and a jig in quavers or in crotchets.
+_OCTAVES = (1.0, 2.0, 1 / 2)
+_RELATED = {"4/4": _OCTAVES, "3/4": (*_OCTAVES, 3.0, 1 / 3), "6/8": (*_OCTAVES, 3.0, 1 / 3, 3 / 2, 2 / 3)}
 
 
 def same_tempo(estimate_bpm: float | int, truth_bpm: float | int, *, meter: str | None = None, tolerance: float = 0.06) -> bool:
@@ -362,6 +363,7 @@ def same_tempo(estimate_bpm: float | int, truth_bpm: float | int, *, meter: str 
 
     Args:
         meter: which multiples of the tempo are also right. None: none. "4/4": double and half. "3/4": double, half, three times and a third.
+            "6/8": these, and three halves and two thirds.
     """
     factors = (1.0,) if meter is None else _RELATED[meter]
     return any(abs(np.log(estimate_bpm / (factor * truth_bpm))) <= np.log1p(tolerance) for factor in factors)

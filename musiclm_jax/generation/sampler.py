@@ -43,8 +43,6 @@ class SamplingConfig:
 
     # Divides the logits. 0: always the most likely code.
     temperature: float = 1.0
-    # Factor of the temperature from each level to the next. A wrong code of a fine level is noise, one of the first level is other music.
-    cooling: float = 1.0
     # Keep the k most likely codes. 0: all.
     top_k: int = 0
     # Keep the most likely codes that together reach this probability. 1: all.
@@ -55,11 +53,9 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self):
-        check_numbers(self, temperature=FINITE, cooling=FINITE, top_p=FINITE, guidance=FINITE, top_k=STEPS)
+        check_numbers(self, temperature=FINITE, top_p=FINITE, guidance=FINITE, top_k=STEPS)
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature}: choose 0 (most likely code) or more")
-        if not 0 < self.cooling <= 1:
-            raise UserError(f"cooling={self.cooling}: choose a factor in (0, 1]; 1 is none")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: choose a probability in (0, 1]")
         if self.guidance < 0:
@@ -192,12 +188,10 @@ def sample_codes(
     return np.asarray(jax.device_get(state.codes))[:, :total].reshape(-1, until, levels)
 
 
-def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, level: jax.Array | int, sampling: SamplingConfig, ways: int) -> jax.Array:
+def _draw_next(logits: jax.Array, keys: jax.Array, index: jax.Array | int, sampling: SamplingConfig, ways: int) -> jax.Array:
     if sampling.guidance != 1:
         conditional, free = (logits.reshape(-1, 2, ways, logits.shape[-1])[:, i].reshape(len(keys), -1) for i in range(2))
         logits = free + sampling.guidance * (conditional - free)
-    if sampling.cooling != 1:
-        logits = logits / sampling.cooling**level
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), index), sampling)
 
 
@@ -222,7 +216,7 @@ def _prefill(decoder, params, prefix_ids, free_ids, prompt, codes, keys, samplin
     ways = len(codes) // len(prefix_ids)
     if ways > 1:
         logits, cache = jnp.repeat(logits, ways, axis=0), decoder.branch_cache(cache, len(ids) * ways)
-    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, 0, sampling, ways)), cache)
+    return DecodeState(codes.at[:, known].set(_draw_next(logits, keys, known, sampling, ways)), cache)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length"))
@@ -243,7 +237,7 @@ def _decode(decoder, params, state, keys, sampling, num_steps, ways, prefix_leng
         position = prefix_length + index - 1
         level = index % target.levels
         logits, cache = decoder(params, ids, state.cache, num_steps=num_steps, position=position, level=level)
-        code = _draw_next(logits, keys, index, level, sampling, ways)
+        code = _draw_next(logits, keys, index, sampling, ways)
         return DecodeState(jax.lax.dynamic_update_slice_in_dim(state.codes, code[:, None], index, axis=1), cache)
 
     return jax.lax.fori_loop(start, stop, step, state)

@@ -240,6 +240,7 @@ OLD_FIELDS = {
     "Training": "task batch_size crop_sec loop",
     "TrainConfig": "num_steps",
     "OptimizerConfig": "total_steps",
+    "SamplingConfig": "cooling",
     "WindowConfig": "semantic_window_sec semantic_hop_sec coarse_window_sec coarse_hop_sec fine_window_sec max_fine_batch",
     "FitConfig": "soundstream w2v_bert mulan reranker semantic_reranker semantic coarse fine melody text_share text_mix kmeans_sec mulan_hop_sec bundle_dtype",
     "MusicLMConfig": "soundstream coarse_levels semantic coarse fine fine_sees_mulan use_fine windows num_candidates num_drafts draft_sec "
@@ -255,7 +256,7 @@ OLD_FIELDS = {
     "MelodyTask": "name model optimizer margin",
 }
 OLD_NAMES = [f"{cls}.{field}" for cls, fields in OLD_FIELDS.items() for field in fields.split()]
-OLD_NAMES += sorted(OLD_FIELDS.keys() - {"TrainConfig", "OptimizerConfig", "FitConfig", "MusicLMConfig"})
+OLD_NAMES += sorted(OLD_FIELDS.keys() - {"TrainConfig", "OptimizerConfig", "SamplingConfig", "FitConfig", "MusicLMConfig"})
 OLD_NAMES += ["SOUNDSTREAM_STEPS", "SOUNDSTREAM_LAST_PART", "soundstream/OptimizerConfig.name", "soundstream/train.TrainConfig.log_every"]
 
 

@@ -109,6 +109,7 @@ def test_same_tempo():
     assert not same_tempo(107.0, 100.0)
     assert not same_tempo(200.0, 100.0) and same_tempo(200.0, 100.0, meter="4/4") and same_tempo(50.0, 100.0, meter="4/4")
     assert not same_tempo(300.0, 100.0, meter="4/4") and same_tempo(300.0, 100.0, meter="3/4") and same_tempo(33.3, 100.0, meter="3/4")
+    assert same_tempo(150.0, 100.0, meter="6/8") and same_tempo(300.0, 100.0, meter="6/8") and not same_tempo(150.0, 100.0, meter="3/4")
 
 
 def test_choice_model_recovers_the_rule():

@@ -100,19 +100,6 @@ def test_guidance_mixes_with_and_without_text():
     np.testing.assert_array_equal(sample_codes(Textual(LAYOUT), Weights(params), PREFIX, **options), np.zeros((3, 2, 2)))
 
 
-def test_cooling_goes_from_level_to_level():
-    class Flat(Scripted):
-        def __call__(self, params, ids, cache, *, num_steps, position, level):
-            return jnp.tile(params, (ids.shape[0], 1)), cache
-
-    rows, logits = 4000, jnp.array([0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
-    options = {"num_steps": 2, "keys": keys_of(rows), "sampling": SamplingConfig(2.0, cooling=0.25)}
-    codes = sample_codes(Flat(LAYOUT), Weights(logits), np.tile(PREFIX[:1], (rows, 1)), **options)
-    for level, temperature in enumerate((2.0, 0.5)):
-        shares = np.bincount(np.asarray(codes[:, :, level]).ravel(), minlength=7) / (2 * rows)
-        np.testing.assert_allclose(shares, jax.nn.softmax(logits / temperature), atol=0.02)
-
-
 @functools.cache
 def build_stage():
     layout = stage_layout("coarse")
@@ -187,8 +174,6 @@ def test_filters_against_numpy(top_k, top_p):
     [
         ("temperature", -1.0),
         ("temperature", float("nan")),
-        ("cooling", 0.0),
-        ("cooling", 1.5),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.5),

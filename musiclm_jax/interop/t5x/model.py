@@ -81,7 +81,7 @@ class StageModel(models.BaseModel):
 
         def step(carry, index):
             (logits, cache), level = carry, index % target.levels
-            codes = draw(logits / sampling.cooling**level, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
+            codes = draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
             score = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[:, None], axis=-1)[:, 0]
             ids = codes[:, None] + layout.target_offset + target.codes * level
             where = {"num_steps": num_steps, "position": prefix_length + index, "level": (index + 1) % target.levels}
