@@ -217,7 +217,7 @@ _RENAMED = {
     r"\bMusicLMConfig\.fine_sees_mulan\b": "fine/StageSpec.prefix",
     r"\bMusicLMConfig\.(num_candidates|num_drafts|draft_sec)\b": r"SelectionConfig.\1",
     r"\bMusicLMConfig\.(semantic|coarse|fine)_sampling\b": r"\1/StageSpec.sampling",
-    r"\bSamplingConfig\.cooling\b": "SamplingConfig.temperature, of all levels,",
+    r"\bSamplingConfig\.cooling\b": "SamplingConfig.temperature for all levels",
     r"\bFitConfig\.text_share\b": "the macro TEXT_SHARE",
     r"\bFitConfig\.text_mix\b": "the macro TEXT_MIX",
     r"\bFitConfig\.kmeans_sec\b": "W2vBertPart.kmeans_sec",
