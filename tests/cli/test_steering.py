@@ -45,6 +45,13 @@ def test_one_line_is_the_prompt_and_a_file_says_how_it_was_made(make, tmp_path):
     assert (made["story"], made["seed"], made["seconds"]) == ([[0.0, "a calm piano melody"]], 5, 0.3)
     assert make("--again", "b.flac", "--out", "c.wav")[0] == 0
     np.testing.assert_array_equal(read("a.wav"), read("c.wav"))
+    # So do files of a version that had one setting of the sampling more.
+    before = made | {"sampling": {stage: {**values, "cooling": 1.0} for stage, values in made["sampling"].items()}}
+    with soundfile.SoundFile("d.flac", "w", 24_000, 1) as file:
+        file.comment = json.dumps(before)
+        file.write(np.zeros(100))
+    assert make("--again", "d.flac", "--out", "e.wav")[0] == 0
+    np.testing.assert_array_equal(read("a.wav"), read("e.wav"))
 
 
 def test_one_of_several_is_made_again(make):
