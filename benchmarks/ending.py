@@ -56,16 +56,20 @@ def cadence(wave: Float[np.ndarray, "N"], tonic: int | None = None) -> bool:
     return int(np.argmax(pitch_classes(wave[max(0, end - RATE_HZ) : end]))) == tonic
 
 
+def judge(wave: Float[np.ndarray, "N"], tonic: int | None = None) -> dict[str, float]:
+    """The columns of the table for one wave. tonic: as for `cadence`."""
+    level = last_level(wave)
+    return {"level": level, "below -20 dB": level < -20, "cadence": cadence(wave, tonic)}
+
+
 def measure(model: MusicLM, piece: Piece, seconds: int, options: dict[str, Any]) -> dict[str, dict[str, float]]:
     make = lambda ending: model.generate([piece.caption], seconds=seconds, seed=SEED, ending=ending, **options).wave[0]  # noqa: E731
-    heard = {
-        "with ending": (make(True), None),
-        "without": (make(False), None),
-        "chance: a clip cut at 10 s": (piece.read(), None),
-        "ceiling: the whole clip": (piece.read(seconds=None), (piece.attributes.tonic - 9) % 12),
+    return {
+        "with ending": judge(make(True)),
+        "without": judge(make(False)),
+        "chance: a clip cut at 10 s": judge(piece.read()),
+        "ceiling: the whole clip": judge(piece.read(seconds=None), (piece.attributes.tonic - 9) % 12),
     }
-    levels = {row: last_level(wave) for row, (wave, _) in heard.items()}
-    return {row: {"level": levels[row], "below -20 dB": levels[row] < -20, "cadence": cadence(*each)} for row, each in heard.items()}
 
 
 def main(options: argparse.Namespace) -> None:
