@@ -22,8 +22,8 @@ from held_out import RATE_HZ, SEED, Piece, collect, print_table, quarter_tones, 
 from musiclm_jax import MusicLM
 from musiclm_jax.arrays import Float
 
-# Of the pieces that are asked for, in turn. Pieces of the corpus that end have 12 to 30 s.
-LENGTHS_SEC = (12, 14, 16, 18, 20)
+# Of the pieces that are asked for, in turn: at least a window of the semantic stage (16 s), and at most the 30 s of a clip of the corpus.
+LENGTHS_SEC = (16, 18, 20, 22, 24)
 # Of the pitch classes from the tonic on, in major and minor (Krumhansl, Cognitive Foundations of Musical Pitch, 1990).
 PROFILES = (
     (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),

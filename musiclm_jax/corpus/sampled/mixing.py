@@ -98,7 +98,10 @@ def master(parts: dict[str, Float[np.ndarray, " N"]], *, num_samples: int, room:
 
 
 def loudness_lufs(wave: Float[np.ndarray, " N"]) -> float:
-    """Integrated loudness by ITU-R BS.1770, in LUFS: of blocks of 0.4 s every 0.1 s above both gates. -inf: silence."""
+    """Integrated loudness by ITU-R BS.1770, in LUFS: of blocks of 0.4 s every 0.1 s above both gates. -inf: silence.
+
+    As in `audio.loudness`, whose package imports JAX, which the processes that render do without.
+    """
     hop = SAMPLE_RATE_HZ // 10
     weighted = scipy.signal.sosfilt(_weighting(), np.pad(wave, (0, -len(wave) % hop + 3 * hop)))
     hops = np.square(weighted).reshape(-1, hop).mean(axis=1)
