@@ -166,10 +166,6 @@ class StageLayout:
             ids = jnp.where(codes == ABSENT, self.mask_id, ids)
         return ids.reshape(codes.shape[0], -1)
 
-    def to_codes(self, index: int, ids: Int[Array, "B TQ"] | Int[np.ndarray, "B TQ"]) -> Int[Array, "B T Q"] | Int[np.ndarray, "B T Q"]:
-        """The inverse of `to_ids`."""
-        return ids.reshape(ids.shape[0], -1, self.segments[index].levels) - self._level_offsets(index)
-
     def _level_offsets(self, index: int) -> Int[np.ndarray, "Q"]:
         """The first id of each level of a segment."""
         segment = self.segments[index]

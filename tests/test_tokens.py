@@ -22,7 +22,7 @@ def streams(seconds=0.2, batch=2, seed=0):
 
 @pytest.mark.parametrize("fine_sees_mulan", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_ids_round_trip_in_disjoint_ranges(name, fine_sees_mulan):
+def test_ids_are_in_disjoint_ranges(name, fine_sees_mulan):
     layout = stage_layout(name, fine_sees_mulan=fine_sees_mulan)
     batch = streams()
     layout.check(batch)
@@ -30,7 +30,6 @@ def test_ids_round_trip_in_disjoint_ranges(name, fine_sees_mulan):
     for index, segment in enumerate(layout.segments):
         codes = segment.take(batch)
         ids = layout.to_ids(index, codes)
-        np.testing.assert_array_equal(layout.to_codes(index, ids), codes)
         for level in range(segment.levels):  # row-major: time, then level
             of_level = np.asarray(ids)[:, level :: segment.levels]
             np.testing.assert_array_equal(of_level, np.asarray(codes)[:, :, level] + layout.offsets[index] + level * segment.codes)
