@@ -33,6 +33,7 @@ def corpus(directory, clips, instruments, variants, endings, stems, seed, worker
     from musiclm_jax.progress import ProgressLine
 
     line, total = ProgressLine(unit="clips"), clips * (variants + 1 + 2 * stems)
+    line("corpus", 0, total)
     try:
         options = {
             "num_clips": clips,
@@ -46,6 +47,6 @@ def corpus(directory, clips, instruments, variants, endings, stems, seed, worker
         unlisted = make_corpus(directory, **options, on_clip=lambda number: line("corpus", number + 1, total))
     finally:
         line.clear()
-    click.echo(f"{directory}: {total} clips, {'up to ' if endings else ''}{total / 120:.1f} hours")
+    click.echo(f"{directory}: {total} clips, {'up to ' if endings else ''}{total / 120:.2f} hours")
     if unlisted:
         click.echo(f"{len(unlisted)} clips of an earlier call are no longer listed, such as {unlisted[0]}; a later call for more clips lists them again")

@@ -167,7 +167,8 @@ def _is_ours(line: bytes, corpus: Corpus) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     variant = name if name in STEMS else int(name)
-    return found.pop("melody", f"{int(index):06d}") == f"{int(index):06d}" and found == _metadata(corpus, int(index), variant)
+    ours = json.loads(json.dumps(_metadata(corpus, int(index), variant)))  # With lists for tuples.
+    return found.pop("melody", f"{int(index):06d}") == f"{int(index):06d}" and found == ours
 
 
 def _write_clip(directory: pathlib.Path, corpus: Corpus, rendering: tuple[int, Variant]) -> None:

@@ -90,5 +90,5 @@ def test_a_corpus_with_endings_is_another_corpus(tmp_path):
 def test_the_command_makes_them(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^$"):
         main(["corpus", str(tmp_path / "ends"), "--clips", "1", "--endings", "1", "--workers", "1"])
-    assert "1 clips, up to 0.0 hours" in capsys.readouterr().out
+    assert "1 clips, up to 0.01 hours" in capsys.readouterr().out
     assert soundfile.info(tmp_path / "ends" / "audio/000000.flac").frames < 720_000

@@ -76,5 +76,10 @@ def test_the_folder_has_clips_variants_and_stems(tmp_path):
     np.testing.assert_allclose(waves["-lead"] + waves["-band"], waves[""], atol=5e-3)
     assert np.abs(waves["-1"] - waves[""]).max() > 0.05
     assert (tmp_path / "NOTICE").read_text(encoding="utf-8") == CORPUS.notice and "FluidR3_GM" in CORPUS.notice
+    assert make_corpus(tmp_path, num_clips=1, seed=7, instruments="sampled", endings=1.0) == [
+        "audio/000000-1.flac",
+        "audio/000000-band.flac",
+        "audio/000000-lead.flac",
+    ]
     with pytest.raises(UserError, match="corpus.json is of the corpus .*sampled.*, expected .*: choose another directory"):
         make_corpus(tmp_path, num_clips=1, seed=7)
