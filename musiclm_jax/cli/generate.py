@@ -38,7 +38,7 @@ _SECTIONS = {
 @click.option("--continue", "beginning", type=Place(), metavar="FILE", help="A recording that the music continues, with or without a PROMPT.")
 @click.option("--resynthesize", type=Place(), metavar="FILE", help="A recording whose notes are played anew, with or without a PROMPT.")
 @click.option("--accompany", "voice", type=Place(), metavar="FILE", help="A voice that the music accompanies, with or without a PROMPT; a mix is written, too.")
-@click.option("--bpm", type=float, help="A tempo, which is measured: the candidate that has it is taken, and a miss is said.")
+@click.option("--bpm", type=float, help="A tempo, which is measured: the candidate that has it is taken, and a miss is said. Needs the extra eval.")
 @click.option("--key", help="A key, such as 'A minor', likewise.")
 @click.option("--meter", help="3/4 or 4/4, likewise.")
 @click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="With --bpm, --key or --meter: clips that are made at most.")

@@ -27,8 +27,9 @@ def warn(musiclm: MusicLM, texts: Sequence[str]) -> None:
         unknown, known = musiclm.mulan.unknown_words(text)
         if known and not unknown:
             continue
-        some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "does not know a word of"
+        some = f"does not know {', '.join(map(short, unknown[:8]))} in" if known else "knows no word of"
         near = {word: musiclm.text.near_words(word) for word in unknown[:8]}
         hints = [f"for {short(word)} it knows {', '.join(alike)}" for word, alike in near.items() if alike]
-        hint = f"; {'; '.join(hints)}" if hints else "" if known else f"; it knows such words as {', '.join(musiclm.text.some_words())}"
+        such = "common words of English" if musiclm.config.mulan.text.word_vectors else f"such words as {', '.join(musiclm.text.some_words())}"
+        hint = f"; {'; '.join(hints)}" if hints else "" if known else f"; it knows {such}"
         click.echo(f"musiclm: the model {some} the prompt {short(text)}: it was trained on other words, so the music need not follow it{hint}", err=True)

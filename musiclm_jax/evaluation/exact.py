@@ -129,7 +129,7 @@ def scorer(wishes: ExactWishes) -> Prefer:
 
 def check_measurable(seconds: float | int) -> None:
     """Raises UserError for clips that are too short to be measured, or where the extra `eval` is missing."""
-    extra("librosa")
+    extra("librosa", what="measuring tempo, key and meter")
     if seconds < 1:
         raise UserError(f"seconds={seconds:g}: tempo, key and meter are measured in clips of 1 s or more: choose 10")
 
