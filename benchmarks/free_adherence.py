@@ -1,8 +1,9 @@
 """Whether music has what people expect of prompts in their own words: `python benchmarks/free_adherence.py CORPUS [--model BUNDLE] [--clips OUT]`.
 
 One clip of 10 s is generated for each of the 100 prompts of free_prompts.json, which lists what one would expect of each: the family of the lead, drums or
-none, mode and tempo, or nothing where the prompt leaves it open. The estimators of `musiclm evaluate adherence`, fitted on training clips of CORPUS, a sampled
-corpus, judge the clips. Rows: the share of clips as expected; chance, the same clips with what is expected of other prompts; the ceiling, the share of held-out
+none, mode and tempo, or nothing where the prompt leaves it open. The estimators of `musiclm evaluate adherence`, fitted on training clips of CORPUS, which
+should be the kind of corpus that the model was trained on, judge the clips. A synthesized corpus has instruments for families: the nearest ones are expected.
+Rows: the share of clips as expected; chance, the same clips with what is expected of other prompts; the ceiling, the share of held-out
 clips of CORPUS that the estimators judge right; and the way from chance to the ceiling.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from musiclm_jax import audio
+from musiclm_jax.corpus.synthesized.attributes import NEAREST_INSTRUMENTS
 from musiclm_jax.evaluation.adherence import in_band
 from musiclm_jax.evaluation.clips import ClipFile, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, fit_estimators, lead
@@ -32,18 +34,30 @@ def is_as(estimate: Estimate, name: str, wanted) -> bool:
     return any(in_band(estimate.tempo_bpm, value) if name == "tempo" else found[name] == value for value in wanted)
 
 
+def read_prompts() -> list[dict]:
+    return json.loads(Path(__file__).with_name("free_prompts.json").read_text(encoding="utf-8"))
+
+
+def nearest(families: str | list[str] | None) -> list[str] | None:
+    """The instruments of the synthesized corpus that are nearest to these families."""
+    named = families if isinstance(families, list) else [families] if families else []
+    return [NEAREST_INSTRUMENTS.get(family, family) for family in named] or None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--clips", type=Path, default=Path("free_clips"))
     options = parser.parse_args()
-    prompts = json.loads(Path(__file__).with_name("free_prompts.json").read_text(encoding="utf-8"))
+    prompts = read_prompts()
     folder, rng = read_clips(options.corpus), np.random.default_rng(SEED)
     clips = with_ground_truth(folder)
     read = lambda clip: ClipFile.of(folder, clip).read()[: SECONDS * SAMPLE_RATE_HZ]  # noqa: E731
     train, test = ([clip for clip in clips if clip.split == split][:most] for split, most in (("train", FIT_CLIPS), ("test", HELD_OUT)))
     estimators = fit_estimators([read(clip) for clip in train], [clip.attributes for clip in train], rng=rng)
+    if "family" not in train[0].attributes:
+        prompts = [prompt | {"family": nearest(prompt["family"])} for prompt in prompts]
     real = [(estimators.estimate(read(clip)), {**clip.attributes, "family": lead(clip.attributes)}) for clip in test]
     wanted = [Wanted(f"{i:03d}.wav", prompt["text"]) for i, prompt in enumerate(prompts)]
     generate_clips(MusicLM.from_pretrained(options.model), wanted, options.clips, seconds=SECONDS, seed=SEED, progress=print)

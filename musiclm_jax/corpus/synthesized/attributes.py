@@ -19,6 +19,8 @@ from musiclm_jax.corpus.clip import Split
 from musiclm_jax.corpus.terms import DYNAMICS, FAST_ABOVE_BPM, KEY_NAMES, MODES, SLOW_BELOW_BPM, tempo_band
 
 INSTRUMENTS = ("piano", "guitar", "flute", "strings", "organ", "electric piano", "bell", "synth lead")
+# Families of the sampled corpus that are not instruments here -> the nearest lead instrument.
+NEAREST_INSTRUMENTS = {"mallets": "bell", "plucked": "guitar", "woodwind": "flute", "brass": "synth lead", "synth": "synth lead", "voice": "strings"}
 DRUMS_RATE = 0.55
 
 _BAND_BPM = {
