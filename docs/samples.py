@@ -1,4 +1,7 @@
-"""Makes the audio samples and the spectrogram picture in docs/samples/ with the packaged model: `python docs/samples.py` (needs matplotlib)."""
+"""Makes the audio samples and the spectrogram picture in docs/samples/ with the packaged model: `python docs/samples.py` (needs matplotlib).
+
+The ten clips of PROMPTS have the seed 0, as the others do. None of them was selected.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,18 @@ from musiclm_jax import MusicLM
 from musiclm_jax.audio.features import LogMelConfig, log_mel
 
 PIANO, SYNTH, FLUTE = "a calm piano melody in a minor key", "a fast synth lead dance tune in a major key with a drum kit", "a slow flute melody"
-PROMPTS = {"calm-piano-minor": PIANO, "fast-synth-drums": SYNTH}
+PROMPTS = {
+    "calm-piano-minor": PIANO,
+    "fast-synth-drums": SYNTH,
+    "strings": "slow melancholic strings",
+    "waltz": "a cheerful flute waltz",
+    "campfire": "an acoustic guitar by a campfire, no drums",
+    "lullaby": "a music box lullaby",
+    "sunday": "music for a rainy Sunday",
+    "lofi": "lo-fi beats to study to",
+    "halloween": "spooky halloween organ",
+    "techno": "hard techno for a warehouse party",
+}
 LOUD = "a loud piano melody at a fast tempo"
 FOLDER = Path(__file__).parent / "samples"
 
@@ -37,17 +51,17 @@ def main() -> None:
         "any": musiclm.stream(seconds=10),
     }
     for name, pieces in streams.items():
-        soundfile.write(FOLDER / f"{name}.flac", np.concatenate([piece[0] for piece in pieces]), music.sample_rate_hz)
+        soundfile.write(FOLDER / f"{name}.ogg", np.concatenate([piece[0] for piece in pieces]), music.sample_rate_hz, format="OGG", subtype="VORBIS")
         print(name, flush=True)
 
 
 def draw(music) -> None:
     mels = np.asarray(log_mel(music.wave, LogMelConfig(window_samples=2048, num_fft=2048, num_mels=128, floor=1e-3)))
-    figure, axes = plt.subplots(len(PROMPTS), 1, figsize=(10, 6), constrained_layout=True)
-    for prompt, wave, mel, axis in zip(PROMPTS.values(), music.wave, mels, axes, strict=True):
+    figure, axes = plt.subplots(len(PROMPTS) // 2, 2, figsize=(14, 12), constrained_layout=True)
+    for prompt, wave, mel, axis in zip(PROMPTS.values(), music.wave, mels, axes.flat, strict=True):
         axis.imshow(mel.T, origin="lower", aspect="auto", extent=(0, len(wave) / music.sample_rate_hz, 0, mel.shape[-1]))
         axis.set(title=prompt, xlabel="seconds", ylabel="mel band")
-    figure.savefig(FOLDER / "spectrograms.png", dpi=80)
+    figure.savefig(FOLDER / "spectrograms.png", dpi=60)
 
 
 if __name__ == "__main__":
