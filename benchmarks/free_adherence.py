@@ -10,13 +10,12 @@ clips of CORPUS that the estimators judge right; and the way from chance to the 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from free_prompts import nearest, read_prompts, values
 
 from musiclm_jax import audio
-from musiclm_jax.corpus.synthesized.attributes import NEAREST_INSTRUMENTS
 from musiclm_jax.evaluation.adherence import in_band
 from musiclm_jax.evaluation.clips import ClipFile, read_clips, with_ground_truth
 from musiclm_jax.evaluation.estimators import SAMPLE_RATE_HZ, Estimate, fit_estimators, lead
@@ -30,18 +29,7 @@ ATTRIBUTES = ("family", "drums", "mode", "tempo")
 def is_as(estimate: Estimate, name: str, wanted) -> bool:
     """Whether an attribute has the value that is wanted, or one of several."""
     found = {"family": estimate.instrument, "drums": estimate.drums, "mode": estimate.mode}
-    wanted = wanted if isinstance(wanted, list) else [wanted]
-    return any(in_band(estimate.tempo_bpm, value) if name == "tempo" else found[name] == value for value in wanted)
-
-
-def read_prompts() -> list[dict]:
-    return json.loads(Path(__file__).with_name("free_prompts.json").read_text(encoding="utf-8"))
-
-
-def nearest(families: str | list[str] | None) -> list[str] | None:
-    """The instruments of the synthesized corpus that are nearest to these families."""
-    named = families if isinstance(families, list) else [families] if families else []
-    return [NEAREST_INSTRUMENTS.get(family, family) for family in named] or None
+    return any(in_band(estimate.tempo_bpm, value) if name == "tempo" else found[name] == value for value in values(wanted))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from free_adherence import nearest, read_prompts
+from free_prompts import nearest, read_prompts, values
 
 from musiclm_jax.corpus.synthesized.attributes import draw_attributes
 from musiclm_jax.corpus.synthesized.captions import KINDS, write_captions
@@ -27,27 +27,28 @@ def class_means(tower: MuLanTokenizer) -> dict[str, tuple[list, np.ndarray]]:
     embeddings = tower.embed_text([write_captions(clip, split="train", rng=rng)[KINDS.index("one full")] for clip in clips])
     means = {}
     for name in ATTRIBUTES:
-        values = sorted({getattr(clip, name) for clip in clips}, key=str)
-        rows = np.stack([embeddings[[getattr(clip, name) == value for clip in clips]].mean(axis=0) for value in values])
-        means[name] = values, rows - rows.mean(axis=0)
+        known = sorted({getattr(clip, name) for clip in clips}, key=str)
+        rows = np.stack([embeddings[[getattr(clip, name) == value for clip in clips]].mean(axis=0) for value in known])
+        means[name] = known, rows - rows.mean(axis=0)
     return means
 
 
-def shares(tower: MuLanTokenizer, texts: list[str], prompts: list[dict]) -> list[float]:
-    """The share of each attribute that is read right, and that of all."""
-    found, rights = tower.embed_text(texts), []
-    for name, (values, rows) in class_means(tower).items():
-        asked = [(prompt[name], row) for prompt, row in zip(prompts, found, strict=True) if prompt[name] is not None]
-        said = [(wanted, values[int(np.argmax(rows @ row))]) for wanted, row in asked]
-        rights.append([value in wanted if isinstance(wanted, list) else value == wanted for wanted, value in said])
+def shares(embeddings: np.ndarray, prompts: list[dict], means: dict[str, tuple[list, np.ndarray]]) -> list[float]:
+    """The share of each attribute that is read right in the embeddings of prompts, and that of all."""
+    rights = []
+    for name, (known, rows) in means.items():
+        said = [known[number] for number in np.argmax(embeddings @ rows.T, axis=1)]
+        rights.append([value in values(prompt[name]) for value, prompt in zip(said, prompts, strict=True) if prompt[name] is not None])
     return [float(np.mean(each)) for each in (*rights, sum(rights, []))]
 
 
 def main(bundles: list[str]) -> None:
-    prompts = [prompt | {"instrument": nearest(prompt["family"])} for prompt in read_prompts()]
-    towers = {bundle: MusicLM.from_pretrained(bundle).mulan for bundle in bundles}
-    rows = {f"{bundle}: 'music' each time": shares(tower, ["music"] * len(prompts), prompts) for bundle, tower in towers.items()}
-    rows |= {bundle: shares(tower, [prompt["text"] for prompt in prompts], prompts) for bundle, tower in towers.items()}
+    prompts, rows = [prompt | {"instrument": nearest(prompt["family"])} for prompt in read_prompts()], {}
+    for bundle in bundles:
+        tower = MusicLM.from_pretrained(bundle).mulan
+        means = class_means(tower)
+        rows[f"{bundle}: 'music' each time"] = shares(tower.embed_text(["music"] * len(prompts)), prompts, means)
+        rows[bundle] = shares(tower.embed_text([prompt["text"] for prompt in prompts]), prompts, means)
     width = max(map(len, rows))
     print(f"{'':{width}}{''.join(f'{name:>12}' for name in (*ATTRIBUTES, 'all'))}")
     for name, row in rows.items():

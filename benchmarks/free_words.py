@@ -10,7 +10,6 @@ one byte a weight.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import onnxruntime
 import scipy.sparse
 import tokenizers
+from free_prompts import read_prompts, values
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -27,7 +27,7 @@ from musiclm_jax.corpus.sampled.captions import write_captions
 from musiclm_jax.corpus.sampled.draw import draw_attributes
 
 ATTRIBUTES = ("family", "instrument", "drums", "mode", "tempo", "style")
-PROMPTS = json.loads(Path(__file__).with_name("free_prompts.json").read_text(encoding="utf-8"))
+PROMPTS = read_prompts()
 # Longest run of words that is compared with an anchor.
 SPAN = 3
 # Constant of smooth inverse frequency (Arora et al. 2017).
@@ -169,7 +169,7 @@ def score_prompts(read: Callable[[list[str]], Prediction]) -> np.ndarray:
 def _is_right(value, wanted) -> float:
     if wanted is None:
         return float("nan")
-    return float(value in wanted if isinstance(wanted, list) else value == wanted)
+    return float(value in values(wanted))
 
 
 def score_captions(read: Callable[[list[str]], Prediction], texts: list[str], named: list[tuple[str, ...]], truth: dict[str, np.ndarray]) -> float:
