@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from scripts import ROOT, load_script
 from test_imports import LEVELS
 
 from musiclm_jax.cli.gin_config import gin_folder, load_config
@@ -18,7 +19,6 @@ from musiclm_jax.data.metadata import read_lines
 from musiclm_jax.errors import UserError
 from musiclm_jax.parts import workdir
 
-ROOT = Path(__file__).parent.parent
 CARD = ROOT / "musiclm_jax" / "bundles" / "demo" / "README.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), CARD]
 GIN = [*sorted((ROOT / "gin_configs").rglob("*.gin")), *sorted((ROOT / "docs").rglob("*.gin"))]
@@ -230,10 +230,7 @@ def test_the_words_of_plans_are_those_of_the_docs():
 
 def test_configuration_is_what_its_script_writes():
     script = ROOT / "docs" / "configuration.py"
-    spec = importlib.util.spec_from_file_location("configuration", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.page() == script.with_suffix(".md").read_text(encoding="utf-8"), "run `python docs/configuration.py`"
+    assert load_script("docs/configuration.py").page() == script.with_suffix(".md").read_text(encoding="utf-8"), "run `python docs/configuration.py`"
 
 
 def test_each_field_of_configuration_has_a_type_and_a_comment_stands_where_there_is_one():

@@ -1,19 +1,12 @@
 """docs/scale.md: a row against its dry run, and the arithmetic by hand."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, load_script
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "scale.py"
-spec = importlib.util.spec_from_file_location("scale", SCRIPT)
-scale = importlib.util.module_from_spec(spec)
-sys.modules["scale"] = scale
-spec.loader.exec_module(scale)
-
-PAGE = SCRIPT.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+scale = load_script("docs/scale.py")
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
 CHIP = scale.Chip("chip", memory=100.0, peak=50.0, link=4.0, domain=4, network=0.5, price=3.0)
 SIZES = {"steps": 7200, "batch": 16, "micro_batches": 2, "unit": "tokens", "amount": 48.0, "flops": 400.0, "parameters": 3, "state": 60, "activations": 200}
 LOAD = scale.Load("part", **SIZES, utilization=0.2)

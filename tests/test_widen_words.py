@@ -1,14 +1,12 @@
 """tools/widen_words.py, on a MuLan that knows the words of the synthesized corpus."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from scripts import load_script
 from tiny_musiclm import tiny_config
 
 from musiclm_jax.corpus.synthesized.attributes import draw_attributes
@@ -17,16 +15,10 @@ from musiclm_jax.models import mulan
 from musiclm_jax.models.text import TextTokenizer
 from musiclm_jax.models.tokenizers import MuLanTokenizer
 
-SCRIPT = Path(__file__).parent.parent / "tools" / "widen_words.py"
-
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("widen_words", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Its dataclasses look themselves up here.
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/widen_words.py")
 
 
 class Teacher(MuLanTokenizer):

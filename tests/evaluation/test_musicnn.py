@@ -1,26 +1,22 @@
 """musicnn in JAX against what the original said of 20 clips (`tools/read_musicnn.py`), and its packaged weights."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors
+from scripts import load_script
 
 from musiclm_jax.evaluation.embeddings import load_musicnn
 from musiclm_jax.models import musicnn
 
-ROOT = Path(__file__).parents[2]
 RECORDED = np.load(Path(__file__).with_name("musicnn_original.npz"))
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("read_musicnn", ROOT / "tools" / "read_musicnn.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/read_musicnn.py")
 
 
 def test_it_is_the_original(tool):
